@@ -1,0 +1,128 @@
+"""Chunks: Arrow record batches whose rows know where they came from.
+
+A chunk is a `pa.RecordBatch` of input columns and, behind them, two provenance columns: `SOURCE` (the file or table,
+dictionary-encoded) and `ROW` (the row number in that source, from 0). Sources add them and sinks take them off, so
+that merging, cutting, sorting and filtering in between never lose a row's origin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+SOURCE = "__source__"
+ROW = "__row__"
+PROVENANCE = (SOURCE, ROW)
+
+SOURCE_FIELD = pa.field(SOURCE, pa.dictionary(pa.int32(), pa.string()))
+ROW_FIELD = pa.field(ROW, pa.int64())
+
+DEAD_LETTER = "dead_letter"
+DEAD_LETTER_TYPE = pa.struct(
+    [
+        pa.field("stage", pa.string()),
+        pa.field("type", pa.string()),
+        pa.field("message", pa.string()),
+        pa.field("source", pa.string()),
+        pa.field("row", pa.int64()),
+        pa.field("model_version", pa.string()),
+        # The text of a row whose values do not fit the columns; null for every row that could be read.
+        pa.field("raw", pa.string()),
+    ]
+)
+
+
+def with_provenance(batch: pa.RecordBatch, source: str, rows: int | np.ndarray | pa.Array) -> pa.RecordBatch:
+    """Adds the provenance columns to `batch`.
+
+    Args:
+        batch: rows of one source, without provenance.
+        source: the file or table that they come from.
+        rows: their row numbers, int64 of length `batch.num_rows`, or the number of the first where they are in a run.
+    """
+    count = batch.num_rows
+    if isinstance(rows, int):
+        rows = np.arange(rows, rows + count, dtype=np.int64)
+    sources = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, dtype=np.int32)), pa.array([source], pa.string()))
+    return pa.RecordBatch.from_arrays(
+        [*batch.columns, sources, pa.array(rows, pa.int64())],
+        schema=batch.schema.append(SOURCE_FIELD).append(ROW_FIELD),
+    )
+
+
+def without_provenance(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """`batch` without its provenance columns."""
+    return batch.select([name for name in batch.schema.names if name not in PROVENANCE])
+
+
+def chunk_schema(schema: pa.Schema) -> pa.Schema:
+    """The schema of a chunk whose input columns have the schema `schema`."""
+    return schema.append(SOURCE_FIELD).append(ROW_FIELD)
+
+
+def dead_letter_schema(schema: pa.Schema) -> pa.Schema:
+    """The schema of the dead letters of an input with the schema `schema` (without provenance)."""
+    return schema.append(pa.field(DEAD_LETTER, DEAD_LETTER_TYPE))
+
+
+def dead_letters(
+    chunk: pa.RecordBatch,
+    *,
+    stages: Sequence[str] | str,
+    types: Sequence[str] | str,
+    messages: Sequence[str] | str,
+    model_version: str | None,
+    raw: Sequence[str | None] | None = None,
+) -> pa.RecordBatch:
+    """Turns the rows of `chunk` (with provenance) into dead letters: the input columns and the struct `DEAD_LETTER`.
+
+    `stages`, `types` and `messages` are one value for all rows or one value a row. `raw` is the text of the rows, for
+    rows whose values do not fit the columns.
+    """
+    count = chunk.num_rows
+
+    def strings(values: Sequence[str | None] | str | None) -> pa.Array:
+        return pa.array([values] * count if values is None or isinstance(values, str) else values, pa.string())
+
+    letter = pa.StructArray.from_arrays(
+        [
+            strings(stages),
+            strings(types),
+            strings(messages),
+            pc.cast(chunk.column(SOURCE), pa.string()),
+            pc.cast(chunk.column(ROW), pa.int64()),
+            strings(model_version),
+            strings(raw),
+        ],
+        fields=list(DEAD_LETTER_TYPE),
+    )
+    rows = without_provenance(chunk)
+    return pa.RecordBatch.from_arrays([*rows.columns, letter], schema=dead_letter_schema(rows.schema))
+
+
+def merge(chunks: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    """One chunk of all the rows of `chunks`, in order; a single chunk is returned as it is.
+
+    Schemas may differ: columns are matched by name, an absent one is null, and types are promoted where Arrow knows a
+    common one (int64 and float64 become float64). Raises `pa.ArrowTypeError` where there is none.
+    """
+    if len(chunks) == 1:
+        return chunks[0]
+    table = pa.concat_tables([pa.Table.from_batches([chunk]) for chunk in chunks], promote_options="permissive")
+    return single_batch(table)
+
+
+def single_batch(table: pa.Table) -> pa.RecordBatch:
+    """The rows of `table` in one contiguous record batch."""
+    if table.num_rows == 0:
+        return pa.RecordBatch.from_pylist([], schema=table.schema)
+    arrays = []
+    for column in table.columns:
+        if pa.types.is_dictionary(column.type):
+            column = column.unify_dictionaries()
+        array = column.combine_chunks()
+        arrays.append(array.chunk(0) if isinstance(array, pa.ChunkedArray) else array)
+    return pa.RecordBatch.from_arrays(arrays, schema=table.schema)

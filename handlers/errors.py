@@ -1,0 +1,39 @@
+"""The errors that people see. Each message is one line: the thing, its value, and the way out."""
+
+from __future__ import annotations
+
+
+class TorchbeamError(Exception):
+    """Base of the errors of this package."""
+
+
+class UsageError(TorchbeamError):
+    """Something that the user wrote is wrong: an option, a path, a model directory. Ends a command with exit code 2."""
+
+
+class BrokenModelError(TorchbeamError):
+    """The model fails on every row that it is given. Ends a command with exit code 3."""
+
+
+class BrokenFileError(TorchbeamError):
+    """An input file could not be read, or not to its end.
+
+    Rows that were read before the break have been handed on; `rows` says how many.
+    """
+
+    def __init__(self, message: str, rows: int = 0) -> None:
+        super().__init__(message)
+        self.rows = rows
+
+    def __reduce__(self) -> tuple[type[BrokenFileError], tuple[str, int]]:
+        return type(self), (str(self), self.rows)
+
+
+class DeviceLostError(TorchbeamError):
+    """The accelerator cannot be used any more by this process; only a fresh process can go on."""
+
+
+def one_line(error: BaseException, limit: int = 500) -> str:
+    """The message of `error` on a single line of at most `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 1] + "…"

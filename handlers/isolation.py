@@ -1,0 +1,47 @@
+"""Finding the rows that make a function fail, by halving."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from handlers.errors import TorchbeamError
+
+R = TypeVar("R")
+
+
+@dataclass
+class Isolated(Generic[R]):
+    """What is left of a call on rows 0 … n-1 once the rows that fail have been set apart.
+
+    Attributes:
+        results: `(start, stop, result)` of the calls that went well, in row order.
+        failures: `(row, error)` of the rows that fail alone, in row order.
+    """
+
+    results: list[tuple[int, int, R]] = field(default_factory=list)
+    failures: list[tuple[int, Exception]] = field(default_factory=list)
+
+
+def isolate(call: Callable[[int, int], R], start: int, stop: int) -> Isolated[R]:
+    """Calls `call(start, stop)`; where it raises, halves the range until the failing rows stand alone.
+
+    With k failing rows among n this takes at most 1 + 2k·ceil(log2 n) calls. A `TorchbeamError` is no row's fault (a lost
+    device, a broken model) and is raised again.
+    """
+    found: Isolated[R] = Isolated()
+    ranges = [(start, stop)] if stop > start else []
+    while ranges:
+        low, high = ranges.pop()
+        try:
+            found.results.append((low, high, call(low, high)))
+        except TorchbeamError:
+            raise
+        except Exception as error:
+            if high - low == 1:
+                found.failures.append((low, error))
+            else:
+                middle = (low + high) // 2
+                ranges += [(middle, high), (low, middle)]  # a stack: the lower half comes first
+    return found
