@@ -24,11 +24,17 @@ class Isolated(Generic[R]):
     failures: list[tuple[int, Exception]] = field(default_factory=list)
 
 
-def isolate(call: Callable[[int, int], R], start: int, stop: int) -> Isolated[R]:
+def isolate(
+    call: Callable[[int, int], R],
+    start: int,
+    stop: int,
+    give_up: Callable[[int, int], Exception | None] = lambda _low, _high: None,
+) -> Isolated[R]:
     """Calls `call(start, stop)`; where it raises, halves the range until the failing rows stand alone.
 
     With k failing rows among n this takes at most 1 + 2k·ceil(log2 n) calls. A `TorchbeamError` is no row's fault (a lost
-    device, a broken model) and is raised again.
+    device, a broken model) and is raised again. `give_up(low, high)` is asked before a range that failed is halved; an
+    error that it gives is the failure of every row of the range.
     """
     found: Isolated[R] = Isolated()
     ranges = [(start, stop)] if stop > start else []
@@ -41,6 +47,8 @@ def isolate(call: Callable[[int, int], R], start: int, stop: int) -> Isolated[R]
         except Exception as error:
             if high - low == 1:
                 found.failures.append((low, error))
+            elif (verdict := give_up(low, high)) is not None:
+                found.failures += [(row, verdict) for row in range(low, high)]
             else:
                 middle = (low + high) // 2
                 ranges += [(middle, high), (low, middle)]  # a stack: the lower half comes first

@@ -1,0 +1,1 @@
+"""The pipeline side: sources, sinks, `Score`, dead letters and accounts."""

@@ -1,0 +1,42 @@
+"""Functions that users name as `module:function`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Any
+
+from handlers.errors import UsageError, one_line
+
+
+def add_to_path(folder: Path) -> None:
+    """Makes the modules of `folder` importable, ahead of all others."""
+    entry = str(folder)
+    if folder.is_dir() and entry not in sys.path:
+        sys.path.insert(0, entry)
+        importlib.invalidate_caches()
+
+
+def import_function(name: str, what: str) -> Any:
+    """The object that `name` (`module:function` or `module:Class`) stands for.
+
+    Raises `UsageError` that names `what` (for example "preprocess") where it cannot be imported.
+    """
+    module_name, _, attribute = name.partition(":")
+    try:
+        target: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        hint = f'no module named "{error.name}"' if error.name else one_line(error)
+        raise UsageError(
+            f'{what} "{name}" cannot be imported: {hint}; put it in code/ of the model directory'
+        ) from None
+    except Exception as error:
+        raise UsageError(f'{what} "{name}" cannot be imported: {type(error).__name__}: {one_line(error)}') from None
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            raise UsageError(f'{what} "{name}" cannot be imported: {module_name} has no "{attribute}"')
+        target = getattr(target, part)
+    if not callable(target):
+        raise UsageError(f'{what} "{name}" is not a function or class')
+    return target

@@ -1,0 +1,109 @@
+"""Heads: the raw outputs of a model become columns, by task.
+
+| task | outputs of (rows, …) | columns |
+| --- | --- | --- |
+| classification | (rows, classes); (rows,) or (rows, 1) for two classes | `predicted_class`, `confidence` |
+| multilabel | (rows, labels) | `predicted_labels`, `probabilities` |
+| regression | (rows,), (rows, 1) or (rows, k) | `prediction` |
+| raw | any | one for every output, named like it |
+
+`predicted_class` is a string where there are labels and int64 where not; `confidence`, `probabilities` (in the order of
+the labels) and `prediction` are float32. What has more than one value a row becomes fixed-size lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from handlers.errors import BrokenModelError
+from handlers.spec import ModelSpec
+
+MAIN_OUTPUTS = ("logits", "output", "prediction", "predictions")
+
+Columns = dict[str, pa.Array]
+
+
+def decode(spec: ModelSpec, outputs: Mapping[str, torch.Tensor]) -> Columns:
+    """The columns for `outputs`, tensors of (rows, …) on the CPU by name.
+
+    Raises:
+        BrokenModelError: where the outputs do not fit the task, or the number of labels.
+    """
+    if spec.task == "raw":
+        return {name: _nested(tensor.contiguous().numpy()) for name, tensor in outputs.items()}
+    main = next((outputs[name] for name in MAIN_OUTPUTS if name in outputs), next(iter(outputs.values())))
+    return {"classification": _classes, "multilabel": _labels, "regression": _numbers}[spec.task](spec, main.float())
+
+
+def not_a_number(spec: ModelSpec, outputs: Mapping[str, torch.Tensor]) -> np.ndarray:
+    """Mask of (rows,): the rows for which the model gave NaN, which no task but raw can make sense of."""
+    rows = len(next(iter(outputs.values())))
+    bad = torch.zeros(rows, dtype=torch.bool)
+    if spec.task != "raw":
+        for tensor in outputs.values():
+            if tensor.is_floating_point() and bool(torch.isnan(tensor.sum())):
+                bad |= torch.isnan(tensor).reshape(rows, -1).any(dim=1)
+    mask: np.ndarray = bad.numpy()
+    return mask
+
+
+def _classes(spec: ModelSpec, values: torch.Tensor) -> Columns:
+    matrix = _matrix(values, spec)
+    if matrix.shape[1] == 1:
+        positive = matrix.sigmoid() if spec.output == "logits" else matrix
+        matrix = torch.cat([1 - positive, positive], dim=1)
+    elif spec.output == "logits":
+        matrix = matrix.softmax(dim=1)
+    _check_labels(spec, matrix.shape[1], "classes")
+    confidence, codes = matrix.max(dim=1)
+    if spec.labels:
+        indices = pa.array(codes.to(torch.int32).numpy())
+        predicted = pa.DictionaryArray.from_arrays(indices, pa.array(spec.labels, pa.string())).dictionary_decode()
+    else:
+        predicted = pa.array(codes.numpy())
+    return {"predicted_class": predicted, "confidence": pa.array(confidence.numpy())}
+
+
+def _labels(spec: ModelSpec, values: torch.Tensor) -> Columns:
+    matrix = _matrix(values, spec)
+    _check_labels(spec, matrix.shape[1], "labels")
+    probabilities = (matrix.sigmoid() if spec.output == "logits" else matrix).numpy()
+    chosen = probabilities >= spec.threshold
+    offsets = np.concatenate([[0], np.cumsum(chosen.sum(axis=1))]).astype(np.int32)
+    names = pa.array(spec.labels, pa.string()).take(pa.array(np.nonzero(chosen)[1]))
+    return {
+        "predicted_labels": pa.ListArray.from_arrays(pa.array(offsets), names),
+        "probabilities": _nested(probabilities),
+    }
+
+
+def _numbers(spec: ModelSpec, values: torch.Tensor) -> Columns:
+    matrix = _matrix(values, spec)
+    return {"prediction": _nested((matrix[:, 0] if matrix.shape[1] == 1 else matrix).contiguous().numpy())}
+
+
+def _matrix(values: torch.Tensor, spec: ModelSpec) -> torch.Tensor:
+    """`values` as (rows, n)."""
+    if values.dim() == 1:
+        return values.unsqueeze(1)
+    if values.dim() != 2:
+        shape = ", ".join(["rows", *map(str, values.shape[1:])])
+        raise BrokenModelError(f"the model gave an output of ({shape}); task {spec.task} needs (rows, n); use task raw")
+    return values
+
+
+def _check_labels(spec: ModelSpec, count: int, what: str) -> None:
+    if spec.labels and len(spec.labels) != count:
+        raise BrokenModelError(f"the model gave {count} {what}, but model.yaml has {len(spec.labels)} labels")
+
+
+def _nested(values: np.ndarray) -> pa.Array:
+    """`values` of (rows, …) as an Arrow array of fixed-size lists, one level for every further axis."""
+    array = pa.array(np.ascontiguousarray(values).reshape(-1))
+    for size in reversed(values.shape[1:]):
+        array = pa.FixedSizeListArray.from_arrays(array, int(size))
+    return array

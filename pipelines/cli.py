@@ -1,0 +1,24 @@
+"""The console script: `torchbeam NAME …` is `python -m pipelines.NAME …`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {"score": "score a table with a PyTorch model"}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a command and gives its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print("usage: torchbeam COMMAND [options]\n\ncommands:")
+        for name, what in COMMANDS.items():
+            print(f"  {name:12}{what}")
+        print("\ntorchbeam COMMAND --help tells the options of a command.")
+        return 0 if arguments else 2
+    if arguments[0] not in COMMANDS:
+        print(f'torchbeam: there is no command "{arguments[0]}"; there are: {", ".join(COMMANDS)}', file=sys.stderr)
+        return 2
+    code: int = importlib.import_module(f"pipelines.{arguments[0]}").main(arguments[1:])
+    return code

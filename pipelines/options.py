@@ -1,0 +1,237 @@
+"""The options of a command: frozen dataclasses, built once from the arguments.
+
+A field made by `option` is a flag of the same name; its type, default and help are declared in that one place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NoReturn, TypeVar
+
+from handlers.errors import UsageError
+
+T = TypeVar("T")
+
+REQUIRED = object()
+
+
+def option(
+    help: str,
+    default: Any = REQUIRED,
+    *,
+    parse: Callable[[str], Any] = str,
+    choices: Sequence[str] | None = None,
+    metavar: str | None = None,
+    repeatable: bool = False,
+) -> Any:
+    """A dataclass field that is a command-line flag.
+
+    Args:
+        help: what it means, for `--help`.
+        default: its value where it is not given; none for a required one.
+        parse: makes a value of the text; raises ValueError with what is wrong with it.
+        choices: the texts that are allowed.
+        metavar: what stands for the value in `--help`.
+        repeatable: whether it may be given many times; the values are a tuple.
+    """
+    metadata = {"help": help, "parse": parse, "choices": choices, "metavar": metavar, "repeatable": repeatable}
+    return field(metadata=metadata) if default is REQUIRED else field(default=default, metadata=metadata)
+
+
+def flag(help: str) -> Any:
+    """A field that is a switch: `--name`, or `--name=true` where a launcher needs a value."""
+    return field(default=False, metadata={"help": help, "parse": _boolean, "choices": None, "switch": True})
+
+
+def _boolean(text: str) -> bool:
+    if text.lower() not in ("true", "false", "on", "off"):
+        raise ValueError(f'must be true or false, not "{text}"')
+    return text.lower() in ("true", "on")
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more."""
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise ValueError(f'must be a whole number of 1 or more, not "{text}"')
+    return value
+
+
+def positive_or_auto(text: str) -> int | None:
+    """A whole number of 1 or more; None for `auto`."""
+    return None if text == "auto" else positive(text)
+
+
+def rate(text: str) -> float:
+    """A number from 0 to 1."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise ValueError(f'must be a number from 0 to 1, not "{text}"')
+    return value
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Names between commas."""
+    found = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not found:
+        raise ValueError("must be column names between commas, or *")
+    return found
+
+
+@dataclass(frozen=True)
+class SourceOptions:
+    """What is scored."""
+
+    TITLE = "source"
+
+    input: str = option("file, directory or pattern (quote it), local or gs://")
+    input_format: str | None = option(
+        "format of the input (default: from the extension)", None, choices=("parquet", "csv", "jsonl", "text")
+    )
+    limit: int | None = option("score only about N rows, to try a model out", None, parse=positive, metavar="N")
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """What it is scored with."""
+
+    TITLE = "model"
+
+    model: str = option("model directory, or a bare .pt2 or TorchScript file, local or gs://")
+    batch_size: int | None = option(
+        "rows of a micro-batch, one call of the model; auto chooses by the bytes of a row (default: auto)",
+        None,
+        parse=positive_or_auto,
+        metavar="N",
+    )
+    device: str = option("auto, cpu, cuda or cuda:N; auto is a GPU where there is one (default: auto)", "auto")
+    precision: str = option(
+        "float32, or bfloat16 or float16 by autocast (default: float32)",
+        "float32",
+        choices=("float32", "bfloat16", "float16"),
+    )
+    compile: bool = flag("run the model through torch.compile first")
+    model_copies: int = option("processes that may share one GPU (default: 1)", 1, parse=positive, metavar="N")
+    accelerator: str | None = option(
+        "resource hint of the inference step, as type:nvidia-l4;count:1;install-nvidia-driver", None
+    )
+    min_ram: str | None = option("resource hint of the inference step, with its unit, as 16GB", None)
+    preprocess: tuple[str, ...] = option(
+        "module:function on rows, after those of the model; may be repeated", (), repeatable=True, metavar="FUNCTION"
+    )
+    postprocess: tuple[str, ...] = option(
+        "module:function on predictions, after those of the model; may be repeated",
+        (),
+        repeatable=True,
+        metavar="FUNCTION",
+    )
+
+
+@dataclass(frozen=True)
+class SinkOptions:
+    """Where it goes."""
+
+    TITLE = "sink"
+
+    output: str = option("directory of the run, local or gs://")
+    output_format: str = option(
+        "format of predictions and dead letters (default: parquet)", "parquet", choices=("parquet", "csv", "jsonl")
+    )
+    columns: tuple[str, ...] = option(
+        "input columns carried into the output, between commas, * for all (default: *)", ("*",), parse=names
+    )
+    overwrite: bool = flag("replace a finished run under --output")
+    report: str | None = option("where the report goes (default: <output>/report.json)", None, metavar="FILE")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How it runs."""
+
+    TITLE = "run"
+
+    runner: str = option(
+        "FnApiRunner (in this process), SparkRunner, DataflowRunner, … (default: FnApiRunner)", "FnApiRunner"
+    )
+    max_failure_rate: float = option(
+        "share of dead letters among the rows read above which the run ends with exit code 3, all outputs written "
+        "(default: 1.0)",
+        1.0,
+        parse=rate,
+        metavar="RATE",
+    )
+    shared_filesystem: bool = flag("local paths are the same on all machines of the cluster")
+    verbose: bool = flag("show the logs of Beam and the tracebacks of errors")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors are one line and end with exit code 2, as all wrong usage does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def parser(prog: str, description: str, groups: Sequence[type]) -> argparse.ArgumentParser:
+    """A parser with the flags of `groups`, each under its title."""
+    made = _Parser(
+        prog=prog,
+        description=description,
+        usage=f"{prog} --input=… --model=… --output=… [options]",
+        epilog="All other options are Beam's own and go to the runner as they are. "
+        "Exit codes: 0 finished, 1 failed, 2 wrong usage, 3 above --max_failure_rate or nothing could be scored.",
+        allow_abbrev=False,
+    )
+    for group in groups:
+        section = made.add_argument_group(group.TITLE)  # type: ignore[attr-defined]
+        for item in fields(group):
+            section.add_argument(f"--{item.name}", **_argument(item))
+    return made
+
+
+def _argument(item: dataclasses.Field[Any]) -> dict[str, Any]:
+    about = item.metadata
+    settings: dict[str, Any] = {"help": about["help"].replace("%", "%%"), "type": _checked(item.name, about["parse"])}
+    if item.default is dataclasses.MISSING:
+        settings["required"] = True
+    else:
+        settings["default"] = item.default
+    if about.get("switch"):
+        settings |= {"nargs": "?", "const": True, "metavar": "true|false"}
+    elif about["choices"]:
+        settings |= {"choices": about["choices"]}
+    elif about["metavar"]:
+        settings["metavar"] = about["metavar"]
+    if about.get("repeatable"):
+        settings["action"] = _Append
+    return settings
+
+
+class _Append(argparse.Action):
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
+
+
+def _checked(name: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    def convert(text: str) -> Any:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise UsageError(f"--{name} {error}") from None
+
+    return convert
+
+
+def pick(kind: type[T], values: argparse.Namespace) -> T:
+    """The options of one dataclass out of all that were parsed."""
+    return kind(**{item.name: getattr(values, item.name) for item in fields(kind)})  # type: ignore[arg-type]

@@ -1,0 +1,94 @@
+"""What the runners ask for: Beam's pipeline options, and paths that their workers can reach."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields
+
+from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.runner import create_runner
+
+from handlers.errors import UsageError, one_line
+from pipelines.options import ModelOptions, RunOptions, SinkOptions, SourceOptions
+
+# Beam's in-process runner. Beam's own DirectRunner starts another engine where it can download one.
+IN_PROCESS = {"FnApiRunner": "FnApiRunner", "DirectRunner": "FnApiRunner"}
+
+
+def in_process(runner: str) -> bool:
+    """Whether the pipeline runs in this process."""
+    return runner in IN_PROCESS
+
+
+def pipeline_options(runner: str, arguments: Sequence[str]) -> PipelineOptions:
+    """Beam's options for a runner and the arguments that are not ours.
+
+    Raises:
+        UsageError: for a runner that Beam does not know, and for an argument that neither we nor Beam do.
+    """
+    name = IN_PROCESS.get(runner, runner)
+    try:
+        create_runner(name)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise UsageError(f'--runner "{runner}" is not known to Beam: {one_line(error, 200)}') from None
+    _refuse_unknown(arguments, strict=in_process(runner) or runner == "DataflowRunner")
+    try:
+        return PipelineOptions([*arguments, f"--runner={name}"], save_main_session=False)
+    except SystemExit:
+        raise UsageError(f"Beam does not take {' '.join(arguments)}") from None
+
+
+def check_paths(run: RunOptions, arguments: Sequence[str], paths: Sequence[str | None]) -> None:
+    """Refuses local paths where workers run on other machines, unless they are said to be shared."""
+    local = [path for path in paths if path is not None and "://" not in path]
+    if not local or run.shared_filesystem or in_process(run.runner):
+        return
+    where = _remote_workers(run.runner, arguments)
+    if where:
+        raise UsageError(
+            f'"{local[0]}" is a local path, but the workers are on other machines ({where}); use a path that all of '
+            "them reach, as gs://…, or say with --shared_filesystem that it is the same everywhere"
+        )
+
+
+def _remote_workers(runner: str, arguments: Sequence[str]) -> str | None:
+    """The master whose workers are on other machines; None where they are on this one."""
+    if runner == "DataflowRunner":
+        return "Dataflow"
+    parsed = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    parsed.add_argument("--spark_master_url", default="local")
+    parsed.add_argument("--flink_master", default="[auto]")
+    values, _ = parsed.parse_known_args(arguments)
+    for master in (values.spark_master_url, values.flink_master):
+        if not master.startswith(("local", "[")):
+            return str(master)
+    return None
+
+
+def _refuse_unknown(arguments: Sequence[str], *, strict: bool) -> None:
+    """Refuses arguments that Beam would ignore in silence.
+
+    Job servers of portable runners have options of their own that are not known here, so there only what looks like
+    a misspelt option of ours or Beam's is refused.
+    """
+    known = argparse.ArgumentParser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
+    for kind in PipelineOptions.__subclasses__():
+        if add := getattr(kind, "_add_argparse_args", None):
+            add(known)
+    try:
+        _, unknown = known.parse_known_args(list(arguments))
+    except (SystemExit, argparse.ArgumentError):
+        raise UsageError(f"Beam does not take {' '.join(arguments)}") from None
+    groups = (SourceOptions, ModelOptions, SinkOptions, RunOptions)
+    flags = [f"--{item.name}" for group in groups for item in fields(group)]
+    flags += [flag for action in known._actions for flag in action.option_strings]
+    for argument in unknown:
+        name = argument.split("=")[0]
+        near = difflib.get_close_matches(name, flags, 1, 0.8)
+        if not name.startswith("--") and strict:
+            raise UsageError(f'unexpected argument "{argument}"')
+        if near or strict:
+            hint = f"did you mean {near[0]}?" if near else "see --help"
+            raise UsageError(f"unknown option {name}; {hint}")

@@ -1,0 +1,223 @@
+"""The scoring job: what is settled on the driver, the pipeline, and its run."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from dataclasses import dataclass, replace
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+
+import transforms.chunk_coder  # noqa: F401 - registers the coder of chunks
+from handlers import errors
+from handlers.chunks import chunk_schema, dead_letter_schema, merge
+from handlers.columnar import Batching, ColumnarModelHandler, ResourceHints
+from handlers.errors import BrokenFileError, TorchbeamError, UsageError
+from handlers.model_dir import ModelDir
+from handlers.placement import Placement
+from handlers.predictor import Predictor
+from handlers.scorer import Chain, make_plan
+from pipelines import runners
+from pipelines.score import ScoreOptions
+from pipelines.watch import Watch
+from transforms import progress
+from transforms.accounting import Counts, FileOutcomes
+from transforms.publish import (
+    Publication,
+    Publish,
+    clean_up,
+    left_over,
+    read_report,
+    run_finished,
+    temporary_folder,
+)
+from transforms.score import Score
+from transforms.sinks import WriteChunks
+from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_split
+
+SAMPLE_ROWS = 1000
+SAMPLE_SPLITS = 20
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scoring run whose every setting is known to be right, as far as the driver can tell."""
+
+    input: Input
+    handler: ColumnarModelHandler
+    publication: Publication
+    options: beam.options.pipeline_options.PipelineOptions
+
+
+def prepare(options: ScoreOptions, model: ModelDir) -> Job:
+    """Checks and settles everything that can be before the pipeline starts.
+
+    Raises:
+        UsageError: for whatever the user must mend.
+        BrokenModelError: where the model cannot score anything.
+    """
+    _check_output(options)
+    pipeline_options = runners.pipeline_options(options.run.runner, options.beam)
+    runners.check_paths(
+        options.run, options.beam, [options.source.input, options.sink.output, options.model.model, options.sink.report]
+    )
+    numeric = [name for spec in model.spec.inputs if spec.encoder == "numeric" for name in spec.patterns]
+    batching = Batching(batch_size=options.model.batch_size)
+    source = plan_input(
+        options.source.input,
+        options.source.input_format,
+        numeric_columns=numeric,
+        limit=options.source.limit,
+        chunk_rows=batching.chunk_rows,
+    )
+    placement = Placement(options.model.device, options.model.precision, options.model.compile)
+    hints = ResourceHints(options.model.accelerator, options.model.min_ram)
+    # On a cluster the workers have the GPUs, and the driver need not have one.
+    here = placement if runners.in_process(options.run.runner) else Placement("cpu")
+    plan = make_plan(
+        model,
+        Predictor(model.load(), here, options.model.batch_size),
+        _sample(source),
+        Chain.of(model.spec, options.model.preprocess, options.model.postprocess),
+        options.sink.columns,
+    )
+    publication = Publication(
+        output=options.sink.output,
+        run_id=uuid.uuid4().hex[:12],
+        predictions=plan.output,
+        dead_letters=dead_letter_schema(source.schema),
+        output_format=options.sink.output_format,
+        report_path=options.sink.report,
+        overwrite=options.sink.overwrite,
+        model_name=model.spec.name,
+        model_version=model.version,
+        runner=options.run.runner,
+    )
+    return Job(source, ColumnarModelHandler(model, plan, placement, batching, hints), publication, pipeline_options)
+
+
+def build(pipeline: beam.Pipeline, job: Job) -> None:
+    """Puts the pipeline of a job together."""
+    publication, handler = job.publication, job.handler
+    folder = temporary_folder(publication.output, publication.run_id)
+    read = pipeline | "Read" >> ReadChunks(
+        job.input,
+        handler.plan.needed,
+        handler.batching.chunk_rows,
+        handler.batching.chunk_bytes,
+        publication.model_version,
+    )
+    scored = read.chunks | "Score" >> Score(handler, publication.run_id)
+    predictions = scored.predictions | "WritePredictions" >> WriteChunks(
+        f"{folder}/predictions", publication.predictions, publication.output_format
+    )
+    dead_letters = (
+        (read.dead_letters, scored.dead_letters)
+        | "AllDeadLetters" >> beam.Flatten()
+        | "WriteDeadLetters"
+        >> WriteChunks(f"{folder}/dead_letters", publication.dead_letters, publication.dead_letter_format)
+    )
+    files = read.files | "Files" >> FileOutcomes()
+    counts = (
+        scored.counts,
+        read.files | "RowsRead" >> beam.Map(_rows_read),
+        read.dead_letters | "RowsUnreadable" >> beam.Map(_dead_at_read),
+        files | "FilesRead" >> beam.Map(lambda outcome: outcome.counts()),
+    ) | "AllCounts" >> beam.Flatten()
+    _ = {
+        "predictions": predictions,
+        "dead_letters": dead_letters,
+        "failed_files": files
+        | "Failed" >> beam.Filter(lambda outcome: outcome.error is not None)
+        | beam.Map(lambda outcome: outcome.failed()),
+        "counts": counts,
+    } | "Publish" >> Publish(publication)
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Runs a job to its end and gives its report.
+
+    Raises:
+        TorchbeamError: where it failed; what it had written is removed.
+    """
+    job = replace(job, publication=replace(job.publication, started=time.time()))
+    publication = job.publication
+    local = runners.in_process(publication.runner)
+    try:
+        pipeline = beam.Pipeline(options=job.options)
+        build(pipeline, job)
+        with Watch((lambda: progress.so_far(publication.run_id)) if local else None, job.input.rows):
+            pipeline.run().wait_until_finish()
+    except BaseException as error:
+        clean_up(publication.output, publication.run_id)
+        if isinstance(error, Exception) and not isinstance(error, TorchbeamError):
+            raise _cause(error) from error
+        raise
+    return read_report(publication.report_file)
+
+
+def _check_output(options: ScoreOptions) -> None:
+    output = options.sink.output
+    if options.sink.overwrite:
+        return
+    if run_finished(output, options.sink.report):
+        raise UsageError(f"--output {output} holds a finished run; write elsewhere, or replace it with --overwrite")
+    if left_over(output):
+        raise UsageError(
+            f"--output {output} holds files of another run; write elsewhere, or replace it with --overwrite"
+        )
+
+
+def _sample(source: Input) -> pa.RecordBatch:
+    """The first rows of the input that can be read; none where it has none. They have provenance."""
+    chunks: list[pa.RecordBatch] = []
+    rows = 0
+    broken: BrokenFileError | None = None
+    for split in source.splits[:SAMPLE_SPLITS]:
+        try:
+            for chunk in read_split(split, source.schema, chunk_rows=SAMPLE_ROWS):
+                if not isinstance(chunk, BadRows):
+                    chunks.append(chunk)
+                    rows += chunk.num_rows
+                if rows >= SAMPLE_ROWS:
+                    break
+        except BrokenFileError as error:
+            broken = broken or error
+        if rows >= SAMPLE_ROWS:
+            break
+    if not chunks:
+        if broken is not None and not source.schema.names:
+            raise UsageError(f"none of the {source.files} input files can be read: {broken}")
+        return pa.RecordBatch.from_pylist([], schema=chunk_schema(source.schema))
+    return merge(chunks).slice(0, SAMPLE_ROWS)
+
+
+def _cause(error: Exception) -> TorchbeamError:
+    """What went wrong in a worker, out of the traceback that runners make the text of their own error."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    pattern = re.compile(r"(?:[a-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)): (.+)")
+    for line in reversed(lines):
+        if match := pattern.match(line):
+            name, message = match.group(1), re.sub(r" \[while running .*$", "", match.group(2))
+            kind = getattr(errors, name, None)
+            if isinstance(kind, type) and issubclass(kind, TorchbeamError):
+                return kind(message)
+            return TorchbeamError(f"the run failed: {name}: {message}")
+    return TorchbeamError(f"the run failed: {type(error).__name__}: {errors.one_line(error)}")
+
+
+def _rows_read(file: Any) -> Counts:
+    return Counts(rows_read=file.rows)
+
+
+def _dead_at_read(letters: pa.RecordBatch) -> Counts:
+    errors_by_type: dict[str, int] = {}
+    for kind in letters.column("dead_letter").field("type").to_pylist():
+        errors_by_type[f"read/{kind}"] = errors_by_type.get(f"read/{kind}", 0) + 1
+    return Counts(rows_dead=letters.num_rows, dead_by_error=errors_by_type)

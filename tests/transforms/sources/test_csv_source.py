@@ -1,0 +1,216 @@
+import gzip
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from handlers.chunks import ROW, SOURCE, without_provenance
+from handlers.errors import BrokenFileError, UsageError
+from transforms.sources import BadRows, Input, plan_input, read_split
+from transforms.sources.formats import delimited
+
+
+def write(path: Path, data: bytes | str) -> str:
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+    return str(path)
+
+
+def read(found: Input, **options) -> tuple[list[dict], list[dict]]:
+    rows, dead = [], []
+    for split in found.splits:
+        for piece in read_split(split, found.schema, **options):
+            if isinstance(piece, BadRows):
+                dead += piece.dead_letters.to_pylist()
+            else:
+                rows += piece.to_pylist()
+    return rows, dead
+
+
+def types(found: Input) -> dict[str, pa.DataType]:
+    return {each.name: each.type for each in found.schema}
+
+
+def test_types(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "t.csv",
+        "i,f,b,d,t,u,s,zip,id,empty,mixed\n"
+        "1,1.5,true,2024-01-31,2024-01-31T10:00:00,2024-01-31T10:00:00Z,x,01234,12345678901234567890,,1\n"
+        "-2,3,FALSE,2024-02-01,2024-01-31 10:00:01.5,2024-01-31T10:00:00+02:00,y,99999,1,,a\n"
+        ",,,,,,,,,,\n",
+    )
+    assert types(plan_input(path)) == {
+        "i": pa.int64(),
+        "f": pa.float64(),
+        "b": pa.bool_(),
+        "d": pa.date32(),
+        "t": pa.timestamp("us"),
+        "u": pa.timestamp("us", "UTC"),
+        "s": pa.string(),
+        "zip": pa.string(),
+        "id": pa.string(),
+        "empty": pa.string(),
+        "mixed": pa.string(),
+    }
+    rows, dead = read(plan_input(path))
+    assert dead == []
+    assert rows[2] == dict.fromkeys(types(plan_input(path))) | {SOURCE: path, ROW: 2}
+
+
+def test_numeric_columns_take_their_type_from_the_numbers(tmp_path: Path) -> None:
+    path = write(tmp_path / "n.csv", "age,f_a,f_b,zip,word\n1,1.5,,01,a\nabc,x,,02,b\n3,2,,03,c\n")
+    found = plan_input(path, numeric_columns=["age", "f_*", "zip", "word"])
+    assert types(found) == {
+        "age": pa.int64(),
+        "f_a": pa.float64(),
+        "f_b": pa.float64(),
+        "zip": pa.int64(),
+        "word": pa.string(),
+    }
+    rows, dead = read(found, model_version="v1")
+    assert [row[ROW] for row in rows] == [0, 2]
+    assert dead == [
+        {
+            "age": None,
+            "f_a": None,
+            "f_b": None,
+            "zip": 2,
+            "word": "b",
+            "dead_letter": {
+                "stage": "read",
+                "type": "ValueError",
+                "message": 'column "age" holds "abc" in row 1 of n.csv; int64 was expected',
+                "source": path,
+                "row": 1,
+                "model_version": "v1",
+                "raw": "abc,x,,02,b",
+            },
+        }
+    ]
+
+
+def test_cells(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.csv", '\ufeffa,b\r\n 1 ,"x\ny"\r\n\r\n2,"say ""hi"", Bob"\r\n"",""\r\n')
+    rows, dead = read(plan_input(path))
+    assert dead == []
+    assert [(row["a"], row["b"], row[ROW]) for row in rows] == [(1, "x\ny", 0), (2, 'say "hi", Bob', 1), (None, None, 2)]
+
+
+def test_rows_that_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.csv", b'a,b\n1,x\n2\n3,y,"z, w"\n\xff\n4,\xff\xfe\n5,\xf4\x8f\xbf\xbe\n6,\xc3\xa4\n')
+    rows, dead = read(plan_input(path, numeric_columns=["a"]))
+    assert [(row["a"], row["b"], row[ROW]) for row in rows] == [(1, "x", 0), (5, "\U0010fffe", 5), (6, "ä", 6)]
+    letters = {each["dead_letter"]["row"]: each for each in dead}
+    assert sorted(letters) == [1, 2, 3, 4]
+    assert letters[1]["dead_letter"]["message"] == "row 1 of r.csv has 1 cell; 2 were expected"
+    assert letters[2]["dead_letter"]["message"] == "row 2 of r.csv has 3 cells; 2 were expected"
+    assert letters[2]["dead_letter"]["raw"] == '3,y,"z, w"'
+    assert letters[3]["dead_letter"]["raw"] == "\ufffd"
+    assert letters[4]["a"] == 4
+    assert letters[4]["b"] is None
+    assert letters[4]["dead_letter"]["message"] == 'column "b" holds "��" in row 4 of r.csv; valid UTF-8 was expected'
+
+
+@pytest.mark.parametrize("data", [b"", b"\n\n", b"a,b", b"a,b\n", b"a,b\r\n\r\n"])
+def test_files_without_rows(tmp_path: Path, data: bytes) -> None:
+    assert read(plan_input(write(tmp_path / "e.csv", data))) == ([], [])
+
+
+def test_all_rows_refused(tmp_path: Path) -> None:
+    rows, dead = read(plan_input(write(tmp_path / "e.csv", "a,b\n1\n2\n")))
+    assert rows == []
+    assert [each["dead_letter"]["row"] for each in dead] == [0, 1]
+
+
+def test_tsv_and_compression(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.tsv.gz", gzip.compress(b"a\tb\n1\tx, y\n2\n"))
+    rows, dead = read(plan_input(path))
+    assert [(row["a"], row["b"]) for row in rows] == [(1, "x, y")]
+    assert dead[0]["dead_letter"]["raw"] == "2"
+
+
+def test_truncated_gzip(tmp_path: Path) -> None:
+    text = "a,b\n" + "".join(f"{i},{i * 7}\n" for i in range(5_000))
+    path = write(tmp_path / "x.csv.gz", gzip.compress(text.encode())[:-500])
+    found = plan_input(path, numeric_columns=["*"])
+    rows = []
+    with pytest.raises(BrokenFileError, match=r"x\.csv\.gz cannot be read to its end: Truncated") as raised:
+        for piece in read_split(found.splits[0], found.schema):
+            rows += piece.to_pylist()
+    assert raised.value.rows == len(rows) > 3_000
+    assert [(row["a"], row["b"], row[ROW]) for row in rows] == [(i, i * 7, i) for i in range(len(rows))]
+
+
+def test_a_row_longer_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 1 << 20)
+    path = write(tmp_path / "l.csv", "a,b\n1,x\n" + "2," + "y" * (3 << 20) + "\n3,z\n")
+    found = plan_input(path)
+    with pytest.raises(BrokenFileError, match=r"l\.csv has a row longer than 1 MiB"):
+        list(read_split(found.splits[0], found.schema))
+
+
+def test_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "d.csv", "a,a\n1,2\n")
+    with pytest.raises(UsageError, match='more than one column "a"'):
+        plan_input(path)
+    found = plan_input(write(tmp_path / "ok.csv", "a,c\n1,2\n"))
+    with pytest.raises(BrokenFileError, match=r'd\.csv has more than one column "a"'):
+        list(read_split(found.splits[0].__class__(path, "csv"), found.schema))
+    with pytest.raises(BrokenFileError, match='has no column "x", "y", which the model needs'):
+        list(read_split(found.splits[0], found.schema, frozenset({"y", "x", "a"})))
+
+
+def test_columns_are_matched_by_name(tmp_path: Path) -> None:
+    write(tmp_path / "1.csv", "a,b\n1,x\n")
+    write(tmp_path / "2.csv", "c,a\n2.5,2\n")
+    rows, _ = read(plan_input(str(tmp_path)))
+    assert [(row["a"], row["b"], row["c"], row[ROW]) for row in rows] == [(1, "x", None, 0), (2, None, 2.5, 0)]
+
+
+def test_limit(tmp_path: Path) -> None:
+    for name in "123":
+        write(tmp_path / f"{name}.csv", "a\n" + "".join(f"{name}{i}\n" for i in range(5)))
+    found = plan_input(str(tmp_path), limit=7)
+    rows, _ = read(found)
+    assert [row["a"] for row in rows] == [10, 11, 12, 13, 14, 20, 21]
+    assert found.rows == 7
+
+
+POISON = {"number": "x", "short": None, "long": None, "utf8": None}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sampled_from(["ok", "ok", "ok", *POISON]), max_size=60), st.integers(1, 20))
+def test_exactly_the_poisoned_rows_are_dead(tmp_path_factory, kinds: list[str], chunk_rows: int) -> None:
+    lines = {
+        "ok": '%d,"a\n\u00e4"',
+        "number": "x%d,b",
+        "short": "%d",
+        "long": "%d,b,c",
+        "utf8": "%d,\udcff",
+    }
+    text = "n,s\n" + "".join(lines[kind] % row + "\n" for row, kind in enumerate(kinds))
+    path = write(tmp_path_factory.mktemp("csv") / "p.csv", text.encode(errors="surrogateescape"))
+    found = plan_input(path)
+    schema = pa.schema([("n", pa.int64()), ("s", pa.string())])
+    rows, dead = [], []
+    for piece in read_split(found.splits[0], schema, chunk_rows=chunk_rows):
+        assert 0 < piece.num_rows <= chunk_rows
+        if isinstance(piece, BadRows):
+            dead += piece.dead_letters.to_pylist()
+        else:
+            assert without_provenance(piece).schema == schema
+            rows += piece.to_pylist()
+    good = [row for row, kind in enumerate(kinds) if kind == "ok"]
+    assert [(each["n"], each["s"], each[ROW]) for each in rows] == [(row, "a\nä", row) for row in good]
+    assert sorted(each["dead_letter"]["row"] for each in dead) == [r for r, kind in enumerate(kinds) if kind != "ok"]
+
+
+def test_row_numbers_across_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 2048)
+    monkeypatch.setattr(delimited, "SAMPLE_BYTES", 1000)
+    lines = [f"{i}" if i % 97 in (0, 1, 5) else f"{i},{'ä' * (i % 13)}" for i in range(3_000)]
+    rows, dead = read(plan_input(write(tmp_path / "b.csv", "n,s\n" + "\n".join(lines))))
+    assert [row["n"] for row in rows] == [row[ROW] for row in rows] == [i for i in range(3_000) if i % 97 not in (0, 1, 5)]
+    assert [each["dead_letter"]["row"] for each in dead] == [i for i in range(3_000) if i % 97 in (0, 1, 5)]

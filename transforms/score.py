@@ -1,0 +1,80 @@
+"""`Score`: chunks of rows through RunInference, with every row accounted for."""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.ml.inference.base import RunInference
+from apache_beam.pvalue import PCollection
+
+from handlers.columnar import ColumnarModelHandler
+from handlers.scorer import Scored
+from transforms import progress
+from transforms.accounting import Counts
+from transforms.rechunk import Rechunk
+
+_DEAD_LETTERS = "dead_letters"
+_COUNTS = "counts"
+
+
+class ScoredRows(NamedTuple):
+    """What `Score` gives.
+
+    Attributes:
+        predictions: record batches of the rows that were scored, in the output schema of the plan.
+        dead_letters: record batches of the rows that could not be, as they were read, with the struct `dead_letter`.
+        counts: `Counts` of every chunk: rows scored, dropped and dead.
+    """
+
+    predictions: PCollection[pa.RecordBatch]
+    dead_letters: PCollection[pa.RecordBatch]
+    counts: PCollection[Counts]
+
+
+@dataclass(eq=False)
+class Score(beam.PTransform[Any, Any]):
+    """Chunks with provenance (`PCollection[pa.RecordBatch]`) to `ScoredRows`.
+
+    Attributes:
+        handler: holds the model and the plan; see `handlers.scorer.make_plan`.
+        run_id: under which `transforms.progress` counts the rows in this process.
+    """
+
+    handler: ColumnarModelHandler
+    run_id: str = ""
+
+    def expand(self, chunks: PCollection[pa.RecordBatch]) -> ScoredRows:
+        """Rechunk → RunInference → split."""
+        batching = self.handler.batching
+        outputs = (
+            chunks
+            | "Rechunk" >> Rechunk(batching.chunk_rows, batching.chunk_bytes)
+            | "RunInference" >> RunInference(self.handler)
+            | "Split" >> beam.ParDo(_Split(self.run_id)).with_outputs(_DEAD_LETTERS, _COUNTS, main="predictions")
+        )
+        return ScoredRows(outputs.predictions, outputs[_DEAD_LETTERS], outputs[_COUNTS])
+
+
+@dataclass
+class _Split(beam.DoFn):
+    run_id: str
+
+    def process(self, scored: Scored) -> Iterator[Any]:
+        counts = Counts(
+            rows_scored=scored.predictions.num_rows,
+            rows_dropped=scored.dropped,
+            rows_dead=scored.dead_letters.num_rows,
+            dead_by_error=dict(scored.dead_by_error),
+        )
+        progress.add(self.run_id, counts)
+        if scored.predictions.num_rows:
+            yield scored.predictions
+        if scored.dead_letters.num_rows:
+            yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, scored.dead_letters)
+        yield beam.pvalue.TaggedOutput(_COUNTS, counts)

@@ -1,0 +1,193 @@
+"""What the readers of all formats share: the split that is read, the blocks of rows it gives, columns that fit."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from handlers.errors import BrokenFileError
+from handlers.isolation import isolate
+from transforms.sources.files import Partitions
+
+CHUNK_ROWS = 65_536
+MAX_CHUNK_BYTES = 64 << 20
+
+
+@dataclass(frozen=True)
+class Split:
+    """A part of one file, read by one worker.
+
+    Attributes:
+        path: the file.
+        format: name of its format.
+        partitions: the `key=value` folders that it lies in.
+        row_groups: first and one past the last row group of a Parquet file; None for all.
+        first_row: row number in the file of the first row.
+        rows: how many rows the split holds, where metadata tells.
+        max_rows: read no more than this many.
+        replay: the rows may be dead letters of an earlier run.
+    """
+
+    path: str
+    format: str
+    partitions: Partitions = ()
+    row_groups: tuple[int, int] | None = None
+    first_row: int = 0
+    rows: int | None = None
+    max_rows: int | None = None
+    replay: bool = False
+
+    @property
+    def name(self) -> str:
+        """The name of the file, without its folders."""
+        return PurePosixPath(self.path).name
+
+
+@dataclass(frozen=True)
+class ReadOptions:
+    """How splits are read.
+
+    Attributes:
+        needed: columns that a file must have. Any other that it lacks is null.
+        chunk_rows: rows of a chunk at most.
+        max_chunk_bytes: bytes of a chunk, about.
+    """
+
+    needed: frozenset[str] = frozenset()
+    chunk_rows: int = CHUNK_ROWS
+    max_chunk_bytes: int = MAX_CHUNK_BYTES
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a row cannot be read. `raw` is the text of the row."""
+
+    type: str
+    message: str
+    raw: str
+    stage: str = "read"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows of a file as a reader gives them.
+
+    Attributes:
+        batch: the columns in their settled types; null where a value does not fit.
+        numbers: the row numbers in the file, int64.
+        refusals: by position in `batch`, the rows that are not to be handed on.
+    """
+
+    batch: pa.RecordBatch
+    numbers: np.ndarray
+    refusals: dict[int, Refusal] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are, refused ones included."""
+        return len(self.numbers)
+
+    def first(self, rows: int) -> Block:
+        """The first `rows` rows."""
+        kept = {position: refusal for position, refusal in self.refusals.items() if position < rows}
+        return Block(self.batch.slice(0, rows), self.numbers[:rows], kept)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a format says of its files: the columns that they have together, and how they are split."""
+
+    schema: pa.Schema
+    splits: list[Split]
+
+
+def is_dead_letter(kind: pa.DataType) -> bool:
+    """Whether a column `DEAD_LETTER` of type `kind` was written by an earlier run."""
+    return pa.types.is_struct(kind) and {"stage", "type", "message", "source", "row"} <= {each.name for each in kind}
+
+
+def null_batch(schema: pa.Schema, rows: int) -> pa.RecordBatch:
+    """`rows` rows of nulls."""
+    return pa.RecordBatch.from_arrays([pa.nulls(rows, each.type) for each in schema], schema=schema)
+
+
+def convert(
+    schema: pa.Schema, rows: int, column: Callable[[pa.Field, int, int], pa.Array]
+) -> tuple[pa.RecordBatch, dict[int, pa.Field]]:
+    """Builds a batch column by column, with null in the rows for which `column(field, start, stop)` raises.
+
+    Returns:
+        The batch, and the rows that have such a null, each with the first column of which that is so.
+    """
+    refused: dict[int, pa.Field] = {}
+    arrays = []
+    for each in schema:
+        found = isolate(lambda start, stop, each=each: column(each, start, stop), 0, rows)  # type: ignore[misc]
+        parts = [(start, array) for start, _, array in found.results]
+        for row, _ in found.failures:
+            refused.setdefault(row, each)
+            parts.append((row, pa.nulls(1, each.type)))
+        parts.sort(key=lambda part: part[0])
+        arrays.append(
+            parts[0][1] if len(parts) == 1 else pa.concat_arrays([pa.nulls(0, each.type), *(a for _, a in parts)])
+        )
+    return pa.RecordBatch.from_arrays(arrays, schema=schema), refused
+
+
+def fit(
+    batch: pa.RecordBatch,
+    schema: pa.Schema,
+    numbers: np.ndarray,
+    split: Split,
+    *,
+    cast: Callable[[pa.Array, pa.DataType], pa.Array],
+    raw: Callable[[dict[str, Any]], str],
+) -> Block:
+    """Casts the columns of `batch` to `schema`; rows with a value that does not fit are refused.
+
+    An absent column is null. `raw` makes the text of a refused row from its values as they are in `batch`.
+    """
+    present = set(batch.schema.names)
+
+    def column(each: pa.Field, start: int, stop: int) -> pa.Array:
+        if each.name not in present:
+            return pa.nulls(stop - start, each.type)
+        return cast(batch.column(each.name).slice(start, stop - start), each.type)
+
+    fitted, refused = convert(schema, batch.num_rows, column)
+    refusals = {}
+    for row, each in sorted(refused.items()):
+        values = batch.slice(row, 1).to_pylist()[0]
+        refusals[row] = misfit(each, values[each.name], numbers[row], split, raw(values))
+    return Block(fitted, numbers, refusals)
+
+
+def misfit(column: pa.Field, value: object, number: int, split: Split, raw: str) -> Refusal:
+    """The refusal of a row whose `value` does not fit its column."""
+    if isinstance(value, bytes):
+        value = value.decode(errors="replace")
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    shown = text if len(text) <= 80 else text[:79] + "…"
+    expected = "valid UTF-8" if column.type == pa.string() and isinstance(value, str) else column.type
+    message = f'column "{column.name}" holds {shown} in row {number} of {split.name}; {expected} was expected'
+    return Refusal("ValueError", message, raw)
+
+
+def check_columns(names: Iterable[str], needed: Iterable[str], split: Split) -> None:
+    """Raises `BrokenFileError` where a file has two columns of one name or lacks one that the model needs."""
+    counts = Counter(names)
+    if twice := [name for name, count in counts.items() if count > 1]:
+        raise BrokenFileError(f"{split.name} has more than one column {_quoted(twice)}")
+    if missing := [name for name in sorted(needed) if name not in counts]:
+        raise BrokenFileError(f"{split.name} has no column {_quoted(missing)}, which the model needs")
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)

@@ -1,0 +1,191 @@
+"""Finding input files and opening them, on the local disk and in the object stores that Beam knows."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from types import TracebackType
+from urllib.parse import unquote
+
+import pyarrow as pa
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+from handlers.errors import UsageError, one_line
+
+COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
+# What is decompressed beyond the last whole piece is lost where a file breaks: small pieces lose little.
+_PIECE = 1024
+_NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+
+Partitions = tuple[tuple[str, str | None], ...]
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """A file of the input; `partitions` are the `key=value` folders that it lies in, outermost first."""
+
+    path: str
+    size: int
+    partitions: Partitions = ()
+
+
+def find_files(pattern: str) -> list[InputFile]:
+    """The files that `pattern` names, sorted by path.
+
+    A path that exists literally wins over a pattern, a directory stands for all below it, and `**/` also stands for no
+    folder at all. Below the fixed part of the pattern, names that begin with `_` or `.` are skipped.
+
+    Raises:
+        UsageError: nothing matches, or the place cannot be listed.
+    """
+    try:
+        root, sizes = _match(pattern if _is_remote(pattern) else os.path.normpath(pattern))
+    except Exception as error:
+        raise UsageError(f"cannot list {pattern}: {one_line(error)}; check the path and your access to it") from error
+    below = {path: path.removeprefix(root).split("/") for path in sorted(sizes)}
+    files = [
+        InputFile(path, sizes[path], _partitions(root, folders))
+        for path, (*folders, name) in below.items()
+        if not any(part.startswith(("_", ".")) for part in [*folders, name])
+    ]
+    if not files:
+        skipped = f" ({len(below)} skipped: their names begin with _ or .)" if below else ""
+        raise UsageError(f"no file matches {pattern}{skipped}; give a file, a directory or a quoted pattern")
+    return files
+
+
+def _match(pattern: str) -> tuple[str, dict[str, int]]:
+    """The fixed part of `pattern`, up to and with its last slash, and the sizes of the files that match, by path."""
+    folder = pattern.rstrip("/") + "/"
+    parent = pattern[: pattern.rfind("/") + 1]
+    if not _is_remote(pattern):
+        if Path(pattern).is_file():
+            return parent, {pattern: Path(pattern).stat().st_size}
+        if Path(pattern).is_dir():
+            return _root(folder), _list([_loose(folder) + "**"], folder)
+    elif "*" not in pattern:
+        sizes = _list([_loose(pattern)])
+        if pattern in sizes:
+            return parent, {pattern: sizes[pattern]}
+        if sizes := _list([_loose(folder) + "**"], folder):
+            return folder, sizes
+    fixed = re.split(r"[*?[]", pattern, maxsplit=1)[0]
+    patterns = _with_top_level(pattern)
+    return fixed[: fixed.rfind("/") + 1], _list(patterns) or _list([f"{each.rstrip('/')}/**" for each in patterns])
+
+
+def _root(folder: str) -> str:
+    return "" if folder == "./" else folder
+
+
+def _list(patterns: Iterable[str], prefix: str = "") -> dict[str, int]:
+    """Sizes of the files that match one of the Beam `patterns` and begin with `prefix`, by path."""
+    sizes: dict[str, int] = {}
+    for pattern in patterns:
+        # Beam finds nothing for a relative pattern that has no folder.
+        here = "" if _is_remote(pattern) or pattern.startswith("/") else "./"
+        for found in FileSystems.match([here + pattern])[0].metadata_list:
+            path = found.path.removeprefix(here)
+            if path.startswith(_root(prefix)):
+                sizes[path.removeprefix("./")] = found.size_in_bytes
+    return sizes
+
+
+def _loose(path: str) -> str:
+    """A Beam pattern that matches `path` itself, among others: Beam has no way to quote."""
+    return re.sub(r"[*?[]", "?", path)
+
+
+def _with_top_level(pattern: str) -> list[str]:
+    """`pattern`, and its variants in which a `**/` stands for no folder, which it never does for Beam."""
+    first, *rest = re.split(r"(?:(?<=/)|^)\*\*/", pattern)
+    return [
+        first + "".join(star + part for star, part in zip(stars, rest, strict=True))
+        for stars in product(("**/", ""), repeat=len(rest))
+    ]
+
+
+def _partitions(root: str, folders: list[str]) -> Partitions:
+    """The `key=value` folders below `root`, and those that `root` itself ends with."""
+    above: list[str] = []
+    for part in reversed(root.rstrip("/").split("/")):
+        if "=" not in part:
+            break
+        above.insert(0, part)
+    pairs = [part.split("=", 1) for part in [*above, *folders] if "=" in part]
+    return tuple((unquote(key), None if value == _NULL_PARTITION else unquote(value)) for key, value in pairs)
+
+
+def _is_remote(path: str) -> bool:
+    return "://" in path
+
+
+def open_input(path: str, *, mapped: bool = False) -> pa.NativeFile:
+    """Opens a file for reading at any place, its bytes as they are stored."""
+    if _is_remote(path):
+        return pa.PythonFile(FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED), mode="r")
+    return pa.memory_map(path) if mapped else pa.OSFile(path)
+
+
+def open_stream(path: str) -> InputStream:
+    """Opens a file for reading from its start to its end; by its extension it is decompressed."""
+    codec = COMPRESSIONS.get(Path(path).suffix.lower())
+    file = open_input(path)
+    return InputStream(pa.CompressedInputStream(file, codec) if codec else file, _PIECE if codec else None)
+
+
+class InputStream:
+    """The bytes of a file. Where the file breaks the stream ends, and `error` says why.
+
+    So all that comes before a break can be read, whatever the size of the blocks that a parser asks for.
+    """
+
+    def __init__(self, file: pa.NativeFile, piece: int | None = None) -> None:
+        self.error: Exception | None = None
+        self._file = file
+        self._piece = piece
+        self._lock = threading.Lock()  # Arrow reads ahead from a thread of its own, also while we close
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; none at the end or where the file breaks."""
+        pieces: list[bytes] = []
+        left = size
+        with self._lock:
+            while left > 0 and self.error is None:
+                piece = self._guarded(self._file.read, min(left, self._piece or left))
+                if not piece:
+                    break
+                pieces.append(piece)
+                left -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _guarded(self, read: Callable[[int], bytes], size: int) -> bytes:
+        try:
+            return read(size)
+        except Exception as error:
+            self.error = error
+            return b""
+
+    def close(self) -> None:
+        """Closes the file."""
+        with self._lock:
+            self._file.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the file is closed."""
+        return bool(self._file.closed)
+
+    def __enter__(self) -> InputStream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

@@ -1,0 +1,230 @@
+"""CSV and TSV with a header: the first row names the columns; an empty cell is null; blank lines are no rows.
+
+Arrow splits the file into cells, all of them read as strings, and the columns are then cast to their types: a value
+that does not fit costs only its row. The `raw` text of such a row is written anew from its cells, so that quotes may
+differ from those in the file; that of a row with too many or too few cells is the text as it was.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from handlers.chunks import single_batch
+from handlers.errors import BrokenFileError, UsageError
+from transforms.sources.blocks import Block, Plan, ReadOptions, Refusal, Split, check_columns, fit, null_batch
+from transforms.sources.files import InputFile, InputStream, open_stream
+from transforms.sources.inference import SAMPLE_BYTES, SAMPLE_ROWS, sampled, text_type
+
+NAME = "csv"
+EXTENSIONS = (".csv", ".tsv")
+COMPRESSED = True
+
+BLOCK_BYTES = 8 << 20  # a row has to fit in one
+
+# Arrow can skip a row with too few cells only where its text is UTF-8. So each byte that is not is replaced by this
+# character, which no text may hold, and the cells that have it are refused.
+_INVALID = "\U0010ffff"
+codecs.register_error("torchbeam.invalid", lambda error: (_INVALID, error.end))  # type: ignore[attr-defined]
+
+
+class _Utf8:
+    """The bytes of a stream as valid UTF-8. `repaired` tells whether some were not."""
+
+    def __init__(self, stream: InputStream) -> None:
+        self.repaired = False
+        self._stream = stream
+        self._decoder = codecs.getincrementaldecoder("utf-8")("torchbeam.invalid")
+        self._ahead = b""
+
+    def read(self, size: int) -> bytes:
+        data = self._ahead or self._next(size)
+        self._ahead = data[size:]
+        return data[:size]
+
+    def peek(self, size: int) -> bytes:
+        self._ahead = self._ahead or self._next(size)
+        return self._ahead
+
+    def _next(self, size: int) -> bytes:
+        data, text = b"-", ""
+        while data and not text:  # the first bytes of a character are no text yet
+            data = self._stream.read(size)
+            text = self._decoder.decode(data, final=not data)
+        self.repaired = self.repaired or (not text.isascii() and _INVALID in text)
+        return text.encode()
+
+    def close(self) -> None:
+        self._stream.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._stream.closed
+
+
+@dataclass
+class _Table:
+    """An open CSV file: the names of its columns, its rows as strings, and the rows that Arrow could not split."""
+
+    names: list[str]
+    batches: Iterator[pa.RecordBatch]
+    skipped: list[pacsv.InvalidRow] = field(default_factory=list)
+
+
+def plan(files: Sequence[InputFile], numeric: Callable[[str], bool]) -> Plan:
+    """Settles the columns from the heads of a few files, spread over all of them; one split a file."""
+    splits = [Split(file.path, NAME, file.partitions) for file in files]
+    columns: dict[str, list[pa.Array]] = {}
+    for split in sampled(splits):
+        for name, values in _sample(split).items():
+            columns.setdefault(name, []).append(values)
+    types = {name: text_type(pa.concat_arrays(parts), numeric=numeric(name)) for name, parts in columns.items()}
+    return Plan(pa.schema(list(types.items())), splits)
+
+
+def _sample(split: Split) -> dict[str, pa.Array]:
+    try:
+        with open_stream(split.path) as stream:
+            head = stream.read(SAMPLE_BYTES)
+        if len(head) == SAMPLE_BYTES:
+            head = head[: head.rfind(b"\n") + 1]  # a last row that is cut off says nothing about types
+        table = _open(_Utf8(InputStream(pa.BufferReader(head))), split)
+        batches = list(table.batches)
+    except Exception:
+        return {}  # it fails when it is read, with a reason
+    if len(table.names) > len(set(table.names)):
+        twice = ", ".join(sorted({f'"{name}"' for name in table.names if table.names.count(name) > 1}))
+        raise UsageError(f"{split.path} has more than one column {twice}; rename them in its first line")
+    schema = pa.schema([(name, pa.string()) for name in table.names])
+    whole = single_batch(pa.Table.from_batches(batches, schema).slice(0, SAMPLE_ROWS))
+    return dict(zip(table.names, whole.columns, strict=True))
+
+
+def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Block]:
+    """Reads the rows of a file. Where it breaks, the last row before the break may be a part of one and is left out."""
+    with open_stream(split.path) as stream:
+        source = _Utf8(stream)
+        table = _open(source, split)
+        if table.names:
+            check_columns(table.names, options.needed, split)
+        held: Block | None = None
+        for block in _blocks(table, source, schema, split):
+            if held is not None:
+                yield held
+            held = block
+        if held is not None:
+            yield held if stream.error is None else held.first(held.rows - 1)
+        if stream.error is not None:
+            raise stream.error
+
+
+def _open(source: _Utf8, split: Split) -> _Table:
+    delimiter = _delimiter(split)
+    head = io.StringIO(source.peek(SAMPLE_BYTES).removeprefix(codecs.BOM_UTF8).decode(errors="ignore"), newline="")
+    names = next(filter(None, csv.reader(head, delimiter=delimiter)), [])
+    table = _Table(names, iter(()))
+    if not head.read().strip("\r\n"):
+        return table  # no row follows the header; Arrow would call that an error
+
+    def skip(row: pacsv.InvalidRow) -> str:
+        table.skipped.append(row)
+        return "skip"
+
+    try:
+        reader = pacsv.open_csv(
+            pa.PythonFile(source, mode="r"),
+            read_options=pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+            parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip),
+            convert_options=pacsv.ConvertOptions(
+                column_types=dict.fromkeys(names, pa.string()),
+                check_utf8=False,
+                strings_can_be_null=True,
+                null_values=[""],
+            ),
+        )
+    except pa.ArrowInvalid as error:
+        raise _explained(error, split) from error
+    table.batches = _batches(reader, split)
+    return table
+
+
+def _batches(reader: pacsv.CSVStreamingReader, split: Split) -> Iterator[pa.RecordBatch]:
+    with reader:
+        try:
+            yield from reader
+        except pa.ArrowInvalid as error:
+            raise _explained(error, split) from error
+
+
+def _explained(error: Exception, split: Split) -> Exception:
+    if "straddling" not in str(error):
+        return error
+    return BrokenFileError(
+        f"{split.name} has a row longer than {BLOCK_BYTES >> 20} MiB, or a quote that is never closed"
+    )
+
+
+def _blocks(table: _Table, source: _Utf8, schema: pa.Schema, split: Split) -> Iterator[Block]:
+    """The rows of `table` in blocks, numbered together with those that were skipped."""
+
+    def cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
+        return _cast(array, kind, check=source.repaired)
+
+    def raw(values: dict[str, str | None]) -> str:
+        return _line(values.values(), _delimiter(split))
+
+    number = 0
+    for batch in table.batches:
+        skipped = np.array([_number(row) for row in table.skipped], np.int64)
+        numbers = np.setdiff1d(np.arange(number, number + batch.num_rows + len(skipped)), skipped)[: batch.num_rows]
+        if len(numbers):
+            number = int(numbers[-1]) + 1
+            before = int(np.searchsorted(skipped, number))
+            if before:
+                yield _refused(table.skipped[:before], schema, split)
+                del table.skipped[:before]
+            yield fit(batch, schema, numbers, split, cast=cast, raw=raw)
+    if table.skipped:
+        yield _refused(table.skipped, schema, split)
+
+
+def _refused(rows: Sequence[pacsv.InvalidRow], schema: pa.Schema, split: Split) -> Block:
+    refusals = {}
+    for position, row in enumerate(rows):
+        cells = f"{row.actual_columns} cell{'s' if row.actual_columns != 1 else ''}"
+        message = f"row {_number(row)} of {split.name} has {cells}; {row.expected_columns} were expected"
+        refusals[position] = Refusal("ValueError", message, row.text.replace(_INVALID, "\ufffd"))
+    return Block(null_batch(schema, len(rows)), np.array([_number(row) for row in rows], np.int64), refusals)
+
+
+def _number(row: pacsv.InvalidRow) -> int:
+    return int(row.number) - 2  # Arrow counts from 1, and the header too
+
+
+def _cast(array: pa.Array, kind: pa.DataType, *, check: bool) -> pa.Array:
+    if check and pc.any(pc.match_substring(array, _INVALID)).as_py():
+        raise ValueError("invalid UTF-8")
+    try:
+        return pc.cast(array, kind)
+    except pa.ArrowInvalid:
+        return pc.cast(pc.utf8_trim_whitespace(array), kind)
+
+
+def _delimiter(split: Split) -> str:
+    return "\t" if ".tsv" in PurePosixPath(split.path).suffixes else ","
+
+
+def _line(cells: Iterable[str | None], delimiter: str) -> str:
+    line = io.StringIO()
+    texts = ["" if cell is None else cell.replace(_INVALID, "\ufffd") for cell in cells]
+    csv.writer(line, delimiter=delimiter, lineterminator="").writerow(texts)
+    return line.getvalue()

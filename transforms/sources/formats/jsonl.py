@@ -1,0 +1,129 @@
+"""JSON lines: every line that is not blank is a row, one JSON object.
+
+Fields that are not in the schema are left out. One that a line lacks is null, also where the model needs it: which
+fields a file has is known only at its end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pajson
+
+from handlers.chunks import DEAD_LETTER, DEAD_LETTER_TYPE, single_batch
+from handlers.errors import BrokenFileError, one_line
+from handlers.isolation import isolate
+from transforms.sources.blocks import Block, Plan, ReadOptions, Refusal, Split, convert, is_dead_letter, misfit
+from transforms.sources.files import InputFile
+from transforms.sources.formats.lines import head_lines, line_blocks
+from transforms.sources.inference import SAMPLE_BYTES, SAMPLE_ROWS, json_type, sampled
+
+NAME = "jsonl"
+EXTENSIONS = (".jsonl", ".ndjson", ".json")
+COMPRESSED = True
+
+
+def plan(files: Sequence[InputFile], numeric: Callable[[str], bool]) -> Plan:
+    """Settles the columns from the heads of a few files, spread over all of them; one split a file."""
+    splits = [Split(file.path, NAME, file.partitions) for file in files]
+    columns: dict[str, list[Any]] = {}
+    for split in sampled(splits):
+        for row in _sample(split):
+            for name, value in row.items():
+                columns.setdefault(name, []).append(value)
+    types = {name: json_type(values, numeric=numeric(name)) for name, values in columns.items()}
+    if DEAD_LETTER in types and is_dead_letter(types[DEAD_LETTER]):
+        types[DEAD_LETTER] = DEAD_LETTER_TYPE  # the sample may have only nulls in a field
+    return Plan(pa.schema(list(types.items())), splits)
+
+
+def _sample(split: Split) -> Iterator[dict[str, Any]]:
+    try:
+        lines = head_lines(split, SAMPLE_BYTES, SAMPLE_ROWS)
+    except Exception:
+        return  # the file fails when it is read, with a reason
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict):
+            yield row
+
+
+def blocks(split: Split, schema: pa.Schema, _options: ReadOptions) -> Iterator[Block]:
+    """Reads the lines of a file. A line that is no JSON object or holds a value that does not fit is refused."""
+    for number, raw in line_blocks(split):
+        lines = [line.strip() for line in raw]
+        if number == 0 and lines[0].startswith(b"["):
+            raise BrokenFileError(f"{split.name} is a JSON array; write one JSON object a line instead")
+        numbers = np.arange(number, number + len(lines), dtype=np.int64)
+        found = isolate(lambda start, stop, lines=lines: _parse(lines[start:stop], schema), 0, len(lines))  # type: ignore[misc]
+        bad = [row for row, _ in found.failures]
+        if found.results:
+            table = pa.Table.from_batches([batch for _, _, batch in found.results])
+            yield Block(single_batch(table), np.delete(numbers, bad))
+        if bad:
+            errors = [error for _, error in found.failures]
+            yield _refused([lines[row] for row in bad], numbers[bad], errors, schema, split)
+
+
+def _parse(lines: list[bytes], schema: pa.Schema) -> pa.RecordBatch:
+    """The rows of `lines` with the columns of `schema`. Raises if a line is not one JSON object that fits it."""
+    if not all(line.startswith(b"{") and line.endswith(b"}") for line in lines):
+        raise ValueError("it is no JSON object")  # and Arrow crashes on a lone `null`
+    data = b"\n".join(lines)
+    data.decode()  # Arrow does not check that strings are UTF-8
+    table = pajson.read_json(
+        pa.BufferReader(data),
+        read_options=pajson.ReadOptions(use_threads=False, block_size=len(data) + 1),
+        parse_options=pajson.ParseOptions(
+            explicit_schema=pa.schema([(each.name, _as_read(each.type)) for each in schema]),
+            unexpected_field_behavior="ignore",
+        ),
+    )
+    if table.num_rows != len(lines):
+        raise ValueError("it is more than one JSON object")
+    columns = [pc.cast(table.column(each.name), each.type) for each in schema]
+    return single_batch(pa.Table.from_arrays(columns, schema=schema))
+
+
+def _as_read(kind: pa.DataType) -> pa.DataType:
+    return pa.string() if pa.types.is_date(kind) else kind  # Arrow reads a date only from a number of days
+
+
+def _refused(
+    lines: list[bytes], numbers: np.ndarray, errors: list[Exception], schema: pa.Schema, split: Split
+) -> Block:
+    """The rows of `lines`, none of which fits `schema` whole, with those values that do fit."""
+    rows = [_load(line) for line in lines]
+    objects = [line if isinstance(row, dict) else b"{}" for line, row in zip(lines, rows, strict=True)]
+
+    def column(each: pa.Field, start: int, stop: int) -> pa.Array:
+        return _parse(objects[start:stop], pa.schema([each])).column(0)
+
+    batch, misfits = convert(schema, len(lines), column)
+    refusals = {}
+    for position, row in enumerate(rows):
+        text = lines[position].decode(errors="replace")
+        if isinstance(row, dict) and position in misfits:
+            field = misfits[position]
+            refusals[position] = misfit(field, row.get(field.name), numbers[position], split, text)
+        else:
+            error = row if isinstance(row, Exception) else errors[position]
+            message = f"row {numbers[position]} of {split.name} cannot be read: {one_line(error)}"
+            refusals[position] = Refusal(type(error).__name__, message, text)
+    return Block(batch, numbers, refusals)
+
+
+def _load(line: bytes) -> dict[str, Any] | Exception:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return error
+    return row if isinstance(row, dict) else ValueError("it is no JSON object")

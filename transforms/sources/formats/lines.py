@@ -1,0 +1,49 @@
+"""Files of lines, for the formats whose rows are lines. Blank lines are no rows and have no number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from handlers.errors import BrokenFileError
+from transforms.sources.blocks import Split
+from transforms.sources.files import open_stream
+
+BLOCK_BYTES = 4 << 20
+MAX_LINE_BYTES = 64 << 20
+_BOM = b"\xef\xbb\xbf"
+
+
+def line_blocks(split: Split) -> Iterator[tuple[int, list[bytes]]]:
+    """The lines of a file that are not blank, block by block, each with the number of its first line.
+
+    Where the file breaks, the whole lines before the break are given before the error is raised.
+    """
+    number, rest = 0, b""
+    with open_stream(split.path) as stream:
+        at_end = False
+        while not at_end:
+            data = stream.read(BLOCK_BYTES)
+            at_end = not data
+            text = rest + data
+            cut = len(text) if at_end and stream.error is None else text.rfind(b"\n") + 1
+            whole, rest = text[:cut], text[cut:]
+            if number == 0:
+                whole = whole.removeprefix(_BOM)
+            if lines := [line for line in whole.split(b"\n") if line and not line.isspace()]:
+                yield number, lines
+                number += len(lines)
+            if len(rest) > MAX_LINE_BYTES:
+                raise BrokenFileError(
+                    f"line after row {number - 1} of {split.name} is longer than {MAX_LINE_BYTES} bytes"
+                )
+        if stream.error is not None:
+            raise stream.error
+
+
+def head_lines(split: Split, size: int, limit: int) -> list[bytes]:
+    """At most `limit` lines from about the first `size` bytes of a file, for a look at it; blank lines left out."""
+    with open_stream(split.path) as stream:
+        text = stream.read(size).removeprefix(_BOM)
+        if len(text) == size:
+            text = text[: text.rfind(b"\n") + 1] or text
+    return [line for line in text.split(b"\n") if line and not line.isspace()][:limit]

@@ -1,0 +1,118 @@
+"""Parquet: split by runs of row groups, streamed batch by batch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from handlers.chunks import DEAD_LETTER
+from handlers.errors import BrokenFileError
+from transforms.sources.blocks import Block, Plan, ReadOptions, Split, check_columns, fit
+from transforms.sources.files import InputFile, open_input
+
+NAME = "parquet"
+EXTENSIONS = (".parquet", ".pq", ".parq")
+COMPRESSED = False
+
+SPLIT_BYTES = 128 << 20
+SPLIT_ROWS = 1_000_000
+# Pages are read through a buffer of this size, so that a column chunk of any size never lies in memory whole.
+# Not from an object store: there every jump from one column to another would be a request of its own.
+_BUFFER = 1 << 20
+
+
+def plan(files: Sequence[InputFile], _numeric: Callable[[str], bool]) -> Plan:
+    """Reads the footers of all files. One that cannot be read is a split all the same, and fails when it is read."""
+    with ThreadPoolExecutor(16) as pool:
+        footers = list(pool.map(_footer, files))
+    schema = pa.schema([])
+    splits: list[Split] = []
+    for file, footer in zip(files, footers, strict=True):
+        if footer is None:
+            splits.append(Split(file.path, NAME, file.partitions))
+            continue
+        metadata, columns = footer
+        splits += _splits(file, metadata)
+        try:
+            schema = unify(schema, columns)
+        except pa.ArrowException:
+            continue  # types without a common one: the first file wins, and this one fails when it is read
+    return Plan(schema, splits)
+
+
+def _footer(file: InputFile) -> tuple[pq.FileMetaData, pa.Schema] | None:
+    try:
+        with open_input(file.path) as source:
+            opened = pq.ParquetFile(source)
+            return opened.metadata, plain_schema(opened.schema_arrow)
+    except Exception:
+        return None
+
+
+def _splits(file: InputFile, metadata: pq.FileMetaData) -> Iterator[Split]:
+    start = first_row = rows = size = 0
+    for group in range(metadata.num_row_groups):
+        each = metadata.row_group(group)
+        if group > start and (size + each.total_byte_size > SPLIT_BYTES or rows + each.num_rows > SPLIT_ROWS):
+            yield Split(file.path, NAME, file.partitions, (start, group), first_row, rows)
+            start, first_row, rows, size = group, first_row + rows, 0, 0
+        rows += each.num_rows
+        size += each.total_byte_size
+    yield Split(file.path, NAME, file.partitions, (start, metadata.num_row_groups), first_row, rows)
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """`schema` without metadata, its dictionary columns as the values that they stand for."""
+
+    def plain(kind: pa.DataType) -> pa.DataType:
+        return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+    return pa.schema([pa.field(each.name, plain(each.type)) for each in schema])
+
+
+def unify(first: pa.Schema, second: pa.Schema) -> pa.Schema:
+    """The columns of both, by name, in types that hold the values of both."""
+    return pa.unify_schemas([first, second], promote_options="permissive")
+
+
+def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Block]:
+    """Reads the row groups of a split."""
+    with open_input(split.path) as source:
+        buffer = 0 if isinstance(source, pa.PythonFile) else _BUFFER
+        file = pq.ParquetFile(source, buffer_size=buffer, pre_buffer=False)
+        names = file.schema_arrow.names
+        check_columns(names, options.needed, split)
+        _check_types(plain_schema(file.schema_arrow), schema, split)
+        columns = [name for name in schema.names if name in names] or names[:1]  # one, to count the rows by
+        row = split.first_row
+        for group in range(*(split.row_groups or (0, file.num_row_groups))):
+            metadata = file.metadata.row_group(group)
+            fitting = options.max_chunk_bytes * metadata.num_rows // max(metadata.total_byte_size, 1)
+            size = max(min(options.chunk_rows, fitting), 1)
+            for batch in file.iter_batches(size, row_groups=[group], columns=columns):
+                numbers = np.arange(row, row + batch.num_rows, dtype=np.int64)
+                yield fit(batch, schema, numbers, split, cast=pc.cast, raw=_as_json)
+                row += batch.num_rows
+
+
+def _as_json(values: dict[str, object]) -> str:
+    return json.dumps(values, default=str, ensure_ascii=False)
+
+
+def _check_types(columns: pa.Schema, schema: pa.Schema, split: Split) -> None:
+    for each in columns:
+        if each.name not in schema.names or each.name == DEAD_LETTER:
+            continue
+        settled = schema.field(each.name)
+        try:
+            fits = unify(pa.schema([settled]), pa.schema([each])).field(0).type == settled.type
+        except pa.ArrowException:
+            fits = False
+        if not fits:
+            raise BrokenFileError(f'column "{each.name}" of {split.name} is {each.type}; {settled.type} was expected')
