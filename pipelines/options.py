@@ -9,7 +9,7 @@ import argparse
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, NoReturn, TypeVar
+from typing import Any, Literal, NoReturn, TypeVar
 
 from handlers.errors import UsageError
 
@@ -87,6 +87,13 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
+def function(text: str) -> str:
+    """A function's name as `module:function`."""
+    if not all(text.partition(":")):
+        raise ValueError(f'must be module:function, not "{text}"')
+    return text
+
+
 @dataclass(frozen=True)
 class SourceOptions:
     """What is scored."""
@@ -114,7 +121,7 @@ class ModelOptions:
         metavar="N",
     )
     device: str = option("auto, cpu, cuda or cuda:N; auto is a GPU where there is one (default: auto)", "auto")
-    precision: str = option(
+    precision: Literal["float32", "bfloat16", "float16"] = option(
         "float32, or bfloat16 or float16 by autocast (default: float32)",
         "float32",
         choices=("float32", "bfloat16", "float16"),
@@ -126,11 +133,16 @@ class ModelOptions:
     )
     min_ram: str | None = option("resource hint of the inference step, with its unit, as 16GB", None)
     preprocess: tuple[str, ...] = option(
-        "module:function on rows, after those of the model; may be repeated", (), repeatable=True, metavar="FUNCTION"
+        "module:function on rows, after those of the model; may be repeated",
+        (),
+        parse=function,
+        repeatable=True,
+        metavar="FUNCTION",
     )
     postprocess: tuple[str, ...] = option(
         "module:function on predictions, after those of the model; may be repeated",
         (),
+        parse=function,
         repeatable=True,
         metavar="FUNCTION",
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +117,7 @@ def _set_up_logging(verbose: bool) -> None:
 
 
 def _main() -> None:
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler that ends the job cleans up as Ctrl-C does
     code = main()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 import uuid
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -164,6 +166,10 @@ def run(job: Job) -> dict[str, Any]:
 
 def _check_output(options: ScoreOptions) -> None:
     output = options.sink.output
+    if "://" not in output:
+        there = next(folder for folder in (Path(output), *Path(output).absolute().parents) if folder.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            raise UsageError(f"--output {output} cannot be written: {there} is no folder that you may write to")
     if options.sink.overwrite:
         return
     if run_finished(output, options.sink.report):
@@ -198,9 +204,11 @@ def _sample(source: Input) -> pa.RecordBatch:
     return merge(chunks).slice(0, SAMPLE_ROWS)
 
 
-def _cause(error: Exception) -> TorchbeamError:
+def _cause(error: Exception) -> BaseException:
     """What went wrong in a worker, out of the traceback that runners make the text of their own error."""
     lines = [line.strip() for line in str(error).splitlines()]
+    if any(line.startswith(("KeyboardInterrupt", "RuntimeError: KeyboardInterrupt")) for line in lines):
+        return KeyboardInterrupt()
     pattern = re.compile(r"(?:[a-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)): (.+)")
     for line in reversed(lines):
         if match := pattern.match(line):

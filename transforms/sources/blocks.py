@@ -6,11 +6,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from handlers.errors import BrokenFileError
 from handlers.isolation import isolate
@@ -47,7 +47,7 @@ class Split:
     @property
     def name(self) -> str:
         """The name of the file, without its folders."""
-        return PurePosixPath(self.path).name
+        return self.path.rpartition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -149,22 +149,44 @@ def fit(
     *,
     cast: Callable[[pa.Array, pa.DataType], pa.Array],
     raw: Callable[[dict[str, Any]], str],
+    fits: Callable[[pa.Array, pa.DataType], pa.Array] | None = None,
 ) -> Block:
     """Casts the columns of `batch` to `schema`; rows with a value that does not fit are refused.
 
-    An absent column is null. `raw` makes the text of a refused row from its values as they are in `batch`.
+    An absent column is null. `raw` makes the text of a refused row from its values as they are in `batch`. `fits` is
+    asked for columns that cannot be cast whole: it is false for values that surely cannot be cast, so that halving has
+    less to find, which takes long where many values are bad.
     """
     present = set(batch.schema.names)
+    refused: dict[int, pa.Field] = {}
+    done: dict[str, pa.Array] = {}
+    left: dict[str, pa.Array] = {}
+    for each in schema:
+        if each.name not in present:
+            done[each.name] = pa.nulls(batch.num_rows, each.type)
+            continue
+        array = batch.column(each.name)
+        try:
+            done[each.name] = cast(array, each.type)
+        except Exception:
+            left[each.name] = array
+            if fits is not None:
+                good = pc.fill_null(fits(array, each.type), True)
+                left[each.name] = pc.if_else(good, array, pa.scalar(None, array.type))
+                for row in np.flatnonzero(~good.to_numpy(zero_copy_only=False)).tolist():
+                    refused.setdefault(row, each)
 
     def column(each: pa.Field, start: int, stop: int) -> pa.Array:
-        if each.name not in present:
-            return pa.nulls(stop - start, each.type)
-        return cast(batch.column(each.name).slice(start, stop - start), each.type)
+        if each.name in done:
+            return done[each.name].slice(start, stop - start)
+        return cast(left[each.name].slice(start, stop - start), each.type)
 
-    fitted, refused = convert(schema, batch.num_rows, column)
+    fitted, others = convert(schema, batch.num_rows, column)
+    refused = others | refused
+    rows = sorted(refused)
     refusals = {}
-    for row, each in sorted(refused.items()):
-        values = batch.slice(row, 1).to_pylist()[0]
+    for row, values in zip(rows, batch.take(pa.array(rows, pa.int64())).to_pylist() if rows else [], strict=True):
+        each = refused[row]
         refusals[row] = misfit(each, values[each.name], numbers[row], split, raw(values))
     return Block(fitted, numbers, refusals)
 

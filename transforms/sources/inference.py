@@ -36,7 +36,7 @@ def text_type(values: pa.Array, *, numeric: bool) -> pa.DataType:
         values: the sample; nulls do not count.
         numeric: the column feeds a numeric input of the model. What is no number in it then does not decide its type.
     """
-    values = values.drop_null()
+    values = pc.utf8_trim_whitespace(values.drop_null())
     if not len(values):
         return pa.float64() if numeric else pa.string()
     for candidate in (pa.int64(), pa.bool_(), pa.float64(), *_TEMPORAL):

@@ -11,7 +11,7 @@ import codecs
 import csv
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -34,6 +34,13 @@ BLOCK_BYTES = 8 << 20  # a row has to fit in one
 # Arrow can skip a row with too few cells only where its text is UTF-8. So each byte that is not is replaced by this
 # character, which no text may hold, and the cells that have it are refused.
 _INVALID = "\U0010ffff"
+# What a cell at least looks like that can be cast.
+_PATTERNS: tuple[tuple[Callable[[pa.DataType], bool], str], ...] = (
+    (pa.types.is_integer, r"[+-]?[0-9]+|-?0x[0-9a-f]+"),
+    (pa.types.is_floating, r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)"),
+    (pa.types.is_boolean, "true|false|0|1"),
+    (pa.types.is_temporal, r"-?[0-9]{4}.*"),
+)
 codecs.register_error("torchbeam.invalid", lambda error: (_INVALID, error.end))  # type: ignore[attr-defined]
 
 
@@ -45,23 +52,22 @@ class _Utf8:
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder("utf-8")("torchbeam.invalid")
         self._ahead = b""
+        self._ended = False
 
     def read(self, size: int) -> bytes:
-        data = self._ahead or self._next(size)
+        data = self.peek(size)
         self._ahead = data[size:]
         return data[:size]
 
     def peek(self, size: int) -> bytes:
-        self._ahead = self._ahead or self._next(size)
+        """At least `size` of the bytes that come next, or all there are."""
+        while len(self._ahead) < size and not self._ended:
+            data = self._stream.read(size - len(self._ahead))
+            self._ended = not data
+            text = self._decoder.decode(data, final=self._ended)
+            self.repaired = self.repaired or (not text.isascii() and _INVALID in text)
+            self._ahead += text.encode()
         return self._ahead
-
-    def _next(self, size: int) -> bytes:
-        data, text = b"-", ""
-        while data and not text:  # the first bytes of a character are no text yet
-            data = self._stream.read(size)
-            text = self._decoder.decode(data, final=not data)
-        self.repaired = self.repaired or (not text.isascii() and _INVALID in text)
-        return text.encode()
 
     def close(self) -> None:
         self._stream.close()
@@ -179,22 +185,35 @@ def _blocks(table: _Table, source: _Utf8, schema: pa.Schema, split: Split) -> It
     def cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
         return _cast(array, kind, check=source.repaired)
 
+    delimiter = _delimiter(split)
+
     def raw(values: dict[str, str | None]) -> str:
-        return _line(values.values(), _delimiter(split))
+        return _line(values.values(), delimiter)
 
     number = 0
     for batch in table.batches:
         skipped = np.array([_number(row) for row in table.skipped], np.int64)
-        numbers = np.setdiff1d(np.arange(number, number + batch.num_rows + len(skipped)), skipped)[: batch.num_rows]
+        numbers = np.arange(number, number + batch.num_rows + len(skipped), dtype=np.int64)
+        if len(skipped):
+            numbers = np.setdiff1d(numbers, skipped)[: batch.num_rows]
         if len(numbers):
             number = int(numbers[-1]) + 1
             before = int(np.searchsorted(skipped, number))
             if before:
-                yield _refused(table.skipped[:before], schema, split)
+                yield _shown(_refused(table.skipped[:before], schema, split))
                 del table.skipped[:before]
-            yield fit(batch, schema, numbers, split, cast=cast, raw=raw)
+            yield _shown(fit(batch, schema, numbers, split, cast=cast, raw=raw, fits=_may_fit))
     if table.skipped:
-        yield _refused(table.skipped, schema, split)
+        yield _shown(_refused(table.skipped, schema, split))
+
+
+def _shown(block: Block) -> Block:
+    """`block` with refusals that show the usual character for a byte that is not UTF-8."""
+    refusals = {
+        position: Refusal(each.type, each.message.replace(_INVALID, "\ufffd"), each.raw.replace(_INVALID, "\ufffd"))
+        for position, each in block.refusals.items()
+    }
+    return replace(block, refusals=refusals)
 
 
 def _refused(rows: Sequence[pacsv.InvalidRow], schema: pa.Schema, split: Split) -> Block:
@@ -202,7 +221,7 @@ def _refused(rows: Sequence[pacsv.InvalidRow], schema: pa.Schema, split: Split) 
     for position, row in enumerate(rows):
         cells = f"{row.actual_columns} cell{'s' if row.actual_columns != 1 else ''}"
         message = f"row {_number(row)} of {split.name} has {cells}; {row.expected_columns} were expected"
-        refusals[position] = Refusal("ValueError", message, row.text.replace(_INVALID, "\ufffd"))
+        refusals[position] = Refusal("ValueError", message, row.text)
     return Block(null_batch(schema, len(rows)), np.array([_number(row) for row in rows], np.int64), refusals)
 
 
@@ -219,12 +238,18 @@ def _cast(array: pa.Array, kind: pa.DataType, *, check: bool) -> pa.Array:
         return pc.cast(pc.utf8_trim_whitespace(array), kind)
 
 
+def _may_fit(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    if pa.types.is_string(kind):
+        return pc.invert(pc.match_substring(array, _INVALID))
+    pattern = next(pattern for is_kind, pattern in _PATTERNS if is_kind(kind))
+    return pc.match_substring_regex(array, rf"(?i)^\s*({pattern})\s*$")
+
+
 def _delimiter(split: Split) -> str:
     return "\t" if ".tsv" in PurePosixPath(split.path).suffixes else ","
 
 
 def _line(cells: Iterable[str | None], delimiter: str) -> str:
     line = io.StringIO()
-    texts = ["" if cell is None else cell.replace(_INVALID, "\ufffd") for cell in cells]
-    csv.writer(line, delimiter=delimiter, lineterminator="").writerow(texts)
+    csv.writer(line, delimiter=delimiter, lineterminator="").writerow(cells)
     return line.getvalue()

@@ -27,6 +27,8 @@ NAME = "jsonl"
 EXTENSIONS = (".jsonl", ".ndjson", ".json")
 COMPRESSED = True
 
+_OPEN, _CLOSE = b"{}"
+
 
 def plan(files: Sequence[InputFile], numeric: Callable[[str], bool]) -> Plan:
     """Settles the columns from the heads of a few files, spread over all of them; one split a file."""
@@ -60,22 +62,50 @@ def blocks(split: Split, schema: pa.Schema, _options: ReadOptions) -> Iterator[B
     """Reads the lines of a file. A line that is no JSON object or holds a value that does not fit is refused."""
     for number, raw in line_blocks(split):
         lines = [line.strip() for line in raw]
-        if number == 0 and lines[0].startswith(b"["):
+        if number == 0 and _opens_array(lines[0]):
             raise BrokenFileError(f"{split.name} is a JSON array; write one JSON object a line instead")
         numbers = np.arange(number, number + len(lines), dtype=np.int64)
-        found = isolate(lambda start, stop, lines=lines: _parse(lines[start:stop], schema), 0, len(lines))  # type: ignore[misc]
-        bad = [row for row, _ in found.failures]
-        if found.results:
-            table = pa.Table.from_batches([batch for _, _, batch in found.results])
-            yield Block(single_batch(table), np.delete(numbers, bad))
+        batches, errors = _sift(lines, schema)
+        bad = sorted(errors)
+        if batches:
+            yield Block(single_batch(pa.Table.from_batches(batches)), np.delete(numbers, bad))
         if bad:
-            errors = [error for _, error in found.failures]
-            yield _refused([lines[row] for row in bad], numbers[bad], errors, schema, split)
+            failed = [errors[row] for row in bad]
+            yield _refused([lines[row] for row in bad], numbers[bad], failed, schema, split)
+
+
+def _opens_array(line: bytes) -> bool:
+    if not line.startswith(b"["):
+        return False
+    try:
+        return any(isinstance(each, dict) for each in json.loads(line))
+    except ValueError:
+        return True
+
+
+def _sift(lines: list[bytes], schema: pa.Schema) -> tuple[list[pa.RecordBatch], dict[int, Exception]]:
+    """The rows of those `lines` that fit `schema`, in order, and by position why the others do not."""
+    try:
+        return [_parse(lines, schema)], {}
+    except Exception:
+        rows = [_load(line) for line in lines]
+    # What surely does not fit is set apart in one go, since halving takes long where many lines are bad.
+    kinds = {each.name: _python_types(each.type) for each in schema}
+    errors: dict[int, Exception] = {}
+    for position, row in enumerate(rows):
+        if isinstance(row, Exception):
+            errors[position] = row
+        elif any(type(row.get(name)) not in fitting for name, fitting in kinds.items()):
+            errors[position] = ValueError("a value does not fit its column")
+    rest = [position for position in range(len(lines)) if position not in errors]
+    found = isolate(lambda start, stop: _parse([lines[each] for each in rest[start:stop]], schema), 0, len(rest))
+    errors |= {rest[index]: error for index, error in found.failures}
+    return [batch for _, _, batch in found.results], errors
 
 
 def _parse(lines: list[bytes], schema: pa.Schema) -> pa.RecordBatch:
     """The rows of `lines` with the columns of `schema`. Raises if a line is not one JSON object that fits it."""
-    if not all(line.startswith(b"{") and line.endswith(b"}") for line in lines):
+    if {line[0] for line in lines} != {_OPEN} or {line[-1] for line in lines} != {_CLOSE}:
         raise ValueError("it is no JSON object")  # and Arrow crashes on a lone `null`
     data = b"\n".join(lines)
     data.decode()  # Arrow does not check that strings are UTF-8
@@ -97,25 +127,43 @@ def _as_read(kind: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_date(kind) else kind  # Arrow reads a date only from a number of days
 
 
+def _python_types(kind: pa.DataType) -> set[type]:
+    """The Python types of the JSON values that may fit a column of type `kind`."""
+    if pa.types.is_floating(kind):
+        return {type(None), int, float}
+    if pa.types.is_integer(kind):
+        return {type(None), int}
+    if pa.types.is_boolean(kind):
+        return {type(None), bool}
+    if pa.types.is_list(kind):
+        return {type(None), list}
+    return {type(None), dict if pa.types.is_struct(kind) else str}
+
+
 def _refused(
     lines: list[bytes], numbers: np.ndarray, errors: list[Exception], schema: pa.Schema, split: Split
 ) -> Block:
     """The rows of `lines`, none of which fits `schema` whole, with those values that do fit."""
-    rows = [_load(line) for line in lines]
-    objects = [line if isinstance(row, dict) else b"{}" for line, row in zip(lines, rows, strict=True)]
+    loaded = [_load(line) for line in lines]
+    rows: list[dict[str, Any]] = [row if isinstance(row, dict) else {} for row in loaded]
+    kinds = {each.name: _python_types(each.type) for each in schema}
 
     def column(each: pa.Field, start: int, stop: int) -> pa.Array:
-        return _parse(objects[start:stop], pa.schema([each])).column(0)
+        name, fitting = each.name, kinds[each.name]
+        some = zip(rows[start:stop], lines[start:stop], strict=True)
+        return _parse(
+            [line if row and type(row.get(name)) in fitting else b"{}" for row, line in some], pa.schema([each])
+        )[0]
 
     batch, misfits = convert(schema, len(lines), column)
     refusals = {}
     for position, row in enumerate(rows):
         text = lines[position].decode(errors="replace")
-        if isinstance(row, dict) and position in misfits:
-            field = misfits[position]
+        wrong = (each for each in schema if type(row.get(each.name)) not in kinds[each.name])
+        if (field := next(wrong, misfits.get(position))) is not None:
             refusals[position] = misfit(field, row.get(field.name), numbers[position], split, text)
         else:
-            error = row if isinstance(row, Exception) else errors[position]
+            error = errors[position]
             message = f"row {numbers[position]} of {split.name} cannot be read: {one_line(error)}"
             refusals[position] = Refusal(type(error).__name__, message, text)
     return Block(batch, numbers, refusals)

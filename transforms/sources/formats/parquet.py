@@ -97,7 +97,10 @@ def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Bl
             size = max(min(options.chunk_rows, fitting), 1)
             for batch in file.iter_batches(size, row_groups=[group], columns=columns):
                 numbers = np.arange(row, row + batch.num_rows, dtype=np.int64)
-                yield fit(batch, schema, numbers, split, cast=pc.cast, raw=_as_json)
+                if batch.schema.equals(schema):
+                    yield Block(batch, numbers)
+                else:
+                    yield fit(batch, schema, numbers, split, cast=pc.cast, raw=_as_json)
                 row += batch.num_rows
 
 

@@ -1,0 +1,193 @@
+"""Wrong usage: one line on stderr that names the thing, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from conftest import Table, save_model
+
+from pipelines import cli, score
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def copy(model: Path, tmp_path: Path) -> Path:
+    """A model directory to spoil."""
+    return Path(shutil.copytree(model, tmp_path / "copy"))
+
+
+@pytest.fixture
+def refused(poisoned: Table, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Runs the command, which must refuse, and gives the line that it says."""
+
+    def call(*arguments: str, **replaced: object) -> str:
+        output = tmp_path / "out"
+        named = {"input": poisoned.folder, "model": model, "output": output} | replaced
+        code = score.main([*(f"--{name}={value}" for name, value in named.items()), *arguments])
+        captured = capsys.readouterr()
+        assert code == 2, captured.err
+        assert captured.out == ""
+        (line,) = captured.err.splitlines()
+        assert line.startswith("torchbeam score: error: ")
+        assert not output.exists()
+        return line
+
+    return call
+
+
+def change(model: Path, **fields: object) -> None:
+    file = model / "model.yaml"
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | fields))
+
+
+class TestModels:
+    def test_pickled_model(self, refused: Refused, copy: Path) -> None:
+        torch.save(torch.nn.Linear(2, 2), copy / "weights.pt")
+        spec = yaml.safe_load((copy / "model.yaml").read_text())
+        del spec["sha256"]
+        (copy / "model.yaml").write_text(yaml.safe_dump(spec | {"format": "state_dict", "weights": "weights.pt"}))
+        assert "ModelDir.save" in refused(model=copy)
+
+    def test_wrong_sha256(self, refused: Refused, copy: Path) -> None:
+        change(copy, sha256="0" * 64)
+        assert "sha256" in refused(model=copy)
+
+    def test_unknown_field(self, refused: Refused, copy: Path) -> None:
+        change(copy, colour="red")
+        assert 'unknown field "colour"' in refused(model=copy)
+
+    def test_missing_column(self, refused: Refused, copy: Path) -> None:
+        change(copy, inputs=[{"name": "x", "columns": ["amount", "income"]}])
+        line = refused(model=copy)
+        assert '"income" is missing' in line
+        assert "f_0" in line
+
+    @pytest.mark.parametrize(
+        "expression", ["sum(f_1)", "f_1 - avg(f_1) over ()", "row_number() over (order by f_1)", "count(*)"]
+    )
+    def test_feature_over_other_rows(self, refused: Refused, copy: Path, expression: str) -> None:
+        change(copy, features={"g": expression})
+        assert 'feature "g"' in refused(model=copy)
+
+    def test_unreadable_model(self, refused: Refused, tmp_path: Path) -> None:
+        assert "does not exist" in refused(model=tmp_path / "nowhere")
+        (tmp_path / "junk.pt2").write_bytes(b"junk")
+        assert "junk.pt2" in refused(model=tmp_path / "junk.pt2")
+        (tmp_path / "folder").mkdir()
+        assert "model.yaml" in refused(model=tmp_path / "folder")
+
+    def test_function_that_is_not_there(self, refused: Refused) -> None:
+        assert "nowhere:function" in refused("--preprocess=nowhere:function")
+        assert "no_such" in refused("--postprocess=poison_rows:no_such")
+        assert "module:function" in refused("--postprocess=poison_rows")
+
+    def test_gpu_that_is_not_there(self, refused: Refused) -> None:
+        if torch.cuda.is_available():
+            pytest.skip("this machine has a GPU")
+        assert "sees no GPU" in refused("--device=cuda")
+        assert "none of auto" in refused("--device=tpu")
+
+
+class TestOptions:
+    @pytest.mark.parametrize(
+        ("argument", "named"),
+        [
+            ("--batch_size=-3", "--batch_size"),
+            ("--batch_size=many", "--batch_size"),
+            ("--limit=0", "--limit"),
+            ("--max_failure_rate=1.5", "--max_failure_rate"),
+            ("--precision=int4", "--precision"),
+            ("--output_format=xml", "--output_format"),
+            ("--columns=nothing_like_it", "nothing_like_it"),
+            ("--colums=id", "--columns"),
+            ("--no_such_option=1", "--no_such_option"),
+            ("--runner=NoSuchRunner", "NoSuchRunner"),
+            ("--min_ram=4", "--min_ram"),
+            ("--overwrite=perhaps", "--overwrite"),
+            ("stray", "stray"),
+        ],
+    )
+    def test_wrong_value(self, refused: Refused, argument: str, named: str) -> None:
+        assert named in refused(argument)
+
+    def test_missing_required(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert score.main(["--input=x"]) == 2
+        assert "--model" in capsys.readouterr().err
+
+    def test_local_paths_with_other_machines(self, refused: Refused) -> None:
+        assert "--shared_filesystem" in refused("--runner=SparkRunner", "--spark_master_url=spark://host:7077")
+
+    def test_csv_cannot_hold_lists(self, refused: Refused) -> None:
+        assert "column vec" in refused("--output_format=csv")
+
+
+class TestInputs:
+    def test_no_input(self, refused: Refused, tmp_path: Path) -> None:
+        assert "nothing-*.parquet" in refused(input=tmp_path / "nothing-*.parquet")
+
+    def test_unknown_extension(self, refused: Refused, tmp_path: Path) -> None:
+        (tmp_path / "x.xyz").write_text("1")
+        assert "--input_format" in refused(input=tmp_path / "x.xyz")
+
+    def test_only_broken_files(self, refused: Refused, tmp_path: Path) -> None:
+        (tmp_path / "a.parquet").write_bytes(b"PAR1 and no more")
+        assert "a.parquet" in refused(input=tmp_path / "a.parquet")
+
+    def test_column_that_predictions_have_too(self, refused: Refused, tmp_path: Path, poisoned: Table) -> None:
+        table = poisoned.table.slice(0, 10).append_column("confidence", pa.array([0.5] * 10))
+        pq.write_table(table, tmp_path / "x.parquet")
+        line = refused(input=tmp_path / "x.parquet")
+        assert '"confidence"' in line
+        assert "--columns" in line
+
+
+def test_bare_export_takes_the_columns_of_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A .pt2 file and a table with as many columns of numbers as it takes: no model.yaml is needed."""
+    torch.manual_seed(0)
+    linear = torch.nn.Linear(3, 2).eval()
+    program = torch.export.export(linear, (torch.zeros(4, 3),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, tmp_path / "bare.pt2")
+    table = pa.table({"name": ["p", "q"], "a": [1.0, 2.0], "b": [3, 4], "c": [5.0, -6.0]})
+    pq.write_table(table, tmp_path / "in.parquet")
+    arguments = [f"--input={tmp_path / 'in.parquet'}", f"--model={tmp_path / 'bare.pt2'}"]
+    assert score.main([*arguments, f"--output={tmp_path / 'out'}"]) == 0, capsys.readouterr().err
+    found = pq.read_table(tmp_path / "out" / "predictions")
+    expected = linear(torch.tensor([[1.0, 3, 5], [2, 4, -6]])).detach().numpy()
+    assert abs(found["output"].combine_chunks().flatten().to_numpy().reshape(2, 2) - expected).max() <= 1e-6
+    assert found["name"].to_pylist() == ["p", "q"]
+
+
+def test_model_directory_that_is_saved_over_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("three years of work")
+    with pytest.raises(Exception, match="no model directory"):
+        save_model(tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+
+
+def test_help_imports_neither_torch_nor_beam() -> None:
+    code = (
+        "import sys\nfrom pipelines import score\ntry: score.main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
+        "heavy = {'torch', 'apache_beam', 'pyarrow', 'pandas'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--max_failure_rate" in done.stdout
+
+
+def test_console_script(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--help"]) == 0
+    assert "score" in capsys.readouterr().out
+    assert cli.main(["sing"]) == 2
+    assert '"sing"' in capsys.readouterr().err
+    assert cli.main(["score", "--input=x"]) == 2
