@@ -1,0 +1,72 @@
+# make score    set up, train the example model and score a table with it
+# make test     set up, then lint, types and tests
+# make lock     resolve requirements.lock anew
+# make clean    remove what the targets made, the virtual environment too
+
+.DEFAULT_GOAL := help
+.PHONY: help setup score test lint types format lock clean
+SHELL := /bin/bash
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Changes with the lock and the package's metadata, so that a newer one is installed by itself.
+STAMP := $(VENV)/.installed
+OUT := out/digits
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+setup: $(STAMP)
+
+# A name on PATH may be a shim for a Python that is not there, or one without venv: each is tried.
+# The pip that comes with Python fetches uv, which installs in a third of the time; where it cannot (it does not read
+# pip's configuration, so it knows no mirror that is set there), pip does.
+$(STAMP): requirements.lock pyproject.toml setup.py
+	@set -euo pipefail; \
+	usable='import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; \
+	if ! $(BIN)/python -c "$$usable" 2>/dev/null; then \
+	  found=; \
+	  for name in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
+	    if "$$name" -c "$$usable" >/dev/null 2>&1; then found=$$name; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo 'There is no Python 3.11, 3.12 or 3.13 with venv on PATH.' >&2; \
+	    echo 'Install one, or name it: make score PYTHON=/path/to/python3.12' >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "Making $(VENV) with $$("$$found" --version)"; \
+	  "$$found" -m venv --clear $(VENV); \
+	fi; \
+	echo 'Installing requirements.lock (PyTorch comes with CUDA: some GB)'; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv && \
+	  $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock || \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	touch $@
+
+score: $(STAMP)
+	$(BIN)/python examples/digits/train.py $(OUT)
+	$(BIN)/python -m pipelines.score --input=$(OUT)/table.parquet --model=$(OUT)/model --output=$(OUT)/scored --overwrite
+	@$(BIN)/python examples/digits/show.py $(OUT)/scored
+
+test: lint types
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra dev \
+	  pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) out build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
