@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import Table, save_model
+from poisoned_table import Table, save_model
 
 WAIT_SECONDS = 120.0
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from conftest import EXPECTED, LABELS, Table, save_model
+from poisoned_table import EXPECTED, LABELS, Table, save_model
 
 from pipelines import score
 

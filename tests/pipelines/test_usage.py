@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from conftest import Table, save_model
+from poisoned_table import Table, save_model
 
 from pipelines import cli, score
 
