@@ -1,4 +1,4 @@
-"""Chains: users' functions on rows, and SQL features, run so that a row that fails or is left out is known by name.
+"""Chains: users' functions on rows, run so that a row that fails or is left out is known by name.
 
 A function says by the annotation of its first parameter what it takes and gives back:
 
@@ -19,10 +19,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import polars as pl
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from handlers.chunks import single_batch
+from handlers.chunks import exact_cast, single_batch
 from handlers.errors import UsageError, one_line
 from handlers.functions import import_function
 from handlers.isolation import isolate
@@ -87,26 +87,60 @@ class Step:
         """
 
         def call(low: int, high: int) -> Rows:
-            return self.call(Rows(rows.batch.slice(low, high - low), rows.ids[low:high]))
+            result = self.call(Rows(rows.batch.slice(low, high - low), rows.ids[low:high]))
+            if len(result.ids) != result.batch.num_rows:  # Arrow cannot count rows that have no column
+                raise ContractError("gave rows without a single column")
+            return result
 
+        if not rows.batch.num_rows:
+            return self._of_nothing(rows), []
         found = isolate(call, 0, rows.batch.num_rows)
         failures = [
             Failure(int(rows.ids[row]), self.stage, type(error).__name__, f"{self.name}: {one_line(error)}")
             for row, error in found.failures
         ]
         parts = [part for _, _, part in found.results]
-        if not parts:
-            return rows.take(np.zeros(rows.batch.num_rows, dtype=bool)), failures
-        if len(parts) == 1:
-            return parts[0], failures
-        table = pa.concat_tables([pa.Table.from_batches([part.batch]) for part in parts], promote_options="permissive")
-        return Rows(single_batch(table), np.concatenate([part.ids for part in parts])), failures
+        joined, misfits = _join(parts) if parts else (rows.take(np.zeros(rows.batch.num_rows, dtype=bool)), [])
+        failures += [
+            Failure(int(id_), self.stage, "ArrowTypeError", f"{self.name}: gave this row in columns of another type")
+            for id_ in misfits
+        ]
+        return joined, failures
+
+    def _of_nothing(self, rows: Rows) -> Rows:
+        """What the function makes of no rows, for the columns that it adds; as they came where it cannot take none."""
+        try:
+            return self.call(rows)
+        except Exception:
+            return rows
+
+
+def _join(parts: Sequence[Rows]) -> tuple[Rows, list[int]]:
+    """All rows of `parts`, and the ids of those whose columns have no common type with the columns of most rows."""
+    if len(parts) == 1:
+        return parts[0], []
+    by_size = sorted(range(len(parts)), key=lambda place: -parts[place].batch.num_rows)
+    schema = parts[by_size[0]].batch.schema
+    fitting = []
+    for place in by_size:
+        try:
+            schema = pa.unify_schemas([schema, parts[place].batch.schema], promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            continue
+        fitting.append(place)
+    kept = [parts[place] for place in sorted(fitting)]
+    table = pa.concat_tables([pa.Table.from_batches([part.batch]) for part in kept], promote_options="permissive")
+    misfits = [int(id_) for place in set(by_size) - set(fitting) for id_ in parts[place].ids]
+    return Rows(single_batch(table), np.concatenate([part.ids for part in kept])), sorted(misfits)
 
 
 def function_step(name: str, stage: str) -> Step:
     """The step of the function `module:function`; raises `UsageError` where it cannot be used."""
     function = import_function(name, stage)
-    parameters = list(inspect.signature(function).parameters.values())
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # some built-in functions have none
+        parameters = []
     if not parameters:
         raise UsageError(f'{stage} "{name}" takes no argument; it must take rows')
     try:
@@ -114,163 +148,108 @@ def function_step(name: str, stage: str) -> Step:
     except Exception:
         annotation = parameters[0].annotation
     kind = typing.get_origin(annotation) or annotation
+    if isinstance(kind, str):  # its names are imported for type checkers only
+        kind = kind.partition("[")[0].rpartition(".")[2]
+    adapters: dict[Any, Callable[[Any, Rows], Rows]]
     adapters = {pa.RecordBatch: _on_batch, pd.DataFrame: _on_frame, dict: _on_dicts}
+    adapters |= {"RecordBatch": _on_batch, "DataFrame": _on_frame, "dict": _on_dicts, "Dict": _on_dicts}
     if kind not in adapters:
         raise UsageError(
             f'{stage} "{name}" must say what it takes by the annotation of its first argument: pa.RecordBatch, '
             "pd.DataFrame or dict"
         )
     adapter = adapters[kind]
-    return Step(name, stage, lambda rows: adapter(function, name, rows))
+    return Step(name, stage, lambda rows: adapter(function, rows))
 
 
-def feature_step(features: dict[str, str]) -> Step:
-    """The step that adds a column for every SQL expression of `features`; raises `UsageError` for a malformed one.
-
-    Expressions are those of Polars' `sql_expr`: over the columns of the row, without access to files or tables. Later
-    features may use earlier ones.
-    """
-    expressions = [(name, _expression(name, text)) for name, text in features.items()]
-
-    def call(rows: Rows) -> Rows:
-        frame = pl.DataFrame(rows.batch)
-        batch = rows.batch
-        for name, expression in expressions:
-            column = frame.select(expression.alias(name))
-            if len(column) != len(frame):
-                column = column[[0] * len(frame)]
-            frame = frame.with_columns(column.to_series())
-            array = column.to_series().to_arrow(compat_level=pl.CompatLevel.oldest())
-            if pa.types.is_large_string(array.type):
-                array = array.cast(pa.string())
-            batch = set_column(batch, name, array)
-        return Rows(batch, rows.ids)
-
-    return Step("features", "features", call)
-
-
-def feature_columns(features: dict[str, str]) -> frozenset[str]:
-    """The input columns that `features` are computed from."""
-    used: set[str] = set()
-    for name, text in reversed(features.items()):
-        used.discard(name)
-        used.update(_expression(name, text).meta.root_names())
-    return frozenset(used)
-
-
-def check_features(features: dict[str, str], batch: pa.RecordBatch) -> None:
-    """Refuses features whose value in one row depends on other rows, such as aggregates and windows.
-
-    A sample is computed whole and row by row. Values made up from the column types are added to the rows of `batch`, so
-    that an aggregate shows even where there is only one row, or all are alike.
-
-    Raises:
-        UsageError: names the feature, and why it was refused.
-    """
-    used = sorted(feature_columns(features))
-    missing = [name for name in used if name not in batch.schema.names]
-    if missing:
-        name = next(name for name, text in features.items() if missing[0] in _expression(name, text).meta.root_names())
-        raise UsageError(f'feature "{name}" uses column "{missing[0]}", which the input does not have')
-    sample = batch.select(used).slice(0, 32) if used else batch.slice(0, 32)
-    for name, text in features.items():
-        tables = [_made_up(sample.schema)] if not sample.num_rows else [sample, _made_up(sample.schema)]
-        step = feature_step({key: features[key] for key in _up_to(features, name)})
-        for rows in tables:
-            _compare(step, name, text, rows)
-
-
-def set_column(batch: pa.RecordBatch, name: str, array: pa.Array) -> pa.RecordBatch:
-    """`batch` with the column `name`, replaced where it is there and appended where it is not."""
-    place = batch.schema.get_field_index(name)
-    return batch.append_column(name, array) if place < 0 else batch.set_column(place, name, array)
-
-
-def _up_to(features: dict[str, str], name: str) -> list[str]:
-    names = list(features)
-    return names[: names.index(name) + 1]
-
-
-def _expression(name: str, text: str) -> pl.Expr:
-    try:
-        return pl.sql_expr(text)
-    except Exception as error:
-        raise UsageError(f'feature "{name}": "{text}" is no SQL expression over the row: {one_line(error)}') from None
-
-
-def _compare(step: Step, name: str, text: str, batch: pa.RecordBatch) -> None:
-    def values(part: pa.RecordBatch) -> list[Any] | None:
-        try:
-            result: list[Any] = step.call(Rows(part, np.arange(part.num_rows))).batch.column(name).to_pylist()
-        except Exception:
-            return None  # rows that it fails on become dead letters; here they say nothing
-        return result
-
-    alone = [values(batch.slice(row, 1)) for row in range(batch.num_rows)]
-    usable = [row for row, value in enumerate(alone) if value is not None]
-    whole = values(batch.take(pa.array(usable, pa.int64())))
-    single = [value[0] for row in usable if (value := alone[row])]
-    if whole is None or any(not _same(a, b) for a, b in zip(whole, single, strict=True)):
-        raise UsageError(
-            f'feature "{name}": "{text}" depends on other rows (an aggregate or a window?); a feature must be computed '
-            "from its own row alone"
-        )
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, float) and isinstance(other, float):
-        return one == other or (one != one and other != other) or abs(one - other) <= 1e-9 * max(abs(one), abs(other))
-    return bool(one == other)
-
-
-def _made_up(schema: pa.Schema) -> pa.RecordBatch:
-    """A few rows of differing values for `schema`; null where its type has no simple ones."""
-    numbers = pa.array([3, 1, 4, 2, 5, 9])
-    arrays = []
-    for field in schema:
-        try:
-            arrays.append(numbers.cast(pa.bool_()) if pa.types.is_boolean(field.type) else numbers.cast(field.type))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-            arrays.append(pa.nulls(len(numbers), field.type))
-    if not arrays:
-        return pa.RecordBatch.from_arrays([numbers], names=[ROW_ID])
-    return pa.RecordBatch.from_arrays(arrays, schema=schema)
-
-
-def _on_batch(function: Callable[[pa.RecordBatch], Any], name: str, rows: Rows) -> Rows:
+def _on_batch(function: Callable[[pa.RecordBatch], Any], rows: Rows) -> Rows:
     result = function(rows.batch.append_column(ROW_ID, pa.array(rows.ids)))
     if isinstance(result, pa.Table):
         result = single_batch(result)
     if not isinstance(result, pa.RecordBatch):
-        raise ContractError(f'"{name}" gave a {type(result).__name__}, not a pa.RecordBatch')
+        raise ContractError(f"gave a {type(result).__name__}, not a pa.RecordBatch")
     if ROW_ID in result.schema.names:
         ids = result.column(ROW_ID).to_numpy(zero_copy_only=False).astype(np.int64)
-        _check_ids(ids, rows.ids, name)
+        _check_ids(ids, rows.ids)
         return Rows(result.drop_columns([ROW_ID]), ids)
     if result.num_rows != rows.batch.num_rows:
         raise ContractError(
-            f'"{name}" took {rows.batch.num_rows} rows and gave {result.num_rows} without the column {ROW_ID}; keep that '
+            f"took {rows.batch.num_rows} rows and gave {result.num_rows} without the column {ROW_ID}; keep that "
             "column, so that rows can be told apart"
         )
     return Rows(result, rows.ids)
 
 
-def _on_frame(function: Callable[[pd.DataFrame], Any], name: str, rows: Rows) -> Rows:
+def _on_frame(function: Callable[[pd.DataFrame], Any], rows: Rows) -> Rows:
     frame = rows.batch.to_pandas(types_mapper=_nullable_integers)
     frame.index = pd.RangeIndex(FIRST_INDEX, FIRST_INDEX + len(frame))
+    before = frame.copy(deep=pd.__version__ < "3")  # since pandas 3 copies are made when something is written
     result = function(frame)
     if not isinstance(result, pd.DataFrame):
-        raise ContractError(f'"{name}" gave a {type(result).__name__}, not a pd.DataFrame')
+        raise ContractError(f"gave a {type(result).__name__}, not a pd.DataFrame")
     places = result.index.to_numpy()
     if not np.issubdtype(places.dtype, np.integer) or (len(places) and (places.min() < FIRST_INDEX)):
         raise ContractError(
-            f'"{name}" gave a frame with an index of its own; keep the index that came with the rows (no reset_index)'
+            "gave a frame with an index of its own; keep the index that came with the rows (no reset_index)"
         )
     places = places - FIRST_INDEX
-    _check_ids(places, np.arange(len(frame)), name)
-    schema = _known_types(result, rows.batch.schema)
-    batch = pa.RecordBatch.from_pandas(result, schema=schema, preserve_index=False)
-    return Rows(batch.replace_schema_metadata(None), rows.ids[places])
+    _check_ids(places, np.arange(len(frame)))
+    if not result.columns.is_unique:
+        raise ContractError("gave a frame with two columns of one name")
+    in_place = np.array_equal(places, np.arange(len(frame)))  # the usual case, which needs no copies
+    kept = rows if in_place else rows.take(places.astype(np.int64))
+    known = before if in_place else before.iloc[places]
+    columns = {str(column): _column_of(result[column], known, kept.batch) for column in result.columns}
+    return Rows(pa.RecordBatch.from_pydict(columns), kept.ids)
+
+
+def _column_of(series: pd.Series[Any], before: pd.DataFrame, batch: pa.RecordBatch) -> pa.Array:
+    """A column that a function gave back; the very array that it was made from, where no value was changed.
+
+    Pandas cannot tell null from NaN, and has no decimals, dates, lists or dictionaries of Arrow's: what the function left
+    alone must not suffer from that.
+    """
+    place = batch.schema.get_field_index(str(series.name))
+    if place < 0:
+        array = pa.Array.from_pandas(series)
+        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+        return array.cast(pa.string()) if pa.types.is_large_string(array.type) else array
+    # Lists and structs may have been changed in place, and the frame from before with them.
+    nested = pa.types.is_nested(batch.schema.field(place).type)
+    known = batch.column(place).to_pandas().set_axis(series.index) if nested else before[series.name]
+    if _unchanged(series, known):
+        return batch.column(place)
+    return _in_type(lambda kind: pa.Array.from_pandas(series, type=kind), batch.schema.field(place).type)
+
+
+def _unchanged(one: pd.Series[Any], other: pd.Series[Any]) -> bool:
+    try:
+        return one.dtype == other.dtype and bool(one.equals(other))
+    except ValueError:  # arrays among the values have no single answer
+        return False
+
+
+def _in_type(make: Callable[[pa.DataType | None], pa.Array], kind: pa.DataType) -> pa.Array:
+    """The array of the type that a column had before, where its new values fit that; else of the type that they have."""
+
+    def array(wanted: pa.DataType | None) -> pa.Array:
+        made = make(wanted)
+        return made.combine_chunks() if isinstance(made, pa.ChunkedArray) else made
+
+    try:
+        found = array(None)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # as decimals of several scales, or numbers among text
+        return array(kind)
+    try:
+        return exact_cast(found, kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        pass
+    if pa.types.is_nested(kind) or pa.types.is_dictionary(kind):
+        try:
+            return array(kind)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            pass
+    return found.cast(pa.string()) if pa.types.is_large_string(found.type) else found
 
 
 def _nullable_integers(kind: pa.DataType) -> Any:
@@ -281,23 +260,7 @@ def _nullable_integers(kind: pa.DataType) -> Any:
     return pd.api.types.pandas_dtype(names[kind]) if kind in names else None
 
 
-def _known_types(frame: pd.DataFrame, before: pa.Schema) -> pa.Schema | None:
-    """The types of `frame`, with those kept that a column had before and still fits, or that pandas cannot tell."""
-    inferred = pa.Schema.from_pandas(frame, preserve_index=False)
-    fields = []
-    for field in inferred:
-        place = before.get_field_index(str(field.name))
-        if place >= 0 and before.field(place).type != field.type:
-            try:
-                pa.Array.from_pandas(frame[field.name], type=before.field(place).type)
-                field = before.field(place)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError):
-                pass
-        fields.append(field.with_name(str(field.name)))
-    return pa.schema(fields)
-
-
-def _on_dicts(function: Callable[[dict[str, Any]], Any], name: str, rows: Rows) -> Rows:
+def _on_dicts(function: Callable[[dict[str, Any]], Any], rows: Rows) -> Rows:
     kept: list[dict[str, Any]] = []
     ids: list[int] = []
     for id_, row in zip(rows.ids.tolist(), rows.batch.to_pylist(), strict=True):
@@ -305,7 +268,7 @@ def _on_dicts(function: Callable[[dict[str, Any]], Any], name: str, rows: Rows) 
         if result is None:
             continue
         if not isinstance(result, dict):
-            raise ContractError(f'"{name}" gave a {type(result).__name__} for a row, not a dict or None')
+            raise TypeError(f"gave a {type(result).__name__} for a row, not a dict or None")
         kept.append(result)
         ids.append(id_)
     if not kept:
@@ -317,14 +280,20 @@ def _on_dicts(function: Callable[[dict[str, Any]], Any], name: str, rows: Rows) 
 
 def _column(name: str, values: Sequence[Any], before: pa.Schema) -> pa.Array:
     place = before.get_field_index(name)
-    if place >= 0:
-        try:
-            return pa.array(values, before.field(place).type)
-        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-            pass
-    return pa.array(values)
+    if place < 0:
+        return pa.array(values)
+    kind = before.field(place).type
+    try:
+        array = pa.array(values, kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return pa.array(values)
+    # Python's floats have no width: they keep that of the column, unless they are too large for it.
+    if pa.types.is_floating(kind) and pc.any(pc.is_inf(array)).as_py():
+        wide = pa.array(values, pa.float64())
+        return array if pc.is_inf(wide).equals(pc.is_inf(array)) else wide
+    return array
 
 
-def _check_ids(ids: np.ndarray, known: np.ndarray, name: str) -> None:
+def _check_ids(ids: np.ndarray, known: np.ndarray) -> None:
     if len(np.unique(ids)) != len(ids) or not np.isin(ids, known).all():
-        raise ContractError(f'"{name}" gave a row twice or one that it did not take; every row may come back once')
+        raise ContractError("gave a row twice or one that it did not take; every row may come back once")

@@ -126,3 +126,24 @@ def single_batch(table: pa.Table) -> pa.RecordBatch:
         array = column.combine_chunks()
         arrays.append(array.chunk(0) if isinstance(array, pa.ChunkedArray) else array)
     return pa.RecordBatch.from_arrays(arrays, schema=table.schema)
+
+
+def exact_cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """`array` as `kind`; raises `pa.ArrowInvalid` where that would change a value, as 1.5 to an integer or 1e39 to float32.
+
+    Arrow's own safe cast lets floats overflow and lose digits, and reads numbers from text that it cannot give back.
+    """
+    if array.type == kind:
+        return array
+    cast = array.cast(kind)
+    if not pa.types.is_null(array.type) and not _same_values(cast.cast(array.type), array):
+        raise pa.ArrowInvalid(f"values of {array.type} would change as {kind}")
+    return cast
+
+
+def _same_values(one: pa.Array, other: pa.Array) -> bool:
+    if pa.types.is_floating(one.type):
+        both_nan = pc.and_(pc.is_nan(one), pc.is_nan(other))
+        return bool(pc.all(pc.or_(pc.equal(one, other), both_nan)).as_py() is not False)
+    # NaN is not equal to itself inside a list either, but it is written alike.
+    return bool(one.equals(other)) or repr(one.to_pylist()) == repr(other.to_pylist())

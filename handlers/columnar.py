@@ -2,67 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-import os
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 from apache_beam.ml.inference.base import ModelHandler
 
+from handlers.batching import Batching, ResourceHints
 from handlers.chunks import merge
-from handlers.errors import DeviceLostError, UsageError
+from handlers.errors import DeviceLostError
+from handlers.faults import leave_lost_process
+from handlers.metrics import NAMESPACE, InferenceMetrics
 from handlers.model_dir import ModelDir
 from handlers.placement import Placement
 from handlers.predictor import Predictor
 from handlers.scorer import Plan, Scored, Scorer
 
-METRICS_NAMESPACE = "torchbeam"
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How rows are gathered.
-
-    Attributes:
-        chunk_rows: rows of a chunk, the unit that flows through the pipeline.
-        chunk_bytes: about how many bytes a chunk may have, whatever its rows.
-        batch_size: rows of a micro-batch, one call of the model; None chooses by the bytes of a row.
-    """
-
-    chunk_rows: int = 8192
-    chunk_bytes: int = 64 << 20
-    batch_size: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("chunk_rows", "chunk_bytes", "batch_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be 1 or more, not {value}")
-
-
-@dataclass(frozen=True)
-class ResourceHints:
-    """What the inference step asks of its workers, in Beam's own notation.
-
-    Attributes:
-        accelerator: for example `type:nvidia-l4;count:1;install-nvidia-driver`.
-        min_ram: with its unit, for example `16GB` (10⁹ bytes) or `16GiB` (2³⁰ bytes).
-    """
-
-    accelerator: str | None = None
-    min_ram: str | None = None
-
-    def __post_init__(self) -> None:
-        if self.min_ram is not None and not self.min_ram.rstrip().endswith(("B", "b")):
-            raise UsageError(f'--min_ram "{self.min_ram}" has no unit; write it with one, as {self.min_ram}GB')
-
-    def as_dict(self) -> dict[str, str]:
-        """Keyword arguments of Beam's `with_resource_hints`."""
-        hints = {"accelerator": self.accelerator, "min_ram": self.min_ram}
-        return {name: value for name, value in hints.items() if value is not None}
+__all__ = ["Batching", "ColumnarModelHandler", "ResourceHints"]
 
 
 class ColumnarModelHandler(ModelHandler[pa.RecordBatch, Scored, Scorer]):
@@ -89,13 +46,15 @@ class ColumnarModelHandler(ModelHandler[pa.RecordBatch, Scored, Scorer]):
         self._placement = placement or Placement()
         self.batching = batching or Batching()
         self._hints = hints or ResourceHints()
+        self._metrics = InferenceMetrics()
         # RunInference sets them before load_model; kept by the name that Beam's base class has for them.
         self._env_vars = model.spec.env_vars
 
     def load_model(self) -> Scorer:
         """Loads the model into this process, on its device."""
+        started = time.perf_counter()
         predictor = Predictor(self._model.load(), self._placement, self.batching.batch_size)
-        return Scorer(self._model, self.plan, predictor)
+        return Scorer(self._model, self.plan, predictor, predictor.load_since(started))
 
     def run_inference(
         self, batch: Sequence[pa.RecordBatch], model: Scorer, inference_args: dict[str, Any] | None = None
@@ -108,13 +67,14 @@ class ColumnarModelHandler(ModelHandler[pa.RecordBatch, Scored, Scorer]):
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             chunks = list(batch)
         try:
-            return [model.score(chunk) for chunk in chunks]
+            scored = [model.score(chunk) for chunk in chunks]
         except DeviceLostError:
-            if "WORKER_ID" in os.environ:  # a worker process of its own, which its runner replaces and retries
-                _log.exception("the accelerator is lost; this worker process ends, so that a fresh one can take over")
-                logging.shutdown()
-                os._exit(70)
+            leave_lost_process()
             raise
+        self._metrics.loaded(model.take_load())
+        for part in scored:
+            self._metrics.scored(part)
+        return scored
 
     def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
         """Bytes of the Arrow buffers of the batch."""
@@ -127,7 +87,12 @@ class ColumnarModelHandler(ModelHandler[pa.RecordBatch, Scored, Scorer]):
 
     def get_metrics_namespace(self) -> str:
         """The namespace of Beam's metrics of this step."""
-        return METRICS_NAMESPACE
+        return NAMESPACE
+
+    def override_metrics(self, metrics_namespace: str = "") -> bool:
+        """Takes the namespace that `RunInference` was given; Beam goes on to report its own metrics too."""
+        self._metrics.rename(metrics_namespace)
+        return False
 
     def get_resource_hints(self) -> dict[str, str]:
         """The hints of the inference step."""

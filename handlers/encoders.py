@@ -1,25 +1,36 @@
-"""Encoders: columns of a chunk become the tensors of one model input, and rows that cannot are told apart."""
+"""Encoders: columns of a chunk become the tensor of one model input, and rows that cannot are told apart.
+
+Which columns feed an input, and with what widths, is settled once on the driver, in `handlers.binding`. What single
+values mean as numbers is in `handlers.values`. Here is what happens to every chunk, so an array of a type that was not
+foreseen is an error of its rows and never of the run.
+"""
 
 from __future__ import annotations
 
-import datetime
-import fnmatch
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
-from handlers.errors import UsageError
-from handlers.formats import TensorInfo
 from handlers.spec import InputSpec
-
-SECONDS = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}
+from handlers.values import (
+    Values,
+    bounds,
+    codes_of,
+    depth,
+    flatten,
+    is_list,
+    is_machine_number,
+    mask_of,
+    numbers_of,
+    numpy_dtype,
+    type_problem,
+    within,
+)
 
 
 class RowError(NamedTuple):
@@ -55,356 +66,171 @@ class BoundInput:
         return torch.zeros(rows, *self.shape, dtype=self.dtype)
 
     def encode(self, batch: pa.RecordBatch) -> tuple[torch.Tensor, RowErrors]:
-        """The tensor of this input for the rows of `batch`, of (rows, *shape).
+        """The tensor of this input for the rows of `batch`, of (rows, *shape), contiguous and of its own memory.
 
         The second result tells which rows could not be encoded, and why; what the tensor holds there has no meaning.
         """
         errors: RowErrors = {}
-        columns = [self._column(batch.column(name), name, errors) for name in self.columns]
-        if len(columns) == 1 and self.widths[0] > 1:
-            matrix = columns[0].reshape(batch.num_rows, -1)
-        else:
-            # One row of the buffer a column: each is written at once, and torch transposes faster than numpy stacks.
-            buffer = np.empty((sum(self.widths), batch.num_rows), _numpy_dtype(self.dtype, columns))
-            start = 0
-            with np.errstate(over="ignore", invalid="ignore"):
-                for column, width in zip(columns, self.widths, strict=True):
-                    buffer[start : start + width] = column.T if width > 1 else column.reshape(1, -1)
-                    start += width
-            matrix = buffer.T
-        tensor = self._cast(matrix, errors)
-        return tensor.reshape(batch.num_rows, *self.shape), errors
-
-    def _column(self, array: pa.Array, name: str, errors: RowErrors) -> np.ndarray:
-        """The numbers of one column, of (rows,) or (rows, width), with 0 where a row has an error."""
-        width = self.widths[self.columns.index(name)]
-        if _is_list(array.type):
-            values, problems = _list_values(array, (width,), self.spec)
-        elif self.spec.encoder == "categorical":
-            values, problems = _codes(array, self.spec)
-        else:
-            values, problems = _numbers(array, self.spec)
-        for kind, mask in problems.items():
-            for row in np.flatnonzero(mask).tolist():
-                errors.setdefault(row, RowError(kind, self._explain(kind, name, array[row].as_py(), width)))
-        return values
-
-    def _cast(self, matrix: np.ndarray, errors: RowErrors) -> torch.Tensor:
-        """`matrix` in the dtype of the input, with the rows noted whose values do not survive it."""
-        target = _numpy_dtype(self.dtype, [matrix])
+        rows, total = batch.num_rows, sum(self.widths)
+        # Columns of single values are written one after the other, each at once, and then transposed: torch does that
+        # faster than numpy writes every 20th number.
+        by_column = total == len(self.widths)
+        buffer = np.empty((total, rows) if by_column else (rows, total), numpy_dtype(self.dtype))
+        matrix = buffer.T if by_column else buffer
+        start = 0
         with np.errstate(over="ignore", invalid="ignore"):
-            cast = np.ascontiguousarray(matrix) if matrix.dtype == target else matrix.astype(target)
-        tensor = torch.from_numpy(cast if cast.flags.writeable else cast.copy())
+            for name, width in zip(self.columns, self.widths, strict=True):
+                self._write(matrix[:, start : start + width], batch, name, errors)
+                start += width
+        tensor = torch.from_numpy(buffer)
+        if by_column:
+            tensor = tensor.T.contiguous()
+        tensor = tensor.to(self.dtype)
+        if self.dtype.is_floating_point and not self.spec.allow_nonfinite:
+            # numpy is ten times faster at this, but cannot see what overflows in float16.
+            narrow = self.dtype in (torch.float16, torch.bfloat16)
+            if not (torch.isfinite(tensor).all() if narrow else np.isfinite(buffer).all()):
+                self._note_nonfinite(torch.isfinite(tensor).numpy(), batch, errors)
+        return tensor.reshape(rows, *self.shape), errors
+
+    def _write(self, target: np.ndarray, batch: pa.RecordBatch, name: str, errors: RowErrors) -> None:
+        """Writes the values of one column into `target`, of (rows, width); 0 where a row has none."""
+        rows, width = target.shape
+        place = batch.schema.get_field_index(name)
+        if place < 0:
+            errors |= dict.fromkeys(range(rows), RowError("MissingColumn", f'column "{name}" is missing'))
+            target[:] = 0
+            return
+        array = batch.column(place)
+        if self._plain and width == 1 and not array.null_count and is_machine_number(array.type):  # the hot path
+            target[:, 0] = array.to_numpy()
+            return
+        if (problem := type_problem(array.type, self.spec)) is not None:
+            errors |= dict.fromkeys(range(rows), RowError("WrongType", f'column "{name}" {problem}'))
+            target[:] = 0
+        elif is_list(array.type):
+            self._write_lists(target, array, name, errors)
+        elif width > 1:
+            target[:] = 0
+            for row in range(rows):
+                self._note(errors, "WrongLength", name, row, array, 0, width)
+        else:
+            values = self._values(array)
+            self._fill(target[:, 0], values)
+            for kind, place in _problems(values, self.spec):
+                self._note(errors, kind, name, place, array, 0, width)
+
+    def _write_lists(self, target: np.ndarray, array: pa.Array, name: str, errors: RowErrors) -> None:
+        width = target.shape[1]
+        null = mask_of(array.is_null())
+        sizes = self.shape if len(self.columns) == 1 and len(self.shape) == depth(array.type) > 1 else None
+        flat, lengths, right = flatten(array, sizes)
+        right = right & (lengths == width) & ~null
+        if not right.all():
+            flat = flat.filter(pa.array(np.repeat(right, lengths)))
+            target[~right] = 0
+            wrong = ~right
+            if self.spec.fill is not None:
+                target[null] = self._fill_value
+                wrong &= ~null
+            for row in np.flatnonzero(wrong).tolist():
+                self._note(errors, "NullValue" if null[row] else "WrongLength", name, row, array, None, width)
+        values = self._values(flat)
+        if right.all():
+            self._fill(target, values)
+        else:
+            part = np.empty((int(right.sum()), width), target.dtype)
+            self._fill(part, values)
+            target[right] = part
+        places = np.flatnonzero(right)
+        for kind, place in _problems(values, self.spec):
+            self._note(errors, kind, name, int(places[place // width]), array, place % width, width)
+
+    def _values(self, array: pa.Array) -> Values:
+        """`array`, which is no list, as numbers that the dtype of this input can hold."""
+        if self.spec.encoder == "categorical":
+            return codes_of(array, self.spec)
         if self.dtype.is_floating_point:
-            tensor = tensor.to(self.dtype)
-            if self.spec.allow_nonfinite or bool(torch.isfinite(tensor).all()):
-                return tensor
-            bad, kind = ~torch.isfinite(tensor).numpy(), "NotFinite"
-        elif matrix.dtype == target or self.dtype == torch.bool:
-            return tensor
-        else:
-            bad, kind = cast.astype(np.float64) != matrix.astype(np.float64), "NotAnInteger"
-            if not bad.any():
-                return tensor
+            return numbers_of(array, self.spec)
+        return within(numbers_of(array, self.spec, exact=True), self.dtype)
+
+    def _fill(self, target: np.ndarray, values: Values) -> None:
+        target[...] = values.numbers.reshape(target.shape)
+        if values.nulls is not None and self.spec.fill is not None:
+            target[values.nulls.reshape(target.shape)] = self._fill_value
+
+    @property
+    def _plain(self) -> bool:
+        return self.spec.encoder == "numeric" and self.dtype.is_floating_point
+
+    @property
+    def _fill_value(self) -> Any:
+        fill = self.spec.fill
+        return self.spec.categories.index(fill) if self.spec.categories else fill
+
+    def _note_nonfinite(self, finite: np.ndarray, batch: pa.RecordBatch, errors: RowErrors) -> None:
         edges = np.cumsum(self.widths)
-        for row in np.flatnonzero(bad.any(axis=1)).tolist():
-            place = int(np.argmax(bad[row]))
-            name = self.columns[int(np.searchsorted(edges, place, side="right"))]
-            errors.setdefault(row, RowError(kind, self._explain(kind, name, matrix[row, place].item(), 1)))
-        return tensor
+        for row in np.flatnonzero(~finite.all(axis=1)).tolist():
+            place = int(np.argmin(finite[row]))
+            column = int(np.searchsorted(edges, place, side="right"))
+            width = self.widths[column]
+            name = self.columns[column]
+            if row not in errors:
+                self._note(
+                    errors, "NotFinite", name, row, batch.column(name), place - int(edges[column]) + width, width
+                )
 
-    def _explain(self, kind: str, name: str, value: Any, width: int) -> str:
+    def _note(
+        self, errors: RowErrors, kind: str, name: str, row: int, array: pa.Array, place: int | None, width: int
+    ) -> None:
+        """Notes an error of a row; `place` is that of the value in the row's list, None for the list as a whole."""
+        if row in errors:
+            return
+        value = array[row].as_py()
+        found = value if place is None else _leaf(value, place)
         need = str(self.dtype).removeprefix("torch.")
-        what = {
-            "NullValue": "holds null",
-            "NotANumber": f"holds {_short(value)}",
-            "NotFinite": f"holds {value}, which is not finite as {need}",
-            "NotAnInteger": f"holds {value}, which {need} cannot hold",
-            "WrongLength": f"holds a list of {len(value) if isinstance(value, list) else 0} values, not {width}",
-            "UnknownCategory": f"holds {_short(value)}, which is none of the categories",
-            "OutOfRange": f"holds {_short(value)}, which is not in 0 … {(self.spec.num_categories or 1) - 1}",
-        }[kind]
-        return f'column "{name}" {what}; the model input "{self.spec.name}" needs {need}'
-
-
-def bind_inputs(
-    specs: Sequence[InputSpec], infos: Sequence[TensorInfo], batch: pa.RecordBatch
-) -> tuple[BoundInput, ...]:
-    """Settles which columns feed which input, with what shape and dtype.
-
-    Args:
-        specs: the inputs of `model.yaml`; where there are none, those that the model itself tells of are taken.
-        infos: what the model itself tells of its inputs.
-        batch: some rows as they will be encoded; the lengths of variable lists are taken from them where neither
-            `model.yaml` nor the model gives them.
-
-    Raises:
-        UsageError: for a column that is missing or of a type that has no meaning as a tensor.
-    """
-    by_name = {info.name: info for info in infos}
-    if not specs:
-        if not infos:
-            raise UsageError("the model does not tell its inputs; write them in model.yaml")
-        specs = [InputSpec(name=info.name, columns=_own_columns(info, infos, batch.schema)) for info in infos]
-    bound = []
-    for spec in specs:
-        info = by_name.get(spec.name) or (infos[0] if len(infos) == len(specs) == 1 else None)
-        if by_name and info is None:
-            raise UsageError(f'the model has no input "{spec.name}"; its inputs are {", ".join(by_name)}')
-        bound.append(_bind(spec, info or TensorInfo(spec.name), batch))
-    return tuple(bound)
-
-
-def resolve_columns(spec: InputSpec, names: Sequence[str]) -> tuple[str, ...]:
-    """The columns of `names` that the patterns of `spec` stand for, in order; raises `UsageError` where one has none."""
-    found: list[str] = []
-    for pattern in spec.patterns:
-        matches = match_columns(pattern, names)
-        if not matches:
-            known = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-            raise UsageError(
-                f'column "{pattern}" is missing; the model input "{spec.name}" needs it. There are: {known}'
-            )
-        found += [name for name in matches if name not in found]
-    return tuple(found)
-
-
-def match_columns(pattern: str, names: Sequence[str]) -> list[str]:
-    """The `names` that `pattern` stands for: the name that it is, else all that it matches."""
-    return [pattern] if pattern in names else [name for name in names if fnmatch.fnmatchcase(name, pattern)]
-
-
-def _bind(spec: InputSpec, info: TensorInfo, batch: pa.RecordBatch) -> BoundInput:
-    columns = resolve_columns(spec, batch.schema.names)
-    shape = spec.shape if spec.shape is not None else info.shape
-    for name in columns:
-        _check_type(batch.schema.field(name).type, name, spec)
-    is_lists = [_is_list(batch.schema.field(name).type) for name in columns]
-    if shape is not None and sum(is_lists) == 1:
-        widths = [math.prod(shape) - sum(not is_list for is_list in is_lists) if is_list else 1 for is_list in is_lists]
-    else:
-        widths = [
-            _list_length(batch.column(name), name, spec) if is_list else 1
-            for name, is_list in zip(columns, is_lists, strict=True)
-        ]
-    values = sum(widths)
-    if shape is None:
-        shape = (values,)
-    if math.prod(shape) != values or min(widths) < 1:
-        raise UsageError(
-            f'the model input "{spec.name}" takes {math.prod(shape)} values a row, but its columns give {values} '
-            f"({', '.join(columns[:8])}{', …' if len(columns) > 8 else ''})"
-        )
-    default = torch.int64 if spec.encoder == "categorical" else torch.float32
-    dtype = getattr(torch, spec.dtype) if spec.dtype else info.dtype or default
-    return BoundInput(spec, columns, tuple(widths), tuple(shape), dtype)
-
-
-def _own_columns(info: TensorInfo, infos: Sequence[TensorInfo], schema: pa.Schema) -> tuple[str, ...]:
-    """The columns of an input that only the model tells of: the one of its name, else, for a single input, all numbers."""
-    if info.name in schema.names:
-        return (info.name,)
-    numeric = tuple(field.name for field in schema if _is_number(field.type))
-    if len(infos) > 1 or not numeric:
-        raise UsageError(f'no column is named "{info.name}" like the model input; write its columns in a model.yaml')
-    wanted = None if info.shape is None else math.prod(info.shape)
-    if wanted is not None and wanted != len(numeric):
-        raise UsageError(
-            f'the model input "{info.name}" takes {wanted} values a row, but the input has {len(numeric)} columns of '
-            "numbers; write the columns in a model.yaml"
-        )
-    return numeric
-
-
-def _check_type(kind: pa.DataType, name: str, spec: InputSpec) -> None:
-    if pa.types.is_dictionary(kind) or _is_list(kind):
-        return _check_type(kind.value_type, name, spec)
-    is_time = pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_duration(kind)
-    if is_time and spec.encoder == "numeric" and spec.timestamp is None:
-        raise UsageError(
-            f'column "{name}" holds {kind}; say in which unit the model input "{spec.name}" counts it, for example '
-            "timestamp: s"
-        )
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-    if not (_is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind) or is_time or text):
-        raise UsageError(f'column "{name}" holds {kind}, which has no meaning in the model input "{spec.name}"')
-    return None
-
-
-def _is_number(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
-
-
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
-
-
-def _list_length(array: pa.Array, name: str, spec: InputSpec) -> int:
-    """Values in a row of a list column: its fixed size, or the length that most rows of the sample have."""
-    if pa.types.is_fixed_size_list(array.type) and not _is_list(array.type.value_type):
-        return int(array.type.list_size)
-    lengths = [_flat_length(value) for value in array.to_pylist() if value]
-    if not lengths:
-        raise UsageError(
-            f'how long the lists of column "{name}" are is not known; give the shape of input "{spec.name}"'
-        )
-    return max(set(lengths), key=lengths.count)
-
-
-def _flat_length(value: Any) -> int:
-    return sum(map(_flat_length, value)) if isinstance(value, list) else 1
-
-
-def _numpy_dtype(dtype: torch.dtype, columns: Sequence[np.ndarray]) -> np.dtype[Any]:
-    """The dtype that numbers are gathered in: the tensor's own, or one that still shows what would not survive it."""
-    if dtype in (torch.bfloat16, torch.float16):
-        return np.dtype(np.float32)
-    own = np.dtype(str(dtype).removeprefix("torch."))
-    if dtype.is_floating_point or dtype == torch.bool or all(column.dtype == own for column in columns):
-        return own
-    return own if len(columns) == 1 else np.result_type(*columns)
-
-
-Values = tuple[np.ndarray, dict[str, np.ndarray]]
-
-
-def _numbers(array: pa.Array, spec: InputSpec) -> Values:
-    """The numbers in a column without lists, 0 where there are none; and masks of the rows that have none, by error."""
-    kind = array.type
-    if pa.types.is_dictionary(kind):
-        return _numbers(array.dictionary_decode(), spec)
-    problems: dict[str, np.ndarray] = {}
-    nulls = _mask(array.is_null()) if array.null_count else None
-    if pa.types.is_null(kind):
-        array = pa.array(np.zeros(len(array)))
-    elif pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_duration(kind):
-        array = _time(array, spec)
-    elif pa.types.is_boolean(kind):
-        array = array.cast(pa.uint8())
-    elif pa.types.is_decimal(kind):
-        array = array.cast(pa.float64())
-    elif not _is_number(kind):
-        # Arrow's cast fails for the whole column; Polars gives null for the values that are no numbers.
-        parsed = pl.Series(array.cast(pa.large_string())).str.strip_chars().cast(pl.Float64, strict=False).to_arrow()
-        if parsed.null_count > array.null_count:
-            unparsed = _mask(parsed.is_null())
-            problems["NotANumber"] = unparsed if nulls is None else unparsed & ~nulls
-        array = parsed
-    if nulls is not None and spec.fill is None:
-        problems = {"NullValue": nulls} | problems
-    if array.null_count:
-        filler: Any = 0 if spec.fill is None else spec.fill
-        if isinstance(filler, float) and pa.types.is_integer(array.type):
-            array = array.cast(pa.float64())
-        array = pc.fill_null(array, pa.scalar(filler, array.type))
-    return array.to_numpy(zero_copy_only=False), problems
-
-
-def _time(array: pa.Array, spec: InputSpec) -> pa.Array:
-    unit = str(spec.timestamp)
-    is_duration = pa.types.is_duration(array.type)
-    if not is_duration:
-        array = array.cast(pa.timestamp("ns" if unit == "ns" else "us"))
-    counted = array.type.unit
-    per_unit = SECONDS[counted] * 86_400 if unit == "days" else SECONDS[counted] / SECONDS[unit]
-    ticks = array.cast(pa.int64())
-    return ticks if per_unit == 1 else pc.divide(ticks.cast(pa.float64(), safe=False), float(per_unit))
-
-
-def _codes(array: pa.Array, spec: InputSpec) -> Values:
-    """Category codes, int64; and masks of the rows that have none, by error."""
-    if pa.types.is_dictionary(array.type):
-        return _codes(array.dictionary_decode(), spec)
-    if spec.categories is None:
-        values, problems = _numbers(array, spec)
-        size = int(spec.num_categories or 0)
-        valid = (values >= 0) & (values < size) & (values == np.floor(values))
-        if not valid.all():
-            known = np.any(list(problems.values()), axis=0) if problems else np.zeros(len(values), bool)
-            problems["OutOfRange"] = ~valid & ~known
-            if spec.unknown is not None:
-                del problems["OutOfRange"]
-            values = np.where(valid, values, spec.unknown or 0)
-        return values.astype(np.int64), problems
-    problems = {}
-    if array.null_count:
-        if spec.fill is None:
-            problems["NullValue"] = _mask(array.is_null())
+        if kind == "WrongLength":
+            what = f"holds {_length(value)}, not a list of {_sizes(self.shape, width)} values"
         else:
-            array = pc.if_else(array.is_null(), pa.scalar(_as_text(spec.fill)), _text(array))
-    known_values = pa.array([_as_text(value) for value in spec.categories], pa.string())
-    codes = pc.index_in(_text(array), known_values)
-    if codes.null_count:
-        unknown = _mask(codes.is_null())
-        if "NullValue" in problems:
-            unknown &= ~problems["NullValue"]
-        if spec.unknown is None and unknown.any():
-            problems["UnknownCategory"] = unknown
-        codes = pc.fill_null(codes, pa.scalar(spec.unknown or 0, codes.type))
-    return codes.to_numpy(zero_copy_only=False).astype(np.int64), problems
+            what = f"holds {_short(found)}" if found is value else f"holds a list with {_short(found)}"
+        if kind == "NotFinite":
+            what += f", which is not finite as {need}"
+        elif kind == "NotAnInteger":
+            what += ", which is no whole number"
+        elif kind == "UnknownCategory":
+            what += ", which is none of the categories"
+        elif kind == "OutOfRange":
+            size = self.spec.num_categories
+            low, high = bounds(self.dtype) if size is None else (0, size - 1)
+            what += f", which is not in {low} … {high}"
+        errors[row] = RowError(kind, f'column "{name}" {what}; the model input "{self.spec.name}" needs {need}')
 
 
-def _as_text(value: Any) -> str:
-    """How Arrow writes a category as text, so that 1 and "1" are the same category, and true and "true"."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _problems(values: Values, spec: InputSpec) -> Iterator[tuple[str, int]]:
+    """The errors among `values` with their places; a null is one unless there is a fill value."""
+    if values.nulls is not None and spec.fill is None:
+        yield from (("NullValue", place) for place in np.flatnonzero(values.nulls).tolist())
+    for kind, mask in values.errors.items():
+        yield from ((kind, place) for place in np.flatnonzero(mask).tolist())
 
 
-def _text(array: pa.Array) -> pa.Array:
-    if pa.types.is_floating(array.type):  # 3.0 is the category 3
-        whole = pc.equal(pc.floor(array), array)
-        return pc.if_else(whole, pc.cast(array, pa.int64(), safe=False).cast(pa.string()), array.cast(pa.string()))
-    return array.cast(pa.string())
+def _leaf(value: Any, place: int) -> Any:
+    """The value at `place` among those of a list, inner lists counted through; what is no list is its own only value."""
+    return _leaves(value)[place] if isinstance(value, list) else value
 
 
-def _list_values(array: pa.Array, shape: tuple[int, ...], spec: InputSpec) -> Values:
-    """The values of a list column, of (rows, width); lists inside lists are flattened."""
-    width = shape[0]
-    rows = len(array)
-    problems: dict[str, np.ndarray] = {}
-    depth_one = not _is_list(array.type.value_type)
-    if array.null_count:
-        problems["NullValue"] = _mask(array.is_null())
-    if depth_one:
-        lengths = pc.fill_null(pc.list_value_length(array), -1).to_numpy(zero_copy_only=False)
-        right = lengths == width
-        flat = array.flatten() if right.all() else array.filter(pa.array(right)).flatten()
-    else:
-        flattened = [_flatten(value) for value in array.to_pylist()]
-        right = np.array([len(value) == width for value in flattened], dtype=bool)
-        flat = pa.array([item for value, keep in zip(flattened, right, strict=True) if keep for item in value])
-    if not right.all():
-        wrong = ~right
-        problems["WrongLength"] = wrong & ~problems["NullValue"] if "NullValue" in problems else wrong
-    inner, inner_problems = (_codes if spec.encoder == "categorical" else _numbers)(flat, spec)
-    good = np.flatnonzero(right)
-    for kind, mask in inner_problems.items():
-        found = problems.setdefault(kind, np.zeros(rows, dtype=bool))
-        found[good[mask.reshape(-1, width).any(axis=1)]] = True
-    inner = inner.reshape(-1, width)
-    if len(good) == rows:
-        return inner, problems
-    values = np.zeros((rows, width), inner.dtype)
-    values[good] = inner
-    return values, problems
+def _leaves(value: Any) -> list[Any]:
+    return [leaf for item in value for leaf in _leaves(item)] if isinstance(value, list) else [value]
 
 
-def _flatten(value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        return [] if value is None else [value]
-    if value and not isinstance(value[0], list):
-        return value
-    return [item for inner in value for item in _flatten(inner)]
+def _length(value: Any) -> str:
+    return f"a list of {len(_leaves(value))} values" if isinstance(value, list) else _short(value)
 
 
-def _mask(array: pa.Array) -> np.ndarray:
-    mask: np.ndarray = array.to_numpy(zero_copy_only=False).astype(bool)
-    return mask
+def _sizes(shape: tuple[int, ...], width: int) -> str:
+    return " × ".join(map(str, shape)) if len(shape) > 1 and math.prod(shape) == width else str(width)
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, list):
-        value = next((item for item in value if not isinstance(item, int | float)), value[:3])
-    if isinstance(value, datetime.date):
-        return str(value)
-    text = repr(value) if not isinstance(value, str) else f'"{value}"'
+    text = f'"{value}"' if isinstance(value, str) else "null" if value is None else str(value)
     return text if len(text) <= 60 else text[:59] + "…"

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import inspect
-import io
 import json
+import os
 import pickle
+import re
+import threading
 import warnings
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,14 @@ import torch
 from handlers.errors import TorchbeamError, UsageError, one_line
 from handlers.functions import import_function
 from handlers.spec import Format, ModelSpec
+
+_ENVIRONMENT = threading.Lock()
+
+# What may stand in a symbolic size beside numbers, names, words and calls of sympy's classes.
+ARITHMETIC = (
+    *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Tuple, ast.keyword, ast.Name),
+    *(ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context),
+)
 
 PICKLE_ADVICE = "it holds pickled code; load it where that code is and save it again with ModelDir.save"
 
@@ -38,6 +49,7 @@ class LoadedModel:
     Attributes:
         module: takes the inputs and gives a tensor, or a tuple, list or mapping of tensors.
         parameters: names of the inputs in the order of `forward`; empty where it takes any (`*args`).
+        keywords: those of them that `forward` takes by name only.
         inputs: what the model itself tells of them; empty where it tells nothing.
         rows: the number of rows that every call must have, for a program exported with a fixed batch; else None.
     """
@@ -47,14 +59,6 @@ class LoadedModel:
     inputs: tuple[TensorInfo, ...] = ()
     rows: int | None = None
     keywords: frozenset[str] = field(default_factory=frozenset)
-
-    def __call__(self, tensors: Mapping[str, torch.Tensor]) -> Any:
-        """Calls the model with its inputs by name; a single input goes in whatever it is called."""
-        if len(tensors) == 1 and not self.keywords:
-            return self.module(next(iter(tensors.values())))
-        names = self.parameters or tuple(tensors)
-        positional = [tensors[name] for name in names if name in tensors and name not in self.keywords]
-        return self.module(*positional, **{name: tensors[name] for name in names if name in self.keywords})
 
 
 def load_model(spec: ModelSpec, local: Path) -> LoadedModel:
@@ -76,6 +80,8 @@ def load_model(spec: ModelSpec, local: Path) -> LoadedModel:
             return load(weights)
         except TorchbeamError:
             raise
+        except pickle.UnpicklingError:
+            raise UsageError(f"{weights} is refused: {PICKLE_ADVICE}") from None
         except Exception as error:
             raise UsageError(f"{weights} cannot be loaded as {spec.format}: {one_line(error)}") from None
     factory = import_function(str(spec.architecture), "architecture")
@@ -113,7 +119,7 @@ def save_weights(
             with warnings.catch_warnings(action="ignore"):
                 torch.jit.script(module).save(str(file := folder / "model.pt"))
         else:
-            if example is None:
+            if not example or any(not tensor.dim() or len(tensor) < 2 for tensor in example):
                 raise UsageError("format torch_export needs example: one tensor an input, with at least two rows")
             rows = torch.export.Dim.DYNAMIC
             program = torch.export.export(module, example, dynamic_shapes=tuple({0: rows} for _ in example))
@@ -139,15 +145,21 @@ def _of_module(module: Any) -> LoadedModel:
         module.eval()
     forward = getattr(module, "forward", module)
     kinds = inspect.Parameter
-    parameters = [
-        name
-        for name, parameter in inspect.signature(forward).parameters.items()
-        if parameter.kind in (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
-    ]
-    return LoadedModel(module, tuple(parameters))
+    try:
+        parameters = inspect.signature(forward).parameters.values()
+    except (TypeError, ValueError):  # a callable of C++ may not tell
+        return LoadedModel(module)
+    by_place = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
+    # An optional parameter that is taken by name only need not be known here: its input is passed by name anyhow.
+    by_name = [each.name for each in parameters if each.kind == kinds.KEYWORD_ONLY and each.default is each.empty]
+    return LoadedModel(
+        module,
+        (*(each.name for each in parameters if each.kind in by_place), *by_name),
+        keywords=frozenset(by_name),
+    )
 
 
-def _safe_load(file: Path | io.BytesIO) -> Any:
+def _safe_load(file: Path) -> Any:
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
@@ -164,49 +176,90 @@ def _load_torchscript(file: Path) -> LoadedModel:
 
 
 def _load_export(file: Path) -> LoadedModel:
-    _refuse_pickles(file)
-    program = torch.export.load(file)
-    user_inputs = [name for name in program.graph_signature.user_inputs if isinstance(name, str)]
+    _check_archive(file)
+    with _weights_only():
+        program = torch.export.load(str(file))
+    signature, in_spec = program.graph_signature, program.call_spec.in_spec
+    names = [name for name in signature.user_inputs if isinstance(name, str)]
     values = {node.name: node.meta.get("val") for node in program.graph.nodes if node.op == "placeholder"}
-    tensors = {name: values[name] for name in user_inputs if isinstance(values.get(name), torch.Tensor)}
-    if len(tensors) != len(program.graph_signature.user_inputs):
-        raise UsageError(f"{file} takes inputs that are no tensors; export it with tensors alone")
-    rows = {int(tensor.shape[0]) for tensor in tensors.values() if isinstance(tensor.shape[0], int)}
+    tensors = {name: values[name] for name in names if isinstance(values.get(name), torch.Tensor)}
+    if len(tensors) != len(signature.user_inputs) or any(not tensor.dim() for tensor in tensors.values()):
+        raise UsageError(f"{file} takes inputs that are no tensors of rows; export it with such tensors alone")
+    parts = [] if in_spec is None else [in_spec.child(0), in_spec.child(1)]  # those by place, and those by name
+    if any(part.num_leaves != part.num_children for part in parts):
+        raise UsageError(f"{file} takes tensors inside lists or mappings; export it with one argument a tensor")
+    fixed = {tensor.shape[0] for tensor in tensors.values() if isinstance(tensor.shape[0], int)}
+    if len(fixed) > 1:
+        raise UsageError(
+            f"{file} is exported for {' and '.join(map(str, sorted(fixed)))} rows at once; export it with one number"
+        )
     infos = []
     for name, tensor in tensors.items():
         shape = tensor.shape[1:]
         static = all(isinstance(size, int) for size in shape)
         infos.append(TensorInfo(name, tensor.dtype, tuple(map(int, shape)) if static else None))
-    in_spec = program.call_spec.in_spec
-    keyword_count = 0 if in_spec is None else len(in_spec.child(1).context or ())
-    keywords = frozenset(user_inputs[len(user_inputs) - keyword_count :]) if keyword_count else frozenset()
-    return LoadedModel(program.module(), tuple(user_inputs), tuple(infos), next(iter(rows), None), keywords)
+    by_name = len(parts[1].context or ()) if parts else 0
+    return LoadedModel(
+        program.module(),
+        tuple(names),
+        tuple(infos),
+        next(iter(fixed), None),
+        frozenset(names[len(names) - by_name :]),
+    )
 
 
-def _refuse_pickles(file: Path) -> None:
-    """Refuses a `.pt2` archive of which any part could run code while torch.export.load unpickles it.
+@contextlib.contextmanager
+def _weights_only() -> Iterator[None]:
+    """Makes every `torch.load` in this process refuse pickled code, those inside torch.export.load among them.
 
-    torch.export.load falls back to full unpickling for sample inputs and for constants that are no tensors
-    (torch/_export/serde/serialize.py and torch/export/pt2_archive/_package.py of 2.15).
+    torch.export.load falls back to full unpickling for sample inputs, constants and weights (torch/export/pt2_archive/
+    _package.py and torch/_export/serde/serialize.py of 2.15), and has no argument against that.
     """
-    with zipfile.ZipFile(file) as archive:
-        for name in archive.namelist():
-            if name.endswith(".so") or "/aotinductor/" in name:
-                raise UsageError(
-                    f"{file} is refused: it holds compiled code ({name}); export it with torch.export.save"
-                )
-            if name.endswith(".pt") and archive.getinfo(name).file_size:
-                _check_tensors(file, name, archive.read(name))
-            if name.endswith("_config.json") and ("/weights/" in name or "/constants/" in name):
-                config = json.loads(archive.read(name)).get("config", {})
-                for payload in config.values():
-                    if payload.get("use_pickle"):
-                        member = f"{name.rsplit('/', 1)[0]}/{payload['path_name']}"
-                        _check_tensors(file, member, archive.read(member))
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    with _ENVIRONMENT:
+        before = os.environ.get(name)
+        os.environ[name] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
 
 
-def _check_tensors(file: Path, member: str, content: bytes) -> None:
-    try:
-        torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except Exception:
-        raise UsageError(f"{file} is refused ({member}): {PICKLE_ADVICE}") from None
+def _check_archive(file: Path) -> None:
+    """Refuses a `.pt2` archive of which a part could run code while it is loaded, beside what `_weights_only` prevents.
+
+    The archive is read with the reader that torch.export.load will use, so that both see the same parts.
+    """
+    reader = torch._C.PyTorchFileReader(str(file))
+    records = reader.get_all_records()
+    if "archive_format" not in records:  # what came before it is a zip file of another layout, read by other code
+        raise UsageError(f"{file} is no program of torch.export.save, or of a torch before 2.8; export it again")
+    for record in records:
+        if record.startswith("data/aotinductor/") or record.endswith(".so"):
+            raise UsageError(f"{file} is refused: it holds compiled code ({record}); export it with torch.export.save")
+        if record.startswith("data/") and record.endswith("_config.json"):
+            for payload in json.loads(reader.get_record(record))["config"].values():
+                if str(payload["path_name"]).startswith(("opaque_obj_", "custom_obj_")):
+                    raise UsageError(f"{file} is refused ({payload['path_name']}): {PICKLE_ADVICE}")
+        if record.startswith("models/"):
+            json.loads(reader.get_record(record), object_hook=lambda item: _check_symbols(file, item))
+
+
+def _is_arithmetic(function: str) -> bool:
+    """Whether sympy's `function` builds a number: its classes do, whose names are capitalised; parsers and plots are not."""
+    return function[0].isupper() or function in ("floor", "ceiling")
+
+
+def _check_symbols(file: Path, item: dict[str, Any]) -> None:
+    """Refuses a size that is no arithmetic: torch hands it to sympy, which evaluates it as Python."""
+    text = item.get("expr_str")
+    if text is None:
+        return
+    for node in ast.walk(ast.parse(str(text), mode="eval")):
+        named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and _is_arithmetic(node.func.id)
+        plain = isinstance(node, ast.Constant) and re.fullmatch(r"\w*", str(node.value).replace(".", "")) is not None
+        if not (named or plain or isinstance(node, ARITHMETIC)):
+            raise UsageError(f"{file} is refused: the size {str(text)[:80]!r} in it is no arithmetic")

@@ -11,9 +11,21 @@ from handlers.errors import UsageError, one_line
 
 
 def add_to_path(folder: Path) -> None:
-    """Makes the modules of `folder` importable, ahead of all others."""
+    """Makes the modules of `folder` importable, ahead of all others.
+
+    Raises `UsageError` where one of them was imported from elsewhere with other contents: this process would go on using
+    the other one, without a word.
+    """
     entry = str(folder)
-    if folder.is_dir() and entry not in sys.path:
+    if not folder.is_dir():
+        return
+    for file in sorted(folder.rglob("*.py")):
+        parts = file.relative_to(folder).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        known = getattr(sys.modules.get(name), "__file__", None)
+        if known and not Path(known).samefile(file) and Path(known).read_bytes() != file.read_bytes():
+            raise UsageError(f'module "{name}" of {folder} is imported from {known} already; give it another name')
+    if entry not in sys.path:
         sys.path.insert(0, entry)
         importlib.invalidate_caches()
 
@@ -31,7 +43,7 @@ def import_function(name: str, what: str) -> Any:
         raise UsageError(
             f'{what} "{name}" cannot be imported: {hint}; put it in code/ of the model directory'
         ) from None
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script without a guard of __main__ may end itself
         raise UsageError(f'{what} "{name}" cannot be imported: {type(error).__name__}: {one_line(error)}') from None
     for part in attribute.split("."):
         if not hasattr(target, part):

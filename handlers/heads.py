@@ -23,6 +23,7 @@ from handlers.errors import BrokenModelError
 from handlers.spec import ModelSpec
 
 MAIN_OUTPUTS = ("logits", "output", "prediction", "predictions")
+FEW_CLASSES = 10
 
 Columns = dict[str, pa.Array]
 
@@ -35,20 +36,36 @@ def decode(spec: ModelSpec, outputs: Mapping[str, torch.Tensor]) -> Columns:
     """
     if spec.task == "raw":
         return {name: _nested(tensor.contiguous().numpy()) for name, tensor in outputs.items()}
-    main = next((outputs[name] for name in MAIN_OUTPUTS if name in outputs), next(iter(outputs.values())))
+    main = _main(outputs)
     return {"classification": _classes, "multilabel": _labels, "regression": _numbers}[spec.task](spec, main.float())
 
 
+def of_no_rows(spec: ModelSpec) -> Columns:
+    """The columns of a task as far as they can be told without asking the model, with no rows."""
+    if spec.task not in ("classification", "multilabel"):
+        return {}
+    return decode(spec, {"output": torch.zeros(0, len(spec.labels or ("", "")))})
+
+
 def not_a_number(spec: ModelSpec, outputs: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """Mask of (rows,): the rows for which the model gave NaN, which no task but raw can make sense of."""
-    rows = len(next(iter(outputs.values())))
-    bad = torch.zeros(rows, dtype=torch.bool)
-    if spec.task != "raw":
-        for tensor in outputs.values():
-            if tensor.is_floating_point() and bool(torch.isnan(tensor.sum())):
-                bad |= torch.isnan(tensor).reshape(rows, -1).any(dim=1)
+    """Mask of (rows,): the rows for which the model gave NaN, or logits of which softmax makes NaN.
+
+    Only the output that a task decodes counts; of raw outputs NaN may be the meaning.
+    """
+    main = _main(outputs)
+    bad = torch.zeros(len(main), dtype=torch.bool)
+    # A sum is finite only where all are, and one sum over all is fast.
+    if spec.task != "raw" and main.is_floating_point() and not bool(torch.isfinite(main.sum())):
+        values = main.reshape(len(main), -1)
+        if spec.task == "classification" and spec.output == "logits" and values.shape[1] > 1:
+            values = values.float().softmax(dim=1)
+        bad = torch.isnan(values).any(dim=1)
     mask: np.ndarray = bad.numpy()
     return mask
+
+
+def _main(outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    return next((outputs[name] for name in MAIN_OUTPUTS if name in outputs), next(iter(outputs.values())))
 
 
 def _classes(spec: ModelSpec, values: torch.Tensor) -> Columns:
@@ -56,16 +73,23 @@ def _classes(spec: ModelSpec, values: torch.Tensor) -> Columns:
     if matrix.shape[1] == 1:
         positive = matrix.sigmoid() if spec.output == "logits" else matrix
         matrix = torch.cat([1 - positive, positive], dim=1)
-    elif spec.output == "logits":
-        matrix = matrix.softmax(dim=1)
-    _check_labels(spec, matrix.shape[1], "classes")
-    confidence, codes = matrix.max(dim=1)
-    if spec.labels:
-        indices = pa.array(codes.to(torch.int32).numpy())
-        predicted = pa.DictionaryArray.from_arrays(indices, pa.array(spec.labels, pa.string())).dictionary_decode()
+        confidence, codes = matrix.max(dim=1)
     else:
-        predicted = pa.array(codes.numpy())
+        confidence, codes = _most_likely(matrix, spec.output == "logits")
+    _check_labels(spec, matrix.shape[1], "classes")
+    predicted = pa.array(codes.numpy())
+    if spec.labels:
+        predicted = pa.array(spec.labels, pa.string()).take(predicted)
     return {"predicted_class": predicted, "confidence": pa.array(confidence.numpy())}
+
+
+def _most_likely(matrix: torch.Tensor, logits: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """The greatest probability of each row, and its place. Few classes go fastest along the rows, many along the classes."""
+    dim = 1
+    if matrix.shape[1] <= FEW_CLASSES:
+        matrix, dim = matrix.T.contiguous(), 0
+    confidence, codes = (matrix.softmax(dim=dim) if logits else matrix).max(dim=dim)
+    return confidence, codes
 
 
 def _labels(spec: ModelSpec, values: torch.Tensor) -> Columns:

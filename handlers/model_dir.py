@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,6 +55,7 @@ class ModelDir:
             local = remote.download(self.path, lambda folder: _version(_digests(folder)))
         else:
             local = Path(self.path)
+        self._absolute = "" if remote.is_remote(self.path) else str(local.absolute())
         if local.is_file():
             self.spec = _bare_spec(local)
         elif local.is_dir():
@@ -75,7 +78,7 @@ class ModelDir:
         """The folder (or bare file) on this machine, verified to be the version that was opened."""
         if remote.is_remote(self.path):
             return remote.cached(self.path, self.version, lambda folder: _version(_digests(folder)))
-        local = Path(self.path)
+        local = Path(self._absolute)  # a worker's working directory is its own
         if not local.exists():
             raise UsageError(f"model {self.path} is not on this worker; put it where every worker can read it")
         if (found := _version(_digests(local))) != self.version:
@@ -139,7 +142,8 @@ class ModelDir:
 
         Args:
             module: the trained model; it is saved as it is in evaluation mode, on the CPU.
-            path: the directory to make; an existing one is replaced only where it is a model directory.
+            path: the directory to make. Where it is a model directory already, its `model.yaml`, weights and `code/` are
+                replaced, and other files in it stay.
             name: what the model is called; the name of the directory by default.
             task: what its outputs mean.
             inputs: its inputs, as `InputSpec` or the mappings that `model.yaml` would hold.
@@ -157,35 +161,52 @@ class ModelDir:
         from handlers.formats import save_weights
 
         target = Path(path)
-        if target.exists() and any(target.iterdir()) and not (target / MODEL_FILE).is_file():
+        if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / MODEL_FILE).is_file():
             raise UsageError(f"{target} is there and is no model directory; save to a new one")
         if format in ("safetensors", "state_dict") and architecture is None:
             architecture = f"{type(module).__module__}:{type(module).__qualname__}"
-            if architecture.startswith("__main__:"):
-                raise UsageError(
-                    f"class {type(module).__qualname__} is defined in the script that runs; move it to a module of its own"
-                )
-        target.mkdir(parents=True, exist_ok=True)
-        weights = save_weights(module, target, format, example)
-        content = {
-            "name": name or target.name,
-            "task": task,
-            "format": format,
-            "weights": weights.name,
-            "sha256": _sha256(weights),
-            "architecture": architecture,
-            "arguments": dict(arguments or {}),
-            "inputs": [
-                spec.model_dump(exclude_defaults=True) if isinstance(spec, InputSpec) else dict(spec) for spec in inputs
-            ],
-            **fields,
-        }
-        text = yaml.safe_dump(_plain({key: value for key, value in content.items() if value}), sort_keys=False)
-        parse_spec(text, str(target / MODEL_FILE))
-        for item in map(Path, code):
-            _copy(item, target / CODE_FOLDER / item.name)
-        (target / MODEL_FILE).write_text(text)
+            name_of_class, of_script = type(module).__qualname__, architecture.startswith("__main__:")
+            if of_script or "<locals>" in name_of_class:
+                where = "in the script that runs" if of_script else "inside a function"
+                raise UsageError(f"class {name_of_class} is defined {where}; move it to the top of a module of its own")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
+            folder = Path(scratch)
+            weights = save_weights(module, folder, format, example)
+            content = {
+                "name": name or target.name,
+                "task": task,
+                "format": format,
+                "weights": weights.name,
+                "sha256": _sha256(weights),
+                "architecture": architecture,
+                "arguments": dict(arguments or {}),
+                "inputs": [
+                    spec.model_dump(exclude_defaults=True) if isinstance(spec, InputSpec) else dict(spec)
+                    for spec in inputs
+                ],
+                **fields,
+            }
+            text = yaml.safe_dump(_plain({key: value for key, value in content.items() if value}), sort_keys=False)
+            parse_spec(text, str(target / MODEL_FILE))
+            for item in map(Path, code):
+                _copy(item, folder / CODE_FOLDER / item.name)
+            (folder / MODEL_FILE).write_text(text)
+            _replace(folder, target)
         return ModelDir(target)
+
+
+def _replace(new: Path, target: Path) -> None:
+    """Puts the files of `new` into `target`, in the place of the model that is there."""
+    target.mkdir(exist_ok=True)
+    if (target / MODEL_FILE).is_file():
+        shutil.rmtree(target / CODE_FOLDER, ignore_errors=True)
+        with contextlib.suppress(UsageError):
+            old = parse_spec(_read_text(target / MODEL_FILE), MODEL_FILE)
+            if old.weights:
+                (target / old.weights).unlink(missing_ok=True)
+    for item in new.iterdir():
+        item.replace(target / item.name)
 
 
 def _plain(value: Any) -> Any:

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-import re
+import inspect
 import threading
-from collections.abc import Callable, Mapping
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from handlers.errors import BrokenModelError, DeviceLostError, TorchbeamError, one_line
+from handlers.faults import Health, device_lost, out_of_memory
 from handlers.formats import LoadedModel
 from handlers.isolation import Isolated, isolate
 from handlers.placement import Placement
+from handlers.ragged import Padding, Ragged
+from handlers.stats import Load, Stats
+from handlers.work import Work
 
-Tensors = dict[str, torch.Tensor]
+Inputs = Mapping[str, torch.Tensor | Ragged]
+Outputs = dict[str, torch.Tensor | Ragged]
+Form = Literal["tensor", "sequence", "mapping"]
+R = TypeVar("R")
 
 MAX_ROWS = 8192
 CPU_BYTES = 16 << 20
 GPU_BYTES = 64 << 20
-
-# A model that has never given an answer in this process, and has failed on so many rows alone with the same error, is
-# taken to be broken: its micro-batches are no longer halved, only sampled.
-SUSPECT_AFTER = 1000
-SAMPLES = 8
+SAMPLES = 8  # rows of a micro-batch that a model that seems broken is tried on
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,36 @@ class Prediction:
     Attributes:
         rows: int64 of (scored,), ascending: the rows that the model answered.
         outputs: the model's outputs for them by name, on the CPU, each of (scored, …); half precisions come as float32.
+            Outputs with one place a token, and those whose length differs by row, are `Ragged`.
         failures: the other rows, ascending, each with the error that the model raised on it.
+        form: whether the model gives a tensor, a tuple or list, or a mapping.
+        stats: what was done.
     """
 
     rows: np.ndarray
-    outputs: Tensors
+    outputs: Outputs
     failures: list[tuple[int, Exception]]
+    form: Form = "tensor"
+    stats: Stats = field(default_factory=Stats)
+
+    @property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """The outputs where all are of one shape a row; raises `BrokenModelError` where one is not."""
+        for name, output in self.outputs.items():
+            if isinstance(output, Ragged):
+                raise BrokenModelError(
+                    f'the model gave "{name}" with rows of unequal length, which has no column type yet'
+                )
+        return self.outputs  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What a function of the user's made of n examples: results by place, and the failures, both ascending."""
+
+    results: list[tuple[int, Any]]
+    failures: list[tuple[int, Exception]]
+    stats: Stats
 
 
 class Predictor:
@@ -52,110 +82,222 @@ class Predictor:
         model: a loaded model; it is moved to the device.
         placement: device, precision and compilation.
         batch_size: rows of a micro-batch; None chooses by the bytes of a row.
+        device: where it was settled already; else `placement` settles it.
 
     Raises:
-        UsageError: where the device is not there.
+        UsageError: where the device is not there, or all its slots are taken.
     """
 
-    def __init__(self, model: LoadedModel, placement: Placement | None = None, batch_size: int | None = None) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        placement: Placement | None = None,
+        batch_size: int | None = None,
+        device: torch.device | None = None,
+    ) -> None:
         placement = placement or Placement()
         self.model = model
-        self.device = placement.resolve()
+        self.device = device or placement.resolve()
         self._precision = getattr(torch, placement.precision)
         self._batch_size = model.rows or batch_size
         self._lock = threading.Lock()
-        self._limit: int | None = None  # rows that fitted into memory, once it has run out
-        self._health = _Health()
+        self._limit: int | None = None  # places (rows × tokens) that fitted into memory, once it has run out
+        self._purge = False
+        self._per_token: dict[str, bool] = {}
+        self._health = Health()
         module = model.module
         if isinstance(module, torch.nn.Module):
             module = module.to(self.device)
-            module.requires_grad_(False)
-        if placement.compile:
-            module = torch.compile(module, dynamic=model.rows is None)
-        self._model = LoadedModel(module, model.parameters, model.inputs, model.rows, model.keywords)
+            for parameter in module.parameters():  # ScriptModules have no requires_grad_ of their own
+                parameter.requires_grad_(False)
+        self.module: Any = module
+        self._called = torch.compile(module, dynamic=model.rows is None) if placement.compile else module
+        self._takes_any_name = _takes_any_name(module)
 
-    def predict(self, inputs: Mapping[str, torch.Tensor]) -> Prediction:
+    def load_since(self, started: float) -> Load:
+        """What loading the model cost, from `started` (of time.perf_counter) until now."""
+        module = self.module
+        tensors = [*module.parameters(), *module.buffers()] if isinstance(module, torch.nn.Module) else []
+        return Load(time.perf_counter() - started, sum(tensor.nbytes for tensor in tensors))
+
+    def predict(
+        self, inputs: Inputs, arguments: Mapping[str, Any] | None = None, padding: Padding | None = None
+    ) -> Prediction:
         """Runs the model on the rows of `inputs`.
 
+        Rows of unequal length are sorted by length, cut into micro-batches by a budget of tokens, padded with a mask,
+        scored and put back in order.
+
         Args:
-            inputs: tensors by input name, each of (rows, …) with the same number of rows, on the CPU.
+            inputs: by input name, each of the same number of rows: tensors of (rows, …) on the CPU, or `Ragged`.
+            arguments: further keyword arguments of `forward`, the same for all rows.
+            padding: how ragged inputs are padded; `Padding()` where there are any and it is not given.
 
         Returns:
             The outputs of all rows that the model could answer, in order, and the others with their errors.
 
         Raises:
-            BrokenModelError: where the model gives another number of rows than it was given.
+            BrokenModelError: where the model gives another number of rows than it was given, or gives no tensors.
             DeviceLostError: where the accelerator is gone and the process must be left.
         """
-        count = len(next(iter(inputs.values()))) if inputs else 0
+        work = Work(inputs, padding or Padding())
+        stats = Stats()
+        form: Form = "tensor"
 
-        def call(low: int, high: int) -> Tensors:
+        def run(low: int, high: int) -> Outputs:
+            nonlocal form
+            tensors = work.tensors(low, high)
+            form, outputs = self._forward(tensors, high - low, arguments or {})
+            if work.longest is None:
+                return outputs
+            stats.tokens += int(work.lengths[low:high].sum())
+            stats.places += (high - low) * int(work.longest[low])
+            return self._cut(outputs, work, tensors, low, high, arguments or {})
+
+        def zeros() -> Exception | None:
+            blank = {name: torch.zeros_like(tensor) for name, tensor in work.tensors(0, 1).items()}
+            return _error_of(lambda: self._forward(blank, 1, arguments or {}))
+
+        found = self._isolate(len(work), lambda start: self._rows(work, start), run, work.cells, zeros, stats)
+        rows, outputs = work.in_order(found.results)
+        return Prediction(rows, outputs, sorted(work.failures(found.failures), key=lambda item: item[0]), form, stats)
+
+    def apply(
+        self,
+        function: Callable[..., Iterable[Any]],
+        examples: Sequence[Any],
+        arguments: Mapping[str, Any] | None = None,
+        model_id: str | None = None,
+    ) -> Applied:
+        """Runs a function like the `inference_fn` of Beam's own handlers, with the guarantees of `predict`.
+
+        Args:
+            function: takes a list of examples, the module, the device, the arguments and the id of the model; gives one
+                result an example.
+            examples: what it is given, cut into micro-batches of the batch size; all at once where there is none.
+            arguments: as Beam's `inference_args`.
+            model_id: as Beam's.
+
+        Raises:
+            BrokenModelError: where the function gives another number of results than it was given examples.
+            DeviceLostError: where the accelerator is gone and the process must be left.
+        """
+        stats = Stats()
+
+        def run(low: int, high: int) -> list[Any]:
+            with torch.no_grad(), self._autocast():
+                # Materialised here: what a generator raises must be caught where it can still be isolated.
+                results = list(function(examples[low:high], self.module, self.device, dict(arguments or {}), model_id))
+            if len(results) != high - low:
+                raise BrokenModelError(
+                    f"inference_fn gave {len(results)} results for {high - low} examples; it must give one each, in order"
+                )
+            return results
+
+        def rows(_start: int) -> int:
+            return min(self._batch_size or len(examples), self._limit or len(examples))
+
+        found = self._isolate(len(examples), rows, run, lambda low, high: high - low, lambda: None, stats)
+        results = [(low + place, result) for low, _, part in found.results for place, result in enumerate(part)]
+        return Applied(results, found.failures, stats)
+
+    def _isolate(
+        self,
+        count: int,
+        rows: Callable[[int], int],
+        run: Callable[[int, int], R],
+        cells: Callable[[int, int], int],
+        zeros: Callable[[], Exception | None],
+        stats: Stats,
+    ) -> Isolated[R]:
+        """Runs rows 0 … count-1 in micro-batches; where one fails it is halved, be it for a bad row or for memory.
+
+        `rows(start)` is the size of the micro-batch from `start`, `cells` how much memory a range needs in some unit.
+        """
+        fitted: list[int] = []
+        ran_out = False
+
+        def attempt(low: int, high: int) -> R:
+            nonlocal ran_out
+            if self._purge and self.device.type == "cuda":  # here no traceback holds the tensors of the failed call
+                torch.cuda.empty_cache()
+            self._purge = False
+            started = time.perf_counter()
             try:
-                outputs = self._forward({name: tensor[low:high] for name, tensor in inputs.items()}, high - low)
+                result = run(low, high)
+            except TorchbeamError:
+                raise
             except Exception as error:
-                if high - low == 1 and not isinstance(error, TorchbeamError):
+                traceback.clear_frames(error.__traceback__)  # its frames hold tensors
+                if device_lost(error, self.device):
+                    raise DeviceLostError(f"{self.device} is lost to this process: {one_line(error)}") from error
+                if out_of_memory(error):
+                    if self.model.rows is not None:
+                        raise BrokenModelError(
+                            f"the program is exported for {self.model.rows} rows, which do not fit into memory; export "
+                            "it for a smaller or a dynamic batch"
+                        ) from error
+                    ran_out = self._purge = True
+                    stats.out_of_memory += 1
+                elif high - low == 1:
                     self._health.failed(error)
                 raise
-            self._health.succeeded()
-            return outputs
+            finally:
+                stats.forward_seconds += time.perf_counter() - started
+            self._health.answered = True
+            stats.micro_batches.append(high - low)
+            fitted.append(cells(low, high))
+            return result
 
         def give_up(low: int, high: int) -> Exception | None:
-            return _sample(call, low, high) if self._health.suspect else None
+            if not self._health.suspect:
+                return None
+            if self._health.zeros_needed:
+                self._health.tried_zeros(zeros())
+            return _sample(attempt, low, high) if self._health.suspect else None
 
-        found: Isolated[Tensors] = Isolated()
+        found: Isolated[R] = Isolated()
         start = 0
         while start < count:
-            stop = min(count, start + self.micro_batch(inputs))
-            part = isolate(call, start, stop, give_up)
+            stop = min(count, start + rows(start))
+            ran_out = False
+            fitted.clear()
+            part = isolate(attempt, start, stop, give_up)
             found.results += part.results
             found.failures += part.failures
+            if (
+                ran_out and fitted
+            ):  # the size that worked, not the smallest that was tried: one row may be too big alone
+                with self._lock:
+                    self._limit = min(self._limit or max(fitted), max(fitted))
             start = stop
-        spans = [np.arange(low, high) for low, high, _ in found.results]
-        return Prediction(
-            np.concatenate(spans) if spans else np.empty(0, np.int64),
-            _concatenate([outputs for _, _, outputs in found.results]),
-            found.failures,
-        )
+        return found
 
-    def micro_batch(self, inputs: Mapping[str, torch.Tensor]) -> int:
-        """Rows of the next micro-batch."""
+    def _rows(self, work: Work, start: int) -> int:
+        """Rows of the micro-batch that begins at `start`."""
         if self.model.rows is not None:
             return self.model.rows
         rows = self._batch_size
         if rows is None:
-            row_bytes = sum(tensor.nbytes // max(1, len(tensor)) for tensor in inputs.values())
             budget = CPU_BYTES if self.device.type == "cpu" else GPU_BYTES
-            rows = max(1, min(MAX_ROWS, budget // max(1, row_bytes)))
-        return rows if self._limit is None else min(rows, self._limit)
+            rows = min(MAX_ROWS, budget // max(1, work.row_bytes))
+        tokens = 1 if work.longest is None else max(1, int(work.longest[start]))
+        if work.longest is not None:
+            rows = min(rows, work.padding.max_tokens // tokens)
+        if self._limit is not None:
+            rows = min(rows, self._limit // tokens)
+        return max(1, rows)
 
-    def _forward(self, inputs: Tensors, rows: int) -> Tensors:
-        """One call of the model; where memory runs out, two of half the size."""
-        try:
-            return self._run(inputs, rows)
-        except (RuntimeError, MemoryError) as error:
-            if _device_lost(error):
-                raise DeviceLostError(f"{self.device} is lost to this process: {one_line(error)}") from error
-            if not _out_of_memory(error) or rows == 1 or self.model.rows is not None:
-                raise
-        # Outside the handler, where the traceback no longer holds the tensors of the failed call.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        half = rows // 2
-        with self._lock:
-            self._limit = min(self._limit or rows, max(1, half))
-        parts = [
-            self._forward({name: tensor[low:high] for name, tensor in inputs.items()}, high - low)
-            for low, high in ((0, half), (half, rows))
-        ]
-        return _concatenate(parts)
-
-    def _run(self, inputs: Tensors, rows: int) -> Tensors:
+    def _forward(
+        self, inputs: Mapping[str, torch.Tensor], rows: int, arguments: Mapping[str, Any]
+    ) -> tuple[Form, Outputs]:
+        """One call of the model."""
         fixed = self.model.rows
         if fixed is not None and rows < fixed:
-            inputs = {name: _pad(tensor, fixed) for name, tensor in inputs.items()}
+            inputs = {name: _fill_up(tensor, fixed) for name, tensor in inputs.items()}
         with torch.inference_mode(), self._autocast():
-            outputs = self._model({name: tensor.contiguous().to(self.device) for name, tensor in inputs.items()})
-            named = _named(outputs)
+            raw = self._call({name: tensor.contiguous().to(self.device) for name, tensor in inputs.items()}, arguments)
+            form, named = _named(raw)
             for name, tensor in named.items():
                 got = len(tensor) if tensor.dim() else 0
                 if got != (fixed or rows):
@@ -163,7 +305,61 @@ class Predictor:
                         f'the model gave {got} rows of "{name}" for {fixed or rows}; it must give one a row, '
                         "with the rows along the first axis"
                     )
-            return {name: _to_cpu(tensor[:rows]) for name, tensor in named.items()}
+            return form, {name: _to_cpu(tensor[:rows]) for name, tensor in named.items()}
+
+    def _call(self, tensors: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]) -> Any:
+        """Calls the model with its inputs by name; a single input goes in first, whatever it is called."""
+        names, keywords = self.model.parameters, self.model.keywords
+        rest = dict(tensors)
+        if len(rest) == 1 and not keywords and next(iter(rest)) not in names[1:]:
+            return self._called(rest.popitem()[1], **arguments)
+        if not names and not self._takes_any_name:
+            return self._called(*rest.values(), **arguments)
+        # By place as far as there is no gap, which every kind of model takes, and by name from there.
+        leading = []
+        for name in names:
+            if name in keywords or name not in rest:
+                break
+            leading.append(rest.pop(name))
+        return self._called(*leading, **rest, **arguments)
+
+    def _cut(
+        self,
+        outputs: Outputs,
+        work: Work,
+        tensors: Mapping[str, torch.Tensor],
+        low: int,
+        high: int,
+        arguments: Mapping[str, Any],
+    ) -> Outputs:
+        """Cuts the outputs that have one place a token back to the length of their rows."""
+        longest = int(tensors[work.primary].shape[1])
+        candidates = [
+            name
+            for name, output in outputs.items()
+            if isinstance(output, torch.Tensor) and output.dim() > 1 and output.shape[1] == longest
+        ]
+        if work.padding.cut is not None:
+            candidates = [name for name in candidates if name in work.padding.cut]
+        elif any(name not in self._per_token for name in candidates):
+            # An output may have this many places by chance (an embedding of 384 for 384 tokens): those that have one a
+            # token change with the padding, so one row is tried with another length.
+            other = longest - 1 if longest > 1 else 2
+            short = {name: work.resize(name, tensor[:1], other) for name, tensor in tensors.items()}
+            probed: Outputs = {}
+
+            def probe() -> None:
+                probed.update(self._forward(short, 1, arguments)[1])
+
+            _error_of(probe)
+            for name in candidates:
+                shape = getattr(probed.get(name), "shape", (1, other))
+                self._per_token[name] = len(shape) > 1 and shape[1] == other
+        cut = [name for name in candidates if work.padding.cut is not None or self._per_token[name]]
+        lengths = work.primary_lengths[low:high]
+        whole = {name: output for name, output in outputs.items() if isinstance(output, torch.Tensor)}
+        cut_back: Outputs = {name: Ragged.cut(whole[name], lengths) for name in cut}
+        return outputs | cut_back
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._precision == torch.float32:
@@ -171,62 +367,51 @@ class Predictor:
         return torch.autocast(self.device.type, dtype=self._precision)
 
 
-def _sample(call: Callable[[int, int], Tensors], start: int, stop: int) -> Exception | None:
+def _error_of(call: Callable[[], Any]) -> Exception | None:
+    try:
+        call()
+    except TorchbeamError:
+        raise
+    except Exception as error:
+        return error
+    return None
+
+
+def _sample(attempt: Callable[[int, int], Any], start: int, stop: int) -> Exception | None:
     """The error of a few rows spread over the range, if every one of them fails; else None."""
     error: Exception | None = None
     for row in np.unique(np.linspace(start, stop - 1, SAMPLES).astype(int)).tolist():
-        try:
-            call(row, row + 1)
-        except TorchbeamError:
-            raise
-        except Exception as raised:
-            error = raised
-        else:
+        error = _error_of(lambda row=row: attempt(row, row + 1))  # type: ignore[misc]
+        if error is None:
             return None
     return error
 
 
-class _Health:
-    """Whether the model has answered at all, and how many rows in a run it failed on with one and the same error."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._answered = False
-        self._error = ""
-        self._failed = 0
-
-    @property
-    def suspect(self) -> bool:
-        return not self._answered and self._failed >= SUSPECT_AFTER
-
-    def succeeded(self) -> None:
-        self._answered = True
-
-    def failed(self, error: Exception) -> None:
-        if self._answered:
-            return
-        same = f"{type(error).__name__}: {re.sub(r'[0-9.]+', '#', one_line(error))}"
-        with self._lock:
-            self._failed = self._failed + 1 if same == self._error else 1
-            self._error = same
+def _takes_any_name(module: Any) -> bool:
+    try:
+        parameters = inspect.signature(getattr(module, "forward", module)).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters)
 
 
-def _named(outputs: object) -> Tensors:
+def _named(outputs: object) -> tuple[Form, dict[str, torch.Tensor]]:
     """The tensors among a model's outputs by name: `output`, `output_0` and on for a tuple, the keys of a mapping."""
+    form: Form = "sequence"
     if isinstance(outputs, torch.Tensor):
-        return {"output": outputs}
+        return "tensor", {"output": outputs}
+    named: dict[str, torch.Tensor] = {}
     if isinstance(outputs, Mapping):
+        form = "mapping"
         named = {str(name): value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
     elif isinstance(outputs, list | tuple):
         names = getattr(outputs, "_fields", None) or [f"output_{index}" for index in range(len(outputs))]
         named = {name: value for name, value in zip(names, outputs, strict=True) if isinstance(value, torch.Tensor)}
-    else:
-        named = {}
     if not named:
         raise BrokenModelError(
             f"the model gave a {type(outputs).__name__}; it must give a tensor, or tensors in a tuple or dict"
         )
-    return named
+    return form, named
 
 
 def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
@@ -235,22 +420,5 @@ def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu")
 
 
-def _pad(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+def _fill_up(tensor: torch.Tensor, rows: int) -> torch.Tensor:
     return torch.cat([tensor, tensor[-1:].expand(rows - len(tensor), *tensor.shape[1:])])
-
-
-def _concatenate(parts: list[Tensors]) -> Tensors:
-    if len(parts) == 1:
-        return parts[0]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]} if parts else {}
-
-
-def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
-def _device_lost(error: BaseException) -> bool:
-    """Whether the CUDA context of this process is beyond repair (a sticky error, as CUDA's documentation calls it)."""
-    return isinstance(error, torch.AcceleratorError) or (
-        "CUDA error" in str(error) and "out of memory" not in str(error)
-    )

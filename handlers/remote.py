@@ -64,6 +64,8 @@ def _copy(url: str, folder: Path) -> Path:
         if not found and FileSystems.exists(root):
             found = [(root, copy)]
         for path, target in found:
+            if ".." in target.relative_to(folder).parts:  # object stores allow any name
+                raise UsageError(f"it holds {path}, which is outside of it")
             target.parent.mkdir(parents=True, exist_ok=True)
             with FileSystems.open(path, compression_type="uncompressed") as source, target.open("wb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)

@@ -7,22 +7,25 @@ The chunk as it was read stays at hand, so that a dead letter is always that row
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from handlers import heads
-from handlers.chains import Failure, Rows, Step, check_features, feature_columns, feature_step, function_step
-from handlers.chunks import PROVENANCE, dead_letters, without_provenance
-from handlers.encoders import BoundInput, bind_inputs, match_columns
+from handlers.binding import UnknownLengthError, bind_inputs, match_columns
+from handlers.chains import ContractError, Failure, Rows, Step, function_step
+from handlers.chunks import PROVENANCE, dead_letters, exact_cast, without_provenance
+from handlers.encoders import BoundInput
 from handlers.errors import BrokenModelError, UsageError, one_line
+from handlers.features import check_features, feature_columns, feature_step
 from handlers.model_dir import ModelDir
 from handlers.predictor import Predictor
 from handlers.spec import ModelSpec
+from handlers.stats import Load, Stats
 
 MODEL_VERSION = "model_version"
 MODEL_VERSION_FIELD = pa.field(MODEL_VERSION, pa.dictionary(pa.int32(), pa.string()))
@@ -79,40 +82,51 @@ class Scored:
         dead_letters: the rows that could not be scored, as they were read, with the struct `dead_letter`.
         dropped: how many rows a function left out on purpose.
         dead_by_error: dead letters by `stage/type`.
+        stats: what was done in the model, for metrics.
     """
 
     predictions: pa.RecordBatch
     dead_letters: pa.RecordBatch
     dropped: int
     dead_by_error: Counter[str]
+    stats: Stats = field(default_factory=Stats)
 
 
 class Scorer:
     """Scores chunks by a plan with a loaded model. Several threads may share one."""
 
-    def __init__(self, model: ModelDir, plan: Plan, predictor: Predictor) -> None:
+    def __init__(self, model: ModelDir, plan: Plan, predictor: Predictor, load: Load | None = None) -> None:
+        self._load = load
         self._spec = model.spec
         self._version = model.version
-        self._plan = plan
+        self.plan = plan
         self._predictor = predictor
         self._before = plan.chain.before()
         self._after = plan.chain.after()
         if plan.output is not None:
             self._after.append(_fit(plan.output))
 
+    def take_load(self) -> Load | None:
+        """What loading the model cost, told once."""
+        load, self._load = self._load, None
+        return load
+
     def score(self, chunk: pa.RecordBatch) -> Scored:
         """Scores the rows of `chunk`, which has provenance."""
         count = chunk.num_rows
         rows = Rows(without_provenance(chunk), np.arange(count))
         failures: list[Failure] = []
+        stats = Stats()
         for step in self._before:
             rows, failed = step.run(rows)
             failures += failed
-        rows, failed = self._predict(rows, chunk)
+        rows, failed = self.predict(rows, chunk, stats)
         failures += failed
-        for step in self._after:
+        for step in self._after if rows.batch.num_rows else ():
             rows, failed = step.run(rows)
             failures += failed
+        if not rows.batch.num_rows and self.plan.output is not None:
+            rows = Rows(pa.RecordBatch.from_pylist([], schema=self.plan.output), rows.ids[:0])
         failures.sort(key=lambda failure: failure.id)
         return Scored(
             rows.batch,
@@ -125,13 +139,20 @@ class Scorer:
             ),
             count - rows.batch.num_rows - len(failures),
             Counter(f"{failure.stage}/{failure.type}" for failure in failures),
+            stats,
         )
 
-    def _predict(self, rows: Rows, chunk: pa.RecordBatch) -> tuple[Rows, list[Failure]]:
+    def predict(self, rows: Rows, chunk: pa.RecordBatch, stats: Stats | None = None) -> tuple[Rows, list[Failure]]:
         """Encodes, runs the model, decodes: gives the carried columns of the rows that were scored and the predictions."""
+        started = time.perf_counter()
         failures: dict[int, Failure] = {}
         tensors = {}
-        for bound in self._plan.inputs:
+        if not self.plan.inputs:
+            reason = "the first rows had no columns to settle the model's inputs by; start again with rows in the first files"
+            return Rows(self._output(chunk, rows.ids[:0], {}), rows.ids[:0]), [
+                Failure(int(id_), "encode", "NotPlanned", reason) for id_ in rows.ids
+            ]
+        for bound in self.plan.inputs:
             tensors[bound.spec.name], errors = bound.encode(rows.batch)
             for place, error in errors.items():
                 failures.setdefault(place, Failure(int(rows.ids[place]), "encode", error.type, error.message))
@@ -142,24 +163,40 @@ class Scorer:
             tensors = {name: tensor[good] for name, tensor in tensors.items()}
             ids = ids[good]
         found = list(failures.values())
+        encoded = time.perf_counter()
         prediction = self._predictor.predict(tensors)
+        predicted = time.perf_counter()
         found += [
             Failure(int(ids[row]), "forward", type(error).__name__, one_line(error))
             for row, error in prediction.failures
         ]
-        outputs = prediction.outputs
+        outputs = prediction.tensors
         ids = ids[prediction.rows] if len(prediction.rows) < len(ids) else ids
         if not len(ids):
+            if stats is not None:
+                stats.add(prediction.stats)
             return Rows(self._output(chunk, ids, {}), ids), found
         bad = heads.not_a_number(self._spec, outputs)
         if bad.any():
             found += [Failure(int(id_), "head", "NotANumber", "the model gave NaN for this row") for id_ in ids[bad]]
             outputs = {name: tensor[~bad] for name, tensor in outputs.items()}
             ids = ids[~bad]
-        return Rows(self._output(chunk, ids, heads.decode(self._spec, outputs)), ids), found
+        result = Rows(self._output(chunk, ids, heads.decode(self._spec, outputs)), ids)
+        if stats is not None:
+            stats.add(prediction.stats)
+            stats.encode_seconds += encoded - started
+            stats.decode_seconds += time.perf_counter() - predicted
+        return result, found
+
+    def blank(
+        self, chunk: pa.RecordBatch, rows: int = 0, columns: Mapping[str, pa.Array] | None = None
+    ) -> pa.RecordBatch:
+        """An output of `rows` rows that no row was read for: null in the carried columns."""
+        nulls = pa.RecordBatch.from_arrays([pa.nulls(rows, field.type) for field in chunk.schema], schema=chunk.schema)
+        return self._output(nulls, np.arange(rows), columns or {})
 
     def _output(self, chunk: pa.RecordBatch, ids: np.ndarray, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
-        carried = chunk.select(list(self._plan.carried))
+        carried = chunk.select(list(self.plan.carried))
         if len(ids) < chunk.num_rows or not np.array_equal(ids, np.arange(len(ids))):
             carried = carried.take(pa.array(ids))
         version = pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(ids), np.int32)), pa.array([self._version]))
@@ -194,34 +231,50 @@ def make_plan(
         check_features(dict(chain.features), raw)
     rows = Rows(raw, np.arange(raw.num_rows))
     for step in chain.before():
-        before, (rows, failed) = rows.batch.num_rows, step.run(rows)
-        if before and len(failed) == before:
-            raise UsageError(f"{failed[0].stage} fails on each of the first {before} rows: {failed[0].message}")
-    inputs = bind_inputs(model.spec.inputs, predictor.model.inputs, rows.batch)
-    plan = Plan(chain, inputs, _carried(columns, raw.schema), _needed(inputs, chain, raw.schema), None)
+        rows = _try(step, rows)
+    plan = Plan(chain, (), _carried(columns, raw.schema), frozenset())
+    try:
+        inputs = bind_inputs(model.spec.inputs, predictor.model.inputs, rows.batch)
+    except UsageError as error:
+        if raw.num_rows or not (chain.preprocess or isinstance(error, UnknownLengthError)):
+            raise
+        # Without a row nobody knows which columns a function makes, or how long lists are. A run of no rows is none the
+        # worse for it; should rows turn up after all, they are dead letters.
+        rows = Rows(Scorer(model, plan, predictor).blank(sample, 0, heads.of_no_rows(model.spec)), rows.ids[:0])
+        for step in chain.after():
+            rows = step.run(rows)[0]
+        return replace(plan, output=rows.batch.schema)
+    plan = replace(plan, inputs=inputs, needed=_needed(inputs, chain, raw.schema))
     scorer = Scorer(model, plan, predictor)
-    scored = scorer.score(sample)
-    if not scored.predictions.num_rows:
-        scored = _score_zeros(model, predictor, scorer, plan, sample, scored)
-    return replace(plan, output=_checked(scored.predictions.schema, raw.schema))
+    rows, _ = scorer.predict(rows, sample)
+    scored = rows.batch.num_rows > 0
+    if not scored:
+        rows = _zeros(model, predictor, scorer, sample)
+    _check_names(rows.batch.schema, raw.schema)
+    for step in chain.after():
+        rows = _try(step, rows) if scored else step.run(rows)[0]
+    return replace(plan, output=rows.batch.schema)
 
 
-def _score_zeros(
-    model: ModelDir, predictor: Predictor, scorer: Scorer, plan: Plan, sample: pa.RecordBatch, scored: Scored
-) -> Scored:
+def _try(step: Step, rows: Rows) -> Rows:
+    """Runs a step on the sample; a function that fails on all of it, or breaks its contract, is refused here."""
+    result, failed = step.run(rows)
+    if broken := [failure for failure in failed if failure.type == ContractError.__name__]:
+        raise UsageError(f"{step.stage} {broken[0].message}")
+    if failed and len(failed) == rows.batch.num_rows:
+        raise UsageError(f"{step.stage} fails on each of the first {len(failed)} rows: {failed[0].message}")
+    return result
+
+
+def _zeros(model: ModelDir, predictor: Predictor, scorer: Scorer, sample: pa.RecordBatch) -> Rows:
     """Where no row of the sample could be scored: what two rows of zeros become, only to learn the schema."""
-    prediction = predictor.predict({bound.spec.name: bound.zeros(2) for bound in plan.inputs})
+    prediction = predictor.predict({bound.spec.name: bound.zeros(2) for bound in scorer.plan.inputs})
     if prediction.failures:
         error = prediction.failures[0][1]
         what = f"the first {sample.num_rows} rows and on zeros" if sample.num_rows else "zeros"
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise BrokenModelError(f"the model fails on {what}, so no row can be scored: {reason}")
-    blank = pa.RecordBatch.from_arrays([pa.nulls(2, field.type) for field in sample.schema], schema=sample.schema)
-    rows = Rows(scorer._output(blank, np.arange(2), heads.decode(model.spec, prediction.outputs)), np.arange(2))
-    for step in plan.chain.after():
-        result, _ = step.run(rows)
-        rows = result if result.batch.num_rows else rows
-    return replace(scored, predictions=rows.batch)
+    return Rows(scorer.blank(sample, 2, heads.decode(model.spec, prediction.tensors)), np.arange(2))
 
 
 def _carried(columns: tuple[str, ...], schema: pa.Schema) -> tuple[str, ...]:
@@ -243,13 +296,12 @@ def _needed(inputs: tuple[BoundInput, ...], chain: Chain, schema: pa.Schema) -> 
     return frozenset((used | feature_columns(dict(chain.features))) & set(schema.names))
 
 
-def _checked(found: pa.Schema, schema: pa.Schema) -> pa.Schema:
+def _check_names(found: pa.Schema, schema: pa.Schema) -> None:
     twice = sorted({name for name in found.names if found.names.count(name) > 1})
     if twice:
         carried = [name for name in schema.names if name not in twice]
         hint = f"--columns={','.join(carried[:5])}{',…' if len(carried) > 5 else ''}"
         raise UsageError(f'the input has a column "{twice[0]}" and so have the predictions; carry others, as {hint}')
-    return found
 
 
 def _fit(schema: pa.Schema) -> Step:
@@ -259,16 +311,22 @@ def _fit(schema: pa.Schema) -> Step:
         batch = rows.batch
         if batch.schema.equals(schema):
             return rows
-        unknown = [name for name in batch.schema.names if name not in schema.names]
+        unknown = [
+            name
+            for name, column in zip(batch.schema.names, batch.columns, strict=True)
+            if name not in schema.names and column.null_count < len(column)
+        ]
         if unknown:
             raise ValueError(f'column "{unknown[0]}" is new in this row; the output has {", ".join(schema.names)}')
         arrays = []
-        for field in schema:
-            if field.name not in batch.schema.names:
-                arrays.append(pa.nulls(batch.num_rows, field.type))
+        for wanted in schema:
+            if wanted.name not in batch.schema.names:
+                arrays.append(pa.nulls(batch.num_rows, wanted.type))
                 continue
-            column = batch.column(field.name)
-            arrays.append(column if column.type == field.type else pc.cast(column, field.type))
+            try:
+                arrays.append(exact_cast(batch.column(wanted.name), wanted.type))
+            except pa.ArrowException as error:
+                raise ValueError(f'column "{wanted.name}" does not fit the output: {one_line(error)}') from None
         return Rows(pa.RecordBatch.from_arrays(arrays, schema=schema), rows.ids)
 
     return Step("output", "postprocess", call)

@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 
 from handlers.errors import UsageError
 
@@ -56,7 +66,7 @@ class InputSpec(_Strict):
     fill: float | int | str | None = None
     allow_nonfinite: bool = False
     timestamp: Literal["s", "ms", "us", "ns", "days"] | None = None
-    categories: tuple[str, ...] | tuple[int, ...] | tuple[bool, ...] | None = None
+    categories: tuple[StrictStr, ...] | tuple[StrictInt, ...] | tuple[StrictBool, ...] | None = None
     num_categories: Annotated[int, Field(gt=0)] | None = None
     unknown: Annotated[int, Field(ge=0)] | None = None
 
@@ -74,8 +84,16 @@ class InputSpec(_Strict):
                     raise ValueError(f"{option} is an option of the categorical encoder")
             if isinstance(self.fill, str):
                 raise ValueError("fill of a numeric input must be a number")
-        if self.categories is not None and len(set(self.categories)) != len(self.categories):
-            raise ValueError("categories holds a value twice")
+        if self.categories is not None:
+            if not self.categories:
+                raise ValueError("categories is empty")
+            if len(set(self.categories)) != len(self.categories):
+                raise ValueError("categories holds a value twice")
+            if self.fill is not None and self.fill not in self.categories:
+                raise ValueError("fill must be one of the categories")
+        codes = range(self.num_categories or 0)
+        if codes and self.fill is not None and self.fill not in codes:
+            raise ValueError(f"fill must be a code in 0 … {codes[-1]}")
         return self
 
     @property
@@ -90,7 +108,7 @@ class ModelSpec(_Strict):
     name: Annotated[str, Field(min_length=1)]
     task: Task = "raw"
     format: Format | None = None
-    weights: str | None = None
+    weights: Annotated[str, Field(min_length=1)] | None = None
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
     architecture: FunctionName | None = None
     arguments: dict[str, Any] = {}

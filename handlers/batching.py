@@ -1,0 +1,73 @@
+"""How rows are gathered, and what the inference step asks of its workers. Imports neither torch nor Beam."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from handlers.errors import UsageError
+
+# The units of Beam's own hint (apache_beam/transforms/resources.py), smallest power first.
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}
+_UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "PiB": 2**50, "B": 1}
+_LEAST_RAM = 1 << 20
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How rows are gathered.
+
+    Attributes:
+        chunk_rows: rows of a chunk, the unit that flows through the pipeline.
+        chunk_bytes: about how many bytes a chunk may have, whatever its rows.
+        batch_size: rows of a micro-batch, one call of the model; None chooses by the bytes of a row.
+    """
+
+    chunk_rows: int = 8192
+    chunk_bytes: int = 64 << 20
+    batch_size: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("chunk_rows", "chunk_bytes", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} must be 1 or more, not {value}")
+
+
+@dataclass(frozen=True)
+class ResourceHints:
+    """What the inference step asks of its workers, in Beam's own notation.
+
+    Attributes:
+        accelerator: for example `type:nvidia-l4;count:1;install-nvidia-driver`.
+        min_ram: with its unit, for example `16GB` (10⁹ bytes) or `16GiB` (2³⁰ bytes).
+    """
+
+    accelerator: str | None = None
+    min_ram: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.min_ram is not None:
+            _check_ram(str(self.min_ram))
+        if self.accelerator is not None and not self.accelerator.startswith("type:"):
+            raise UsageError(
+                f'--accelerator "{self.accelerator}" names no type; write it as type:nvidia-l4;count:1;install-nvidia-driver'
+            )
+
+    def as_dict(self) -> dict[str, str]:
+        """Keyword arguments of Beam's `with_resource_hints`."""
+        hints = {"accelerator": self.accelerator, "min_ram": self.min_ram}
+        return {name: value for name, value in hints.items() if value is not None}
+
+
+def _check_ram(text: str) -> None:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if match is None:
+        raise UsageError(f'--min_ram "{text}" is no amount of memory; write it as 16GB')
+    amount, unit = match.groups()
+    if not unit:
+        raise UsageError(f'--min_ram "{text}" has no unit; write it with one, as {amount}GB')
+    if unit not in _UNITS:
+        raise UsageError(f'--min_ram "{text}" has the unknown unit "{unit}"; write one of {", ".join(_UNITS)}')
+    if float(amount) * _UNITS[unit] < _LEAST_RAM:
+        raise UsageError(f'--min_ram "{text}" is less than 1MiB; write the memory of a worker, as {amount}GB')
