@@ -6,20 +6,42 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from handlers.columnar import Batching, ColumnarModelHandler, ResourceHints
+    from handlers.batching import Batching, ResourceHints
+    from handlers.columnar import ColumnarModelHandler
+    from handlers.elements import FailedPrediction, StateDict, TorchModelHandler, skip_failures
     from handlers.model_dir import ModelDir
     from handlers.placement import Placement
     from handlers.predictor import Predictor
+    from handlers.ragged import Padding, Ragged
 
-__all__ = ["Batching", "ColumnarModelHandler", "ModelDir", "Placement", "Predictor", "ResourceHints"]
+__all__ = [
+    "Batching",
+    "ColumnarModelHandler",
+    "FailedPrediction",
+    "ModelDir",
+    "Padding",
+    "Placement",
+    "Predictor",
+    "Ragged",
+    "ResourceHints",
+    "StateDict",
+    "TorchModelHandler",
+    "skip_failures",
+]
 
 _HOMES = {
-    "Batching": "columnar",
+    "Batching": "batching",
     "ColumnarModelHandler": "columnar",
+    "FailedPrediction": "elements",
     "ModelDir": "model_dir",
+    "Padding": "ragged",
     "Placement": "placement",
     "Predictor": "predictor",
-    "ResourceHints": "columnar",
+    "Ragged": "ragged",
+    "ResourceHints": "batching",
+    "StateDict": "elements",
+    "TorchModelHandler": "elements",
+    "skip_failures": "elements",
 }
 
 

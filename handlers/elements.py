@@ -1,0 +1,234 @@
+"""`TorchModelHandler`: Beam's RunInference over examples, with the guarantees of the columnar path.
+
+An example that cannot be scored does not take its batch along: its result is a `PredictionResult` whose `inference` is a
+`FailedPrediction`. `transforms.RunTorchInference` and `transforms.SplitFailures` set those apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypedDict, TypeVar, Unpack
+
+import torch
+from apache_beam.ml.inference.base import ModelHandler, PredictionResult
+
+from handlers.batching import ResourceHints
+from handlers.collate import Collate
+from handlers.errors import BrokenModelError, DeviceLostError, UsageError
+from handlers.examples import Answers, ExampleScorer, InferenceFn, Recipe, Source
+from handlers.failures import FailedPrediction
+from handlers.faults import leave_lost_process
+from handlers.metrics import NAMESPACE, InferenceMetrics
+from handlers.model_dir import ModelDir
+from handlers.placement import Placement
+from handlers.ragged import Padding
+from handlers.state_dict import StateDict
+
+__all__ = ["BeamBatching", "FailedPrediction", "StateDict", "TorchModelHandler", "skip_failures"]
+
+T = TypeVar("T")
+
+# A batch by default: so many examples, or fewer where they are large. Beam's own choice, by timing, is often a handful
+# where other work shares the processor, and then a batch's own costs are most of the time.
+BATCH_EXAMPLES = 1024
+BATCH_BYTES = 16 << 20
+_LEAST = BATCH_BYTES // BATCH_EXAMPLES
+
+
+class BeamBatching(TypedDict, total=False):
+    """How RunInference gathers examples: Beam's own options, see `apache_beam.ml.inference.base.ModelHandler`."""
+
+    min_batch_size: int
+    max_batch_size: int
+    max_batch_duration_secs: int
+    max_batch_weight: int
+    element_size_fn: Callable[[Any], int]
+    batch_length_fn: Callable[[Any], int]
+    batch_bucket_boundaries: list[int]
+
+
+class TorchModelHandler(ModelHandler[Any, PredictionResult, ExampleScorer]):
+    """Scores examples with a PyTorch model, in `RunInference` and in every wrapper that Beam has for handlers.
+
+    | example | `PredictionResult.inference` |
+    | --- | --- |
+    | tensor, array, mapping of tensors, mapping of columns | what the model gives: a tensor, or a tuple or dict of them |
+    | the same, with `head=True` | the columns of the model's task: `{"predicted_class": "good", "confidence": 0.9}` |
+    | any that cannot be scored | `FailedPrediction` |
+
+    Args:
+        model: a model directory or a bare `.pt2` or TorchScript file, or a `StateDict`.
+        placement: device, precision, compilation, processes to a GPU.
+        hints: resource hints of the inference step.
+        padding: how examples of unequal length are padded. Without it they are padded only for a model that takes an
+            `attention_mask`, `mask` or `padding_mask` that they do not bring; for others, each length goes by itself.
+        collate: a function from a list of examples to tensors by input name, in place of ours.
+        inference_fn: as Beam's handlers take it: `(batch, model, device, inference_args, model_id)` to one result an
+            example. It is given examples of one shape at a time.
+        head: whether the model's task decodes its outputs.
+        keep_example: whether a result carries its example; a failed one always does.
+        large_model: one copy of the model for all processes of a host, as Beam takes it.
+        model_copies: so many copies for all processes of a host, as Beam takes it.
+        env_vars: set in the worker before the model is loaded, beside those of the model directory.
+        batching: see `BeamBatching`; by default batches of up to 1,024 examples or 16 MiB.
+
+    Raises:
+        UsageError: where the model directory is not valid, or an option is unknown or wrong.
+    """
+
+    def __init__(
+        self,
+        model: Source | str | os.PathLike[str],
+        *,
+        placement: Placement | None = None,
+        hints: ResourceHints | None = None,
+        padding: Padding | None = None,
+        collate: Collate | None = None,
+        inference_fn: InferenceFn | None = None,
+        head: bool = False,
+        keep_example: bool = True,
+        large_model: bool = False,
+        model_copies: int | None = None,
+        env_vars: Mapping[str, str] | None = None,
+        **batching: Unpack[BeamBatching],
+    ) -> None:
+        unknown = set(batching) - set(BeamBatching.__annotations__)
+        if unknown:  # Beam's base class would take and forget it
+            raise UsageError(
+                f'TorchModelHandler has no option "{min(unknown)}"; the options for batches are '
+                f"{', '.join(BeamBatching.__annotations__)}"
+            )
+        source = model if isinstance(model, ModelDir | StateDict) else ModelDir(model)
+        if not batching:
+            batching = {"min_batch_size": BATCH_BYTES, "max_batch_size": BATCH_BYTES, "element_size_fn": _weight}
+        own_vars = dict(source.spec.env_vars) if isinstance(source, ModelDir) else {}
+        super().__init__(
+            large_model=large_model, model_copies=model_copies, env_vars=own_vars | dict(env_vars or {}), **batching
+        )
+        if inference_fn is not None and (collate is not None or head):
+            raise UsageError("inference_fn makes the results itself; leave collate and head out")
+        copies = self.model_copies() if self.share_model_across_processes() else None
+        self._recipe = Recipe(source, placement or Placement(), copies, padding, collate, inference_fn, head)
+        self._hints = hints or ResourceHints()
+        self._keep_example = keep_example
+        self._metrics = InferenceMetrics()
+
+    def load_model(self) -> ExampleScorer:
+        """Loads the model into this process, on its device."""
+        return self._recipe.load()
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        """Takes the model at `model_path`, as `model_metadata_pcoll` and `watch_model_pattern` give it."""
+        if model_path and model_path != self._recipe.source.path:
+            self._recipe = self._recipe.at(model_path)
+
+    def run_inference(
+        self, batch: Sequence[Any], model: ExampleScorer, inference_args: dict[str, Any] | None = None
+    ) -> list[PredictionResult]:
+        """One result for every example of `batch`, in order.
+
+        Raises:
+            BrokenModelError: where the model gives another number of rows than it was given.
+        """
+        examples = list(batch)
+        if not examples:
+            return []
+        try:
+            answers = self._score(model, examples, inference_args)
+        except DeviceLostError:
+            leave_lost_process()
+            raise
+        results = self._results(examples, answers)
+        if len(results) != len(examples):
+            raise BrokenModelError(f"{len(results)} results for {len(examples)} examples")
+        failed = answers.failed_by_stage()
+        self._metrics.loaded(answers.load)
+        self._metrics.batch(len(examples), len(examples) - failed.total(), failed, answers.stats)
+        return results
+
+    def _score(self, model: Any, examples: list[Any], arguments: dict[str, Any] | None) -> Answers:
+        if isinstance(model, ExampleScorer):
+            return model.score(examples, arguments)
+        call = pickle.dumps((examples, arguments), protocol=5)
+        answers: Answers = pickle.loads(model.score_pickled(call))  # noqa: S301 - from a process of this pipeline
+        return answers
+
+    def _results(self, examples: list[Any], answers: Answers) -> list[PredictionResult]:
+        model_id, keep = answers.model_id, self._keep_example
+        results = []
+        for example, answer in zip(examples, answers.in_order(), strict=True):
+            if isinstance(answer, PredictionResult):  # of an inference_fn
+                results.append(answer if keep else PredictionResult(None, answer.inference, answer.model_id))
+            else:
+                kept = example if keep or isinstance(answer, FailedPrediction) else None
+                results.append(PredictionResult(kept, answer, model_id))
+        return results
+
+    def get_num_bytes(self, batch: Sequence[Any]) -> int:
+        """About how many bytes the examples take, by the first of them (Beam's own pickles the whole batch to know)."""
+        return len(batch) * _size(batch[0]) if len(batch) else 0
+
+    def get_metrics_namespace(self) -> str:
+        """The namespace of the metrics of this step, Beam's and ours."""
+        return NAMESPACE
+
+    def override_metrics(self, metrics_namespace: str = "") -> bool:
+        """Takes the namespace that `RunInference` was given; Beam goes on to report its own metrics too."""
+        self._metrics.rename(metrics_namespace)
+        return False
+
+    def get_resource_hints(self) -> dict[str, str]:
+        """The hints of the inference step."""
+        return self._hints.as_dict()
+
+    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
+        """Refuses, before the pipeline runs, what cannot be keyword arguments."""
+        if inference_args and not all(isinstance(name, str) for name in inference_args):
+            raise UsageError("inference_args must be keyword arguments of the model's forward, by name")
+
+
+def skip_failures(function: Callable[[Any], T]) -> Callable[[Any], T | Any]:
+    """For `with_postprocess_fn` under plain `RunInference`: lets failed predictions pass by `function` as they are."""
+
+    @functools.wraps(function)
+    def guarded(result: Any) -> T | Any:
+        return result if failure_of(result) is not None else function(result)
+
+    return guarded
+
+
+def failure_of(result: Any) -> FailedPrediction | None:
+    """The failure in a `PredictionResult` or a pair of a key and one; None for anything else."""
+    if type(result) is tuple and len(result) == 2:
+        result = result[1]
+    if isinstance(result, PredictionResult) and isinstance(result.inference, FailedPrediction):
+        return result.inference
+    return None
+
+
+def _weight(element: Any) -> int:
+    """What an element, keyed or not, counts in a batch of `BATCH_BYTES`; never more, or Beam would emit an empty batch."""
+    if type(element) is tuple and len(element) == 2:
+        element = element[1]
+    size = _size(element)
+    return _LEAST if size <= _LEAST else min(BATCH_BYTES, size)
+
+
+def _size(example: Any) -> int:
+    kind = type(example)
+    if kind is float or kind is int:
+        return 8
+    if kind is dict:
+        # Rows of plain numbers are the common case, and every example is looked at: the first value stands for all.
+        first = type(next(iter(example.values()), None))
+        return 32 * len(example) if first is float or first is int else sum(map(_size, example.values()))
+    if isinstance(example, torch.Tensor):
+        return example.nbytes
+    if isinstance(example, Mapping):
+        return sum(map(_size, example.values()))
+    if isinstance(example, str | bytes):
+        return len(example)
+    return int(getattr(example, "nbytes", 8))

@@ -1,0 +1,148 @@
+"""1,000 examples, 7 of them bad: 993 results and 7 dead letters, whatever the batch size."""
+
+import apache_beam as beam
+import pytest
+import torch
+from apache_beam.ml.inference.base import KeyedModelHandler, KeyModelMapping, ModelMetadata, RunInference
+from apache_beam.testing.util import assert_that
+
+from handlers import StateDict, TorchModelHandler
+from handlers.errors import BrokenModelError, UsageError
+from transforms import RunTorchInference, SplitFailures
+
+BAD = {0: "forward", 1: "forward", 99: "forward", 500: "forward", 501: "forward", 777: "preprocess", 999: "postprocess"}
+
+
+class Double(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.by = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, x, add=0):
+        if (x >= 1e6).any():
+            raise ValueError("poison")
+        return x * self.by + add
+
+
+@pytest.fixture
+def source(tmp_path):
+    torch.save(Double().state_dict(), tmp_path / "w.pt")
+    return StateDict(str(tmp_path / "w.pt"), Double)
+
+
+def check(expected):
+    def matcher(got):
+        assert sorted(got) == sorted(expected), got
+
+    return matcher
+
+
+def preprocess(element):
+    key, value = element
+    if value == 777.0:
+        raise KeyError("no such field")
+    return key, torch.tensor([value + (1e6 if BAD.get(key) == "forward" else 0)])
+
+
+def postprocess(element):
+    key, result = element
+    if key == 999:
+        raise RuntimeError("not today")
+    return key, result.inference.item()
+
+
+def letter(dead):
+    return dead.key, dead.example, dead.stage
+
+
+@pytest.mark.parametrize("size", [1, 7, 256, 5000, None])
+@pytest.mark.parametrize("keyed", [False, True])
+def test_seven_bad_examples_in_a_thousand(source, size, keyed):
+    options = {} if size is None else {"min_batch_size": size, "max_batch_size": size}
+    handler = TorchModelHandler(source, **options)
+    handler = KeyedModelHandler(handler) if keyed else handler
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        examples = pipeline | beam.Create([(key, float(key)) for key in range(1000)])
+        done = examples | RunTorchInference(handler.with_preprocess_fn(preprocess).with_postprocess_fn(postprocess))
+        assert_that(done.predictions, check([(key, key * 2.0) for key in range(1000) if key not in BAD]), "good")
+        assert_that(done.dead_letters | beam.Map(letter), check([(key, float(key), BAD[key]) for key in BAD]), "dead")
+
+
+def test_a_dead_letter_says_all_there_is_to_know(source):
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        done = (
+            pipeline
+            | beam.Create([torch.tensor([1e6]), torch.tensor([1.0])])
+            | RunTorchInference(TorchModelHandler(source))
+        )
+        assert_that(done.predictions | beam.Map(lambda result: result.inference.item()), check([2.0]), "good")
+
+        def matcher(got):
+            (dead,) = got
+            assert (dead.key, dead.example.item(), dead.stage, dead.error_type) == (None, 1e6, "forward", "ValueError")
+            assert dead.message == "poison"
+            assert 'raise ValueError("poison")' in dead.traceback
+            assert dead.model_id == source.path
+
+        assert_that(done.dead_letters, matcher, "dead")
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_split_failures_of_plain_run_inference(source, keyed):
+    examples = [torch.tensor([value]) for value in (1.0, 2e6, 3.0)]
+    handler = TorchModelHandler(source)
+    if keyed:
+        examples, handler = [(f"k{place}", x) for place, x in enumerate(examples)], KeyedModelHandler(handler)
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        done = pipeline | beam.Create(examples) | RunInference(handler) | SplitFailures()
+        values = done.predictions | beam.Map(lambda result: (result[1] if keyed else result).inference.item())
+        assert_that(values, check([2.0, 6.0]), "good")
+        dead = done.dead_letters | beam.Map(lambda dead: (dead.key, dead.example.item(), dead.error_type))
+        assert_that(dead, check([("k1" if keyed else None, 2e6, "ValueError")]), "dead")
+
+
+def test_a_model_for_each_key(source):
+    handler = KeyedModelHandler(
+        [KeyModelMapping(["a"], TorchModelHandler(source)), KeyModelMapping(["b", "c"], TorchModelHandler(source))]
+    )
+    examples = [("a", 1.0), ("b", 2.0), ("c", 3e6), ("a", 4.0), ("d", 5.0), ("b", 6.0)]
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        chain = handler.with_preprocess_fn(lambda pair: (pair[0], torch.tensor([pair[1]]))).with_postprocess_fn(
+            lambda pair: (pair[0], pair[1].inference.item())
+        )
+        done = pipeline | beam.Create(examples) | RunTorchInference(chain)
+        assert_that(done.predictions, check([("a", 2.0), ("b", 4.0), ("a", 8.0), ("b", 12.0)]), "good")
+        dead = done.dead_letters | beam.Map(lambda dead: (dead.key, dead.example, dead.error_type))
+        assert_that(dead, check([("c", 3e6, "ValueError"), ("d", 5.0, "KeyError")]), "dead")
+
+
+def test_inference_args_and_a_refreshed_model(source, tmp_path):
+    other = Double()
+    torch.nn.init.constant_(other.by, 5.0)
+    path = str(tmp_path / "other.pt")
+    torch.save(other.state_dict(), path)
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        metadata = pipeline | "model" >> beam.Create([ModelMetadata(path, "other")])
+        done = (
+            pipeline
+            | beam.Create([("k", torch.tensor([2.0]))])
+            | RunTorchInference(TorchModelHandler(source), {"add": 1}, options={"model_metadata_pcoll": metadata})
+        )
+        found = done.predictions | beam.Map(lambda pair: (pair[0], pair[1].inference.item(), pair[1].model_id))
+        assert_that(found, check([("k", 11.0, path)]))
+
+
+def test_batches_of_the_users_own_are_refused(source):
+    with pytest.raises(UsageError, match="leave with_no_batching out"):
+        _ = beam.Pipeline() | beam.Create([1]) | RunTorchInference(TorchModelHandler(source).with_no_batching())
+
+
+def test_a_broken_model_ends_the_job(source):
+    def short(batch, model, device, inference_args, model_id):
+        return [1 for _ in batch[1:]]
+
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    examples = pipeline | beam.Create([torch.ones(1)] * 3, reshuffle=False)
+    _ = examples | RunTorchInference(TorchModelHandler(source, inference_fn=short, min_batch_size=3))
+    with pytest.raises(BrokenModelError, match="inference_fn gave 2 results for 3 examples"):
+        pipeline.run()

@@ -1,0 +1,279 @@
+"""`RunTorchInference`: examples through a model, and what could not be scored as dead letters of whole examples."""
+
+# mypy: allow-untyped-calls
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import apache_beam as beam
+from apache_beam.ml.inference.base import (
+    KeyedModelHandler,
+    MaybeKeyedModelHandler,
+    ModelHandler,
+    PredictionResult,
+    RunInference,
+)
+from apache_beam.pvalue import PCollection
+
+from handlers.elements import TorchModelHandler, failure_of
+from handlers.errors import BrokenModelError, TorchbeamError, UsageError
+from handlers.failures import FailedPrediction, failed_prediction
+
+_DEAD_LETTERS = "dead_letters"
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """An example that could not be scored.
+
+    Attributes:
+        key: of a keyed example, else None.
+        example: as it came into the transform.
+        stage: which part of the way refused it; see `FailedPrediction`.
+        error_type: the class of the error, or what a check found.
+        message: on one line.
+        traceback: of the error; empty where a check refused the example.
+        model_id: the path of the model; None where the example never came that far.
+    """
+
+    key: Any
+    example: Any
+    stage: str
+    error_type: str
+    message: str
+    traceback: str = ""
+    model_id: str | None = None
+
+
+class Inferences(NamedTuple):
+    """What `RunTorchInference` and `SplitFailures` give.
+
+    Attributes:
+        predictions: what `RunInference` would give, failures left out.
+        dead_letters: `DeadLetter` of every example that failed.
+    """
+
+    predictions: PCollection[Any]
+    dead_letters: PCollection[DeadLetter]
+
+
+@dataclass(eq=False)
+class SplitFailures(beam.PTransform[Any, Any]):
+    """The output of `RunInference` with a `TorchModelHandler` to `Inferences`.
+
+    | in | predictions | dead letters |
+    | --- | --- | --- |
+    | `PredictionResult` | the same | `DeadLetter` without key |
+    | `(key, PredictionResult)` | the same | `DeadLetter` with key |
+    | anything else, as a postprocess function made it | the same | none |
+
+    The example of a dead letter is the one that the handler was given, after the preprocess functions.
+    """
+
+    def expand(self, results: PCollection[Any]) -> Inferences:
+        """One step."""
+        outputs = results | "Split" >> beam.FlatMap(_split).with_outputs(_DEAD_LETTERS, main="predictions")
+        return Inferences(outputs.predictions, outputs[_DEAD_LETTERS])
+
+
+@dataclass(eq=False)
+class RunTorchInference(beam.PTransform[Any, Any]):
+    """Examples, keyed or not, to `Inferences`.
+
+    Preprocess and postprocess functions of the handler run here on whole batches, so that an element crosses Beam once;
+    each sees the element as it does in `RunInference`, with its key. A postprocess function never sees a failure, and an
+    example on which a function fails is a dead letter by itself, as it came in.
+
+    Attributes:
+        handler: a `TorchModelHandler`, alone or in Beam's wrappers; alone it takes examples with and without keys.
+        inference_args: further keyword arguments of the model's `forward`.
+        metrics_namespace: for the metrics of this step.
+        options: further keyword arguments of Beam's `RunInference`, such as `model_metadata_pcoll`.
+    """
+
+    handler: ModelHandler[Any, Any, Any]
+    inference_args: Mapping[str, Any] | None = None
+    metrics_namespace: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def expand(self, examples: PCollection[Any]) -> Inferences:
+        """RunInference on batches → split."""
+        if self.handler.should_skip_batching():
+            raise UsageError("RunTorchInference makes batches itself; leave with_no_batching out, or use RunInference")
+        outputs = (
+            examples
+            | "RunInference"
+            >> RunInference(
+                _BatchHandler(self.handler),
+                inference_args=None if self.inference_args is None else dict(self.inference_args),
+                metrics_namespace=self.metrics_namespace,
+                **self.options,
+            )
+            | "Split" >> beam.ParDo(_SplitBatch()).with_outputs(_DEAD_LETTERS, main="predictions")
+        )
+        return Inferences(outputs.predictions, outputs[_DEAD_LETTERS])
+
+
+@dataclass(frozen=True)
+class _Batch:
+    predictions: list[Any]
+    dead_letters: list[DeadLetter]
+
+
+class _BatchHandler(ModelHandler[Any, _Batch, Any]):
+    """A handler with its functions around it, that gives one `_Batch` for all elements it is given."""
+
+    def __init__(self, handler: ModelHandler[Any, Any, Any]) -> None:
+        self._before: list[Callable[[Any], Any]] = list(handler.get_preprocess_fns())
+        self._after: list[Callable[[Any], Any]] = list(handler.get_postprocess_fns())
+        core: Any = handler
+        while hasattr(core, "_base"):  # Beam's wrappers for the functions, whose work is done here
+            core = core._base
+        self._core = MaybeKeyedModelHandler(core) if isinstance(core, TorchModelHandler) else core
+        self._by_key = isinstance(core, KeyedModelHandler) and not core._single_model
+        self._env_vars = getattr(handler, "_env_vars", {})
+        self._plain = core if isinstance(core, TorchModelHandler) else getattr(core, "_unkeyed", core)
+
+    def load_model(self) -> Any:
+        return self._core.load_model()
+
+    def run_inference(
+        self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[_Batch]:
+        done = _Batch([], [])
+        elements, inputs = _apply(self._before, batch, batch, "preprocess", done)
+        if not inputs:
+            return [done]
+        origins: list[Any] = []
+        results: list[Any] = []
+        for places in self._groups(inputs):
+            part = [inputs[place] for place in places]
+            found = self._run(part, model, inference_args)
+            if len(found) != len(part):
+                raise BrokenModelError(f"the handler gave {len(found)} results for {len(part)} examples")
+            origins += [elements[place] for place in places]
+            results += found
+        good, scored = [], []
+        for origin, result in zip(origins, results, strict=True):
+            failure = failure_of(result)
+            if failure is None:
+                good.append(origin)
+                scored.append(result)
+            else:
+                done.dead_letters.append(_dead_letter(origin, failure, _model_id(result)))
+        _, predictions = _apply(self._after, good, scored, "postprocess", done)
+        done.predictions.extend(predictions)
+        return [done]
+
+    def _groups(self, inputs: Sequence[Any]) -> Iterable[Sequence[int]]:
+        """Elements that are run together. A handler with a model a key gives its results sorted by key."""
+        if not self._by_key:
+            return [range(len(inputs))]
+        places = defaultdict(list)
+        for place, element in enumerate(inputs):
+            places[element[0]].append(place)
+        return places.values()
+
+    def _run(self, elements: list[Any], model: Any, inference_args: dict[str, Any] | None) -> list[Any]:
+        try:
+            return list(self._core.run_inference(elements, model, inference_args))
+        except TorchbeamError:
+            raise
+        except KeyError as error:
+            if not self._by_key:
+                raise
+            missing = KeyError(f"no model is mapped to the key {elements[0][0]!r}")
+            failure = failed_prediction("forward", missing.with_traceback(error.__traceback__))
+            return [(key, PredictionResult(example, failure)) for key, example in elements]
+
+    def get_num_bytes(self, batch: Sequence[Any]) -> int:
+        first = batch[0]
+        if type(first) is tuple and len(first) == 2:
+            first = first[1]
+        return len(batch) * int(TorchModelHandler.get_num_bytes(self._plain, [first]))
+
+    def get_metrics_namespace(self) -> str:
+        return str(self._core.get_metrics_namespace())
+
+    def get_resource_hints(self) -> dict[str, Any]:
+        return dict(self._core.get_resource_hints())
+
+    def batch_elements_kwargs(self) -> Mapping[str, Any]:
+        return dict(self._core.batch_elements_kwargs())
+
+    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
+        self._core.validate_inference_args(inference_args)
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        self._core.update_model_path(model_path)
+
+    def update_model_paths(self, model: Any, model_paths: Any = None) -> None:
+        self._core.update_model_paths(model, model_paths)
+
+    def share_model_across_processes(self) -> bool:
+        return bool(self._core.share_model_across_processes())
+
+    def model_copies(self) -> int:
+        return int(self._core.model_copies())
+
+    def override_metrics(self, metrics_namespace: str = "") -> bool:
+        # MaybeKeyedModelHandler does not hand this on.
+        core = self._plain if isinstance(self._plain, TorchModelHandler) else self._core
+        return bool(core.override_metrics(metrics_namespace))
+
+
+class _SplitBatch(beam.DoFn):
+    def process(self, batch: _Batch) -> Iterator[Any]:
+        yield from batch.predictions
+        for letter in batch.dead_letters:
+            yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, letter)
+
+
+def _apply(
+    functions: Sequence[Callable[[Any], Any]],
+    origins: Sequence[Any],
+    values: Sequence[Any],
+    stage: str,
+    done: _Batch,
+) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Runs `functions` one after the other on each of `values`; gives the origins and results of those that went well."""
+    if not functions:
+        return origins, values
+    kept, results = [], []
+    for origin, value in zip(origins, values, strict=True):
+        result = value
+        try:
+            for function in functions:
+                result = function(result)
+        except Exception as error:
+            done.dead_letters.append(_dead_letter(origin, failed_prediction(stage, error), _model_id(value)))
+        else:
+            kept.append(origin)
+            results.append(result)
+    return kept, results
+
+
+def _split(result: Any) -> Iterator[Any]:
+    failure = failure_of(result)
+    if failure is None:
+        yield result
+        return
+    is_keyed = type(result) is tuple
+    inner = result[1] if is_keyed else result
+    origin = (result[0], inner.example) if is_keyed else inner.example
+    yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, _dead_letter(origin, failure, inner.model_id))
+
+
+def _dead_letter(origin: Any, failure: FailedPrediction, model_id: str | None) -> DeadLetter:
+    key, example = origin if type(origin) is tuple and len(origin) == 2 else (None, origin)
+    return DeadLetter(key, example, failure.stage, failure.error_type, failure.message, failure.traceback, model_id)
+
+
+def _model_id(result: Any) -> str | None:
+    if type(result) is tuple and len(result) == 2:
+        result = result[1]
+    return result.model_id if isinstance(result, PredictionResult) else None
