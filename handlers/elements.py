@@ -36,6 +36,7 @@ T = TypeVar("T")
 BATCH_EXAMPLES = 1024
 BATCH_BYTES = 16 << 20
 _LEAST = BATCH_BYTES // BATCH_EXAMPLES
+NUMBER_BYTES = 32  # about what a number of Python takes
 
 
 class BeamBatching(TypedDict, total=False):
@@ -213,22 +214,21 @@ def _weight(element: Any) -> int:
     """What an element, keyed or not, counts in a batch of `BATCH_BYTES`; never more, or Beam would emit an empty batch."""
     if type(element) is tuple and len(element) == 2:
         element = element[1]
+    # Every element is looked at, and rows of plain numbers are the common case: the first value stands for all.
+    if type(element) is dict and len(element) <= _LEAST // NUMBER_BYTES:
+        for value in element.values():
+            if type(value) is float or type(value) is int:
+                return _LEAST
+            break
     size = _size(element)
     return _LEAST if size <= _LEAST else min(BATCH_BYTES, size)
 
 
 def _size(example: Any) -> int:
-    kind = type(example)
-    if kind is float or kind is int:
-        return 8
-    if kind is dict:
-        # Rows of plain numbers are the common case, and every example is looked at: the first value stands for all.
-        first = type(next(iter(example.values()), None))
-        return 32 * len(example) if first is float or first is int else sum(map(_size, example.values()))
     if isinstance(example, torch.Tensor):
         return example.nbytes
     if isinstance(example, Mapping):
         return sum(map(_size, example.values()))
     if isinstance(example, str | bytes):
         return len(example)
-    return int(getattr(example, "nbytes", 8))
+    return int(getattr(example, "nbytes", NUMBER_BYTES))

@@ -42,7 +42,7 @@ from transforms.sinks import WriteChunks
 from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_split
 
 SAMPLE_ROWS = 1000
-SAMPLE_SPLITS = 20
+SAMPLE_SPLITS = 20  # of which some may be empty; where all are, further ones are looked into
 
 _log = logging.getLogger(__name__)
 
@@ -79,7 +79,9 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         limit=options.source.limit,
         chunk_rows=batching.chunk_rows,
     )
-    placement = Placement(options.model.device, options.model.precision, options.model.compile)
+    placement = Placement(
+        options.model.device, options.model.precision, options.model.compile, options.model.model_copies
+    )
     hints = ResourceHints(options.model.accelerator, options.model.min_ram)
     # On a cluster the workers have the GPUs, and the driver need not have one.
     here = placement if runners.in_process(options.run.runner) else Placement("cpu")
@@ -186,7 +188,9 @@ def _sample(source: Input) -> pa.RecordBatch:
     chunks: list[pa.RecordBatch] = []
     rows = 0
     broken: BrokenFileError | None = None
-    for split in source.splits[:SAMPLE_SPLITS]:
+    for place, split in enumerate(source.splits):
+        if rows >= SAMPLE_ROWS or (rows and place >= SAMPLE_SPLITS):
+            break
         try:
             for chunk in read_split(split, source.schema, chunk_rows=SAMPLE_ROWS):
                 if not isinstance(chunk, BadRows):
@@ -196,8 +200,6 @@ def _sample(source: Input) -> pa.RecordBatch:
                     break
         except BrokenFileError as error:
             broken = broken or error
-        if rows >= SAMPLE_ROWS:
-            break
     if not chunks:
         if broken is not None and not source.schema.names:
             raise UsageError(f"none of the {source.files} input files can be read: {broken}")
