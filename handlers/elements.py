@@ -10,6 +10,7 @@ import functools
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
@@ -159,13 +160,17 @@ class TorchModelHandler(ModelHandler[Any, PredictionResult, ExampleScorer]):
 
     def _results(self, examples: list[Any], answers: Answers) -> list[PredictionResult]:
         model_id, keep = answers.model_id, self._keep_example
+        found = answers.in_order()
+        if not answers.failures and not answers.results:  # the common case, at a third of the cost
+            kept = examples if keep else repeat(None)
+            return list(map(PredictionResult._make, zip(kept, found, repeat(model_id), strict=False)))
         results = []
-        for example, answer in zip(examples, answers.in_order(), strict=True):
+        for example, answer in zip(examples, found, strict=True):
             if isinstance(answer, PredictionResult):  # of an inference_fn
                 results.append(answer if keep else PredictionResult(None, answer.inference, answer.model_id))
             else:
-                kept = example if keep or isinstance(answer, FailedPrediction) else None
-                results.append(PredictionResult(kept, answer, model_id))
+                kept_example = example if keep or isinstance(answer, FailedPrediction) else None
+                results.append(PredictionResult(kept_example, answer, model_id))
         return results
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
