@@ -100,7 +100,7 @@ class SourceOptions:
 
     TITLE = "source"
 
-    input: str = option("file, directory or pattern (quote it), local or gs://")
+    input: str = option("file, directory or pattern (quote it), local, gs:// or s3://")
     input_format: str | None = option(
         "format of the input (default: from the extension)", None, choices=("parquet", "csv", "jsonl", "text")
     )
@@ -113,7 +113,7 @@ class ModelOptions:
 
     TITLE = "model"
 
-    model: str = option("model directory, or a bare .pt2 or TorchScript file, local or gs://")
+    model: str = option("model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://")
     batch_size: int | None = option(
         "rows of a micro-batch, one call of the model; auto chooses by the bytes of a row (default: auto)",
         None,
@@ -154,7 +154,7 @@ class SinkOptions:
 
     TITLE = "sink"
 
-    output: str = option("directory of the run, local or gs://")
+    output: str = option("directory of the run, local, gs:// or s3://")
     output_format: str = option(
         "format of predictions and dead letters (default: parquet)", "parquet", choices=("parquet", "csv", "jsonl")
     )

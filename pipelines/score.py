@@ -70,6 +70,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(options: ScoreOptions) -> dict[str, Any]:
     from handlers.model_dir import ModelDir
 
+    _connect(options)
     model = ModelDir(options.model.model)
     # Before torch is imported, which reads these then. By default its threads wait for one another in a busy loop, and
     # on a machine that has other work, too, that costs two thirds of the throughput; asleep they wait for free.
@@ -83,6 +84,21 @@ def _run(options: ScoreOptions) -> dict[str, Any]:
     report = score_job.run(job)
     show_summary(report, options.sink.output)
     return report
+
+
+def _connect(options: ScoreOptions) -> None:
+    """Sees that the object stores can be reached, where there are any, and gives them the options of Beam."""
+    paths = {
+        "input": options.source.input,
+        "model": options.model.model,
+        "output": options.sink.output,
+        "report": options.sink.report or "",
+    }
+    if any("://" in path for path in paths.values()):
+        from handlers import stores
+        from pipelines import runners
+
+        stores.connect(paths, runners.pipeline_options(options.run.runner, options.beam))
 
 
 def _exit_code(report: dict[str, Any], max_failure_rate: float) -> int:
@@ -117,6 +133,8 @@ def _set_up_logging(verbose: bool) -> None:
     if not verbose:
         # A failed bundle logs its traceback on every level of the runner; the command says the same in one line.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        # Its S3 client logs tracebacks, too, without a logger of its own.
+        logging.getLogger().addFilter(lambda record: "apache_beam" not in record.pathname)
 
 
 def _main() -> None:

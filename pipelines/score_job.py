@@ -15,7 +15,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 import transforms.chunk_coder  # noqa: F401 - registers the coder of chunks
-from handlers import errors
+from handlers import errors, stores
 from handlers.chunks import chunk_schema, dead_letter_schema, merge
 from handlers.columnar import Batching, ColumnarModelHandler, ResourceHints
 from handlers.errors import BrokenFileError, TorchbeamError, UsageError
@@ -164,7 +164,12 @@ def run(job: Job) -> dict[str, Any]:
         if isinstance(error, Exception) and not isinstance(error, TorchbeamError):
             raise _cause(error) from error
         raise
-    return read_report(publication.report_file)
+    try:
+        return read_report(publication.report_file)
+    except Exception as error:
+        raise TorchbeamError(
+            f"the run is finished, but {publication.report_file} cannot be read: {stores.explain(error)}"
+        ) from error
 
 
 def _check_output(options: ScoreOptions) -> None:
@@ -173,14 +178,20 @@ def _check_output(options: ScoreOptions) -> None:
         there = next(folder for folder in (Path(output), *Path(output).absolute().parents) if folder.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise UsageError(f"--output {output} cannot be written: {there} is no folder that you may write to")
-    if options.sink.overwrite:
-        return
-    if run_finished(output, options.sink.report):
-        raise UsageError(f"--output {output} holds a finished run; write elsewhere, or replace it with --overwrite")
-    if left_over(output):
-        raise UsageError(
-            f"--output {output} holds files of another run; write elsewhere, or replace it with --overwrite"
-        )
+    if not options.sink.overwrite:
+        try:
+            finished = run_finished(output, options.sink.report)
+            others = not finished and left_over(output)
+        except Exception as error:
+            raise UsageError(f"--output {output} cannot be looked into: {stores.explain(error)}") from error
+        if finished:
+            raise UsageError(f"--output {output} holds a finished run; write elsewhere, or replace it with --overwrite")
+        if others:
+            raise UsageError(
+                f"--output {output} holds files of another run; write elsewhere, or replace it with --overwrite"
+            )
+    if "://" in output and runners.in_process(options.run.runner):  # workers elsewhere may have rights of their own
+        stores.check_writable(output)
 
 
 def _sample(source: Input) -> pa.RecordBatch:

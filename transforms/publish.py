@@ -28,6 +28,7 @@ from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import AsList, AsSingleton, PCollection
 
 from handlers.errors import TorchbeamError
+from handlers.stores import explain
 from transforms.accounting import AccountingError, CombineCounts, Counts, report
 from transforms.sinks import Part, create, dead_letter_format, sink, write_empty
 
@@ -254,7 +255,12 @@ def publish_run(
     )
     _check_rows(PREDICTIONS, predictions, counts.rows_scored)
     _check_rows(DEAD_LETTERS, dead_letters, counts.rows_dead)
-    publish(run, predictions, dead_letters, failed_files, found)
+    try:
+        publish(run, predictions, dead_letters, failed_files, found)
+    except TorchbeamError:
+        raise
+    except Exception as error:
+        raise PublishError(f"{run.output} cannot be published: {explain(error)}") from error
     return found | {"run_id": run.run_id}
 
 

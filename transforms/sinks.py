@@ -17,9 +17,9 @@ import json
 import math
 import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,9 @@ from apache_beam.pvalue import PCollection
 from apache_beam.transforms.window import GlobalWindows
 
 from handlers.errors import TorchbeamError, UsageError
+from handlers.stores import create_empty, explain, mend_s3
+
+mend_s3()
 
 FILE_BYTES = 512 * 2**20
 # Rows that are encoded together, and become a row group of a Parquet file: the whole of what a sink holds in memory is
@@ -274,10 +277,15 @@ def create(path: str) -> pa.NativeFile:
 
 def write_empty(path: str, schema: pa.Schema, output_format: str) -> None:
     """Writes a file of no rows to `path`: Parquet with its schema, CSV with its header, JSON lines of no line."""
+    content = pa.BufferOutputStream()
+    encoder = sink(output_format).encoder(content, schema)
+    encoder.write(schema.empty_table())
+    encoder.close()
+    if not content.tell() and FileSystems.get_scheme(path) is not None:
+        create_empty(path)
+        return
     with create(path) as file:
-        encoder = sink(output_format).encoder(file, schema)
-        encoder.write(schema.empty_table())
-        encoder.close()
+        file.write(content.getvalue())
 
 
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
@@ -429,24 +437,28 @@ class _WriteFn(beam.DoFn):
         self._abandon()  # where the last bundle failed, in this step or another
 
     def process(self, chunk: pa.RecordBatch) -> None:
-        try:
+        with self._guarded():
             if self._writer is None:
                 self._writer = Writer(*self._arguments)
             self._writer.write(chunk)
-        except Exception:
-            self._abandon()
-            raise
 
     def finish_bundle(self) -> Iterable[Any]:
         if self._writer is None:
             return []
-        try:
+        with self._guarded():
             parts = self._writer.finish()
-        except Exception:
-            self._abandon()
-            raise
         self._writer = None
         return [GlobalWindows.windowed_value_at_end_of_window(part) for part in parts]
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._abandon()
+            if isinstance(error, TorchbeamError):
+                raise
+            raise TorchbeamError(f"{self._arguments[0]} cannot be written: {explain(error)}") from error
 
     def teardown(self) -> None:
         self._abandon()

@@ -16,7 +16,10 @@ import pyarrow as pa
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
-from handlers.errors import UsageError, one_line
+from handlers.errors import UsageError
+from handlers.stores import explain, mend_s3
+
+mend_s3()
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 # What is decompressed beyond the last whole piece is lost where a file breaks: small pieces lose little.
@@ -47,7 +50,7 @@ def find_files(pattern: str) -> list[InputFile]:
     try:
         root, sizes = _match(pattern if _is_remote(pattern) else os.path.normpath(pattern))
     except Exception as error:
-        raise UsageError(f"cannot list {pattern}: {one_line(error)}; check the path and your access to it") from error
+        raise UsageError(f"cannot list {pattern}: {explain(error)}; check the path and your access to it") from error
     below = {path: path.removeprefix(root).split("/") for path in sorted(sizes)}
     files = [
         InputFile(path, sizes[path], _partitions(root, folders))
@@ -69,6 +72,8 @@ def _match(pattern: str) -> tuple[str, dict[str, int]]:
             return parent, {pattern: Path(pattern).stat().st_size}
         if Path(pattern).is_dir():
             return _root(folder), _list([_loose(folder) + "**"], folder)
+    elif not pattern.partition("://")[2].rstrip("/").count("/"):  # a whole bucket, which Beam takes for no path
+        return folder, _list([folder + "**"])
     elif "*" not in pattern:
         sizes = _list([_loose(pattern)])
         if pattern in sizes:
@@ -92,7 +97,8 @@ def _list(patterns: Iterable[str], prefix: str = "") -> dict[str, int]:
         here = "" if _is_remote(pattern) or pattern.startswith("/") else "./"
         for found in FileSystems.match([here + pattern])[0].metadata_list:
             path = found.path.removeprefix(here)
-            if path.startswith(_root(prefix)):
+            # Consoles of object stores keep empty folders as objects of that name.
+            if path.startswith(_root(prefix)) and not path.endswith("/"):
                 sizes[path.removeprefix("./")] = found.size_in_bytes
     return sizes
 

@@ -19,7 +19,8 @@ from handlers.chunks import (
     dead_letters,
     with_provenance,
 )
-from handlers.errors import BrokenFileError, one_line
+from handlers.errors import BrokenFileError
+from handlers.stores import explain
 from transforms.sources.blocks import CHUNK_ROWS, MAX_CHUNK_BYTES, Block, ReadOptions, Refusal, Split
 from transforms.sources.formats import FORMATS
 
@@ -76,7 +77,7 @@ def read_split(
     except MemoryError:
         raise
     except Exception as error:
-        reason = one_line(error)
+        reason = explain(error)
         if split.name not in reason:
             reason = f"{split.name} cannot be read{' to its end' if rows else ''}: {reason}"
         raise BrokenFileError(reason, rows) from error

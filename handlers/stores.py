@@ -1,0 +1,180 @@
+"""What is particular to object stores (`gs://`, `s3://`), which otherwise are used through Beam's filesystems alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+import uuid
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from handlers.errors import UsageError, one_line
+
+if TYPE_CHECKING:
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+# Asked once before a run, so that a wrong bucket, key or endpoint is told within seconds: Beam itself repeats requests
+# that get no answer for two (gs) to ten minutes (s3), which is right in the middle of a run and wrong at its start.
+_CONNECT_SECONDS, _ANSWER_SECONDS, _ATTEMPTS = 5, 20, 3
+# The options of Beam that begin with `--s3_`.
+_S3_KEYS = ("access_key_id", "secret_access_key", "session_token")
+_S3_SETTINGS = ("endpoint_url", "region_name", "api_version", "verify", "disable_ssl")
+
+
+def connect(paths: Mapping[str, str], options: PipelineOptions) -> None:
+    """Makes Beam's options those of its filesystems in this process, and sees that each of `paths` can be listed.
+
+    Args:
+        paths: from the name of a flag to its path; local ones are left alone.
+        options: of the pipeline; `--s3_endpoint_url` and the like are among them.
+
+    Raises:
+        UsageError: for a scheme that cannot be read here, a bucket that is not there, and one that may not be listed.
+    """
+    from apache_beam.io.filesystems import FileSystems
+
+    FileSystems.set_options(options)
+    mend_s3()
+    for flag, path in paths.items():
+        scheme = FileSystems.get_scheme(path)
+        if scheme is None:
+            continue
+        if scheme == "s3" and importlib.util.find_spec("boto3") is None:
+            raise UsageError(f"--{flag} {path}: s3:// needs boto3; pip install 'torchbeam[aws]'")
+        try:
+            FileSystems.get_filesystem(path)
+            if scheme in _LIST:
+                bucket, _, prefix = path.partition("://")[2].partition("/")
+                _LIST[scheme](bucket, prefix.split("*")[0].split("?")[0].split("[")[0], options)
+        except Exception as error:
+            raise UsageError(
+                f"--{flag} {path} cannot be reached: {explain(error)}; check the bucket and your access to it"
+            ) from error
+
+
+def prepare() -> None:
+    """Makes Beam's filesystems ready where no pipeline has been made yet, as for a model that is opened by itself."""
+    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import PipelineOptions
+    from apache_beam.options.value_provider import RuntimeValueProvider
+
+    if FileSystems._pipeline_options is None and RuntimeValueProvider.runtime_options is None:
+        FileSystems.set_options(PipelineOptions([]))  # Beam's S3 does not work without any
+    mend_s3()
+
+
+def mend_s3() -> None:
+    """Lets all S3 operations of this process share one client for each set of options, and gives its errors a text.
+
+    Beam makes a client for each operation, which takes 0.2 s of processor time and connects anew; the text of its
+    errors is a tuple.
+    """
+    try:
+        from apache_beam.io.aws.clients.s3 import boto3_client, messages
+    except ImportError:
+        return
+    if boto3_client.Client.__module__ != boto3_client.__name__:
+        return  # it is ours already
+    lock = threading.Lock()
+    clients: dict[str, Any] = {}
+
+    class SharedClient(boto3_client.Client):
+        def __init__(self, options: Any) -> None:
+            key = repr(_s3_settings(options))
+            with lock:
+                if key not in clients:
+                    super().__init__(options)  # type: ignore[no-untyped-call]
+                    clients[key] = self.client
+            self.client = clients[key]  # boto's own clients may be used by many threads; a stream is one reader's
+            self._download_request = self._download_stream = None
+            self._download_pos = 0
+
+    boto3_client.Client = SharedClient  # type: ignore[misc]
+    messages.S3ClientError.__str__ = lambda error: str(error.message)  # type: ignore[method-assign,attr-defined]
+
+
+def _s3_settings(options: Any) -> dict[str, Any]:
+    """What Beam's options say of S3: they are of the pipeline on the driver, and a mapping on workers."""
+    if not isinstance(options, Mapping):
+        from apache_beam.options.pipeline_options import S3Options
+
+        view = options.view_as(S3Options)
+        return {name: getattr(view, f"s3_{name}") for name in (*_S3_KEYS, *_S3_SETTINGS)}
+    return {name: options.get(f"s3_{name}") for name in (*_S3_KEYS, *_S3_SETTINGS)}
+
+
+def _list_s3(bucket: str, prefix: str, options: PipelineOptions) -> None:
+    import boto3
+    from botocore.config import Config
+
+    given = _s3_settings(options)
+    client = boto3.session.Session().client(
+        "s3",
+        use_ssl=not given.pop("disable_ssl"),
+        **{f"aws_{name}" if name in _S3_KEYS else name: value for name, value in given.items()},
+        config=Config(
+            connect_timeout=_CONNECT_SECONDS,
+            read_timeout=_ANSWER_SECONDS,
+            retries={"total_max_attempts": _ATTEMPTS},
+        ),
+    )
+    client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+
+
+def _list_gs(bucket: str, prefix: str, options: PipelineOptions) -> None:
+    from apache_beam.io.gcp.gcsio import create_storage_client
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    found = create_storage_client(options).list_blobs(
+        bucket,
+        prefix=prefix,
+        max_results=1,
+        timeout=(_CONNECT_SECONDS, _ANSWER_SECONDS),
+        retry=DEFAULT_RETRY.with_timeout(_ANSWER_SECONDS),
+    )
+    next(iter(found), None)
+
+
+_LIST = {"s3": _list_s3, "gs": _list_gs}
+
+
+def check_writable(folder: str) -> None:
+    """Writes a small file into a remote `folder` and removes it, which is what a run does there at its end.
+
+    Raises:
+        UsageError: it may not be written, or not be removed.
+    """
+    from apache_beam.io.filesystems import FileSystems
+
+    path = f"{folder.rstrip('/')}/_tmp-{uuid.uuid4().hex[:12]}"
+    done = "written"
+    try:
+        with FileSystems.create(path, compression_type="uncompressed") as file:
+            file.write(b"Whether this can be written and removed.\n")
+        done = "cleaned up"
+        FileSystems.delete([path])
+    except Exception as error:
+        raise UsageError(f"--output {folder} cannot be {done}: {explain(error)}; check your access to it") from error
+
+
+def create_empty(path: str) -> None:
+    """Writes a remote file of no bytes."""
+    from apache_beam.io.filesystems import FileSystems
+
+    if FileSystems.get_scheme(path) == "s3":
+        # Beam writes by parts, and S3 refuses a file of no part.
+        from apache_beam.io.aws import s3io
+
+        bucket, key = s3io.parse_s3_path(path)
+        options = FileSystems.get_filesystem(path)._options  # type: ignore[attr-defined]
+        s3io.S3IO(options=options).client.client.put_object(Bucket=bucket, Key=key, Body=b"")
+        return
+    FileSystems.create(path, compression_type="uncompressed").close()
+
+
+def explain(error: BaseException) -> str:
+    """What a store said, on one line, out of what Beam makes of it."""
+    cause: Any = error
+    while details := getattr(cause, "exception_details", None):
+        cause = next(iter(details.values()))
+    return one_line(cause) if isinstance(cause, BaseException) else f"HTTP status {cause}"
