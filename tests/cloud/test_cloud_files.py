@@ -1,0 +1,62 @@
+"""Finding files in buckets."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
+from cloud_runs import as_parquet
+from fake_stores import Store
+
+from handlers import stores
+from handlers.errors import UsageError
+from transforms.sources import plan_input
+from transforms.sources.files import find_files
+
+
+@pytest.fixture
+def place(store: Store) -> Store:
+    stores.connect({"input": store.url("")}, PipelineOptions(list(store.options)))
+    for name in ("day=1/x.parquet", "day=2/[x].parquet", "day=2/x y.parquet", "_hidden/z.parquet", "day=2/"):
+        store.put(f"hive/{name}", b"" if name.endswith("/") else b"1234")
+    return store
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("hive", ["day=1/x", "day=2/[x]", "day=2/x y"]),
+        ("hive/", ["day=1/x", "day=2/[x]", "day=2/x y"]),
+        ("hive/*/x*.parquet", ["day=1/x", "day=2/x y"]),
+        ("hive/**/*.parquet", ["day=1/x", "day=2/[x]", "day=2/x y"]),
+        ("hive/day=2/[x].parquet", ["day=2/[x]"]),
+        ("", ["day=1/x", "day=2/[x]", "day=2/x y"]),
+    ],
+)
+def test_found(place: Store, pattern: str, found: list[str]) -> None:
+    files = find_files(place.url(pattern))
+    assert [file.path for file in files] == [place.url(f"hive/{name}.parquet") for name in found]
+    assert {file.size for file in files} == {4}
+    if pattern != "hive/day=2/[x].parquet":
+        assert [dict(file.partitions)["day"] for file in files] == [name[4] for name in found]
+
+
+def test_a_bucket_without_slash(place: Store) -> None:
+    assert len(find_files(place.url("").rstrip("/"))) == 3
+
+
+def test_nothing_there(place: Store) -> None:
+    with pytest.raises(UsageError, match="no file matches"):
+        find_files(place.url("hiv"))
+
+
+def test_a_footer_is_read_alone(place: Store) -> None:
+    """Row counts and columns of a Parquet file are known without its data."""
+    numbers = np.random.default_rng(5).normal(size=2_000_000)
+    content = as_parquet(pa.table({"a": numbers}), 500_000)
+    assert len(content) > 15_000_000
+    place.put("large.parquet", content)
+    place.proxy.seen.clear()
+    assert plan_input(place.url("large.parquet")).rows == 2_000_000
+    assert 0 < sum(seen.answered for seen in place.proxy.seen) < 1_000_000
