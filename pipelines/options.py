@@ -102,7 +102,7 @@ class SourceOptions:
 
     input: str = option("file, directory or pattern (quote it), local or gs://")
     input_format: str | None = option(
-        "format of the input (default: from the extension)", None, choices=("parquet", "csv", "jsonl", "text")
+        "format of the input (default: from the extension)", None, choices=("parquet", "csv", "jsonl", "avro", "text")
     )
     limit: int | None = option("score only about N rows, to try a model out", None, parse=positive, metavar="N")
 
@@ -156,7 +156,9 @@ class SinkOptions:
 
     output: str = option("directory of the run, local or gs://")
     output_format: str = option(
-        "format of predictions and dead letters (default: parquet)", "parquet", choices=("parquet", "csv", "jsonl")
+        "format of predictions and dead letters (default: parquet)",
+        "parquet",
+        choices=("parquet", "csv", "jsonl", "avro"),
     )
     columns: tuple[str, ...] = option(
         "input columns carried into the output, between commas, * for all (default: *)", ("*",), parse=names
