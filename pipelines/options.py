@@ -100,7 +100,9 @@ class SourceOptions:
 
     TITLE = "source"
 
-    input: str = option("file, directory or pattern (quote it), local or gs://")
+    input: str = option(
+        "file, directory or pattern (quote it), local or gs://; or bigquery:project.dataset.table, 'bigquery:SELECT …'"
+    )
     input_format: str | None = option(
         "format of the input (default: from the extension)", None, choices=("parquet", "csv", "jsonl", "avro", "text")
     )

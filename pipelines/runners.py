@@ -42,7 +42,7 @@ def pipeline_options(runner: str, arguments: Sequence[str]) -> PipelineOptions:
 
 def check_paths(run: RunOptions, arguments: Sequence[str], paths: Sequence[str | None]) -> None:
     """Refuses local paths where workers run on other machines, unless they are said to be shared."""
-    local = [path for path in paths if path is not None and "://" not in path]
+    local = [path for path in paths if path is not None and "://" not in path and not path.startswith("bigquery:")]
     if not local or run.shared_filesystem or in_process(run.runner):
         return
     where = _remote_workers(run.runner, arguments)

@@ -34,6 +34,7 @@ class Split:
         rows: how many rows the split holds, where metadata tells.
         max_rows: read no more than this many.
         replay: the rows may be dead letters of an earlier run.
+        stream: number and name of the stream of a BigQuery table that is read.
     """
 
     path: str
@@ -44,11 +45,17 @@ class Split:
     rows: int | None = None
     max_rows: int | None = None
     replay: bool = False
+    stream: tuple[int, str] | None = None
 
     @property
     def name(self) -> str:
         """The name of the file, without its folders."""
         return self.path.rpartition("/")[2]
+
+    @property
+    def source(self) -> str:
+        """What rows say that they come from: the file, or the stream of the table."""
+        return self.path if self.stream is None else f"{self.path}#{self.stream[0]}"
 
 
 @dataclass(frozen=True)
