@@ -169,6 +169,10 @@ def run(job: Job) -> dict[str, Any]:
 
 def _check_output(options: ScoreOptions) -> None:
     output = options.sink.output
+    if output.startswith("bigquery:"):
+        raise UsageError(
+            f"--output={output}: tables are not written; write Parquet to gs://… and load it, see docs/bigquery.md"
+        )
     if "://" not in output:
         there = next(folder for folder in (Path(output), *Path(output).absolute().parents) if folder.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):

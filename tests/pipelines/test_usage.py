@@ -50,6 +50,16 @@ def change(model: Path, **fields: object) -> None:
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | fields))
 
 
+class TestBigQuery:
+    def test_tables_are_not_written(self, refused: Refused) -> None:
+        line = refused(output="bigquery:p.d.t")
+        assert "--output=bigquery:p.d.t: tables are not written; write Parquet to gs://… and load it" in line
+        assert not Path("bigquery:p.d.t").exists()
+
+    def test_what_is_neither_table_nor_query(self, refused: Refused) -> None:
+        assert "write bigquery:project.dataset.table" in refused(input="bigquery:orders")
+
+
 class TestModels:
     def test_pickled_model(self, refused: Refused, copy: Path) -> None:
         torch.save(torch.nn.Linear(2, 2), copy / "weights.pt")
