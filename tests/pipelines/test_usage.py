@@ -15,7 +15,9 @@ import torch
 import yaml
 from poisoned_table import Table, save_model
 
-from pipelines import cli, score
+from handlers.errors import UsageError
+from pipelines import cli, runners, score
+from pipelines.options import RunOptions
 
 Refused = Callable[..., str]
 
@@ -55,6 +57,11 @@ class TestBigQuery:
         line = refused(output="bigquery:p.d.t")
         assert "--output=bigquery:p.d.t: tables are not written; write Parquet to gs://… and load it" in line
         assert not Path("bigquery:p.d.t").exists()
+
+    def test_a_table_is_within_reach_of_all_workers(self) -> None:
+        runners.check_paths(RunOptions("DataflowRunner"), [], ["bigquery:p.d.t", "gs://bucket/out"])
+        with pytest.raises(UsageError, match=r'"in\.csv" is a local path'):
+            runners.check_paths(RunOptions("DataflowRunner"), [], ["bigquery:p.d.t", "in.csv"])
 
     def test_what_is_neither_table_nor_query(self, refused: Refused) -> None:
         assert "write bigquery:project.dataset.table" in refused(input="bigquery:orders")

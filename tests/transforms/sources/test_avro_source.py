@@ -11,6 +11,8 @@ from typing import Any
 import fastavro
 import pyarrow as pa
 import pytest
+from apache_beam.io.filesystem import FileMetadata, MatchResult
+from apache_beam.io.localfilesystem import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -291,6 +293,32 @@ def test_a_size_that_is_damaged_takes_no_memory(read_until_break: Any, tmp_path:
         rows, error = read_until_break(plan_input(path).splits[0], pa.schema([("n", pa.int64())]))
         assert len(rows) == error.rows
         assert "d.avro" in str(error)
+
+
+class FakeFileSystem(LocalFileSystem):
+    """A remote file system whose `fakeavro:///a/b` is the local `/a/b`."""
+
+    @classmethod
+    def scheme(cls) -> str:
+        return "fakeavro"
+
+    def match(self, patterns: Any, *args: Any, **kwargs: Any) -> Any:
+        found = super().match([each.removeprefix("fakeavro://") for each in patterns], *args, **kwargs)
+        files = [
+            [FileMetadata(f"fakeavro://{each.path}", each.size_in_bytes) for each in result.metadata_list]
+            for result in found
+        ]
+        return [MatchResult(pattern, each) for pattern, each in zip(patterns, files, strict=True)]
+
+    def open(self, path: str, *args: Any, **kwargs: Any) -> Any:
+        return super().open(path.removeprefix("fakeavro://"), *args, **kwargs)
+
+
+def test_a_remote_file_is_read_through_beam(read: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.avro", {"n": "int"}, [{"n": row} for row in range(100)], sync_interval=50)
+    rows, _ = read(plan_input(f"fakeavro://{path}"))
+    assert [row["n"] for row in rows] == list(range(100))
+    assert rows[0][SOURCE] == f"fakeavro://{path}"
 
 
 def test_files_that_cannot_be_opened(tmp_path: Path) -> None:

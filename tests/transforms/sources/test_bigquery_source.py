@@ -1,5 +1,7 @@
 import datetime
 import json
+import socket
+import time
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -16,7 +18,7 @@ from handlers import ModelDir
 from handlers.chunks import DEAD_LETTER, DEAD_LETTER_TYPE, ROW, SOURCE
 from handlers.errors import ServiceError, UsageError
 from pipelines import score
-from transforms.sources import Input, plan_input, read_split
+from transforms.sources import Input, Split, plan_input, read_split
 from transforms.sources.formats import bigquery
 
 UTC = datetime.UTC
@@ -45,6 +47,14 @@ TYPES: dict[str, tuple[pa.DataType, Any, dict[str, str] | None]] = {
 def table(rows: int) -> pa.Table:
     columns = {"id": pa.array(range(rows), pa.int64()), "a": pa.array([row / 7 for row in range(rows)], pa.float64())}
     return pa.table(columns)
+
+
+@pytest.fixture
+def gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that nobody can reach."""
+    with socket.socket() as closed:
+        closed.bind(("localhost", 0))
+        monkeypatch.setenv("BIGQUERY_STORAGE_EMULATOR_HOST", f"localhost:{closed.getsockname()[1]}")
 
 
 @pytest.fixture
@@ -162,6 +172,18 @@ def test_what_cannot_be_read_is_told_in_one_line(fake: FakeBigQuery, name: str, 
     with pytest.raises(UsageError, match=message) as raised:
         plan_input(name)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.usefixtures("gone")
+def test_a_server_that_cannot_be_reached_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bigquery, "_BEFORE_RUN", 1)
+    monkeypatch.setattr(bigquery, "_IN_RUN", 1)
+    started = time.monotonic()
+    with pytest.raises(UsageError, match=rf"^{NAME} cannot be read: .*503"):
+        plan_input(NAME)
+    with pytest.raises(ServiceError, match=rf"^{NAME}#0 cannot be read to its end: .*503"):
+        list(read_split(Split(NAME, "bigquery", stream=(0, "s/streams/0")), table(0).schema))
+    assert time.monotonic() - started < 30
 
 
 def test_an_input_format_is_for_files(fake: FakeBigQuery) -> None:

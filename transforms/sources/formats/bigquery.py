@@ -31,7 +31,9 @@ COMPRESSED = False
 PREFIX = "bigquery:"
 _TABLE = re.compile(r"([a-z0-9:.-]+)[.:]([A-Za-z0-9_]+)\.([^\s.`]+)")
 _QUERY = re.compile(r"\(|(select|with)\b", re.IGNORECASE)
-_SECONDS = 300  # for how long a server that does not answer is asked again
+# For how long a server that cannot be reached is asked again, in seconds: before the run somebody waits for the answer.
+_BEFORE_RUN = 30
+_IN_RUN = 600
 _WAY_OUT = "check the name, the credentials of this process and its roles (see docs/bigquery.md)"
 
 
@@ -80,7 +82,7 @@ def plan(files: Sequence[InputFile], _numeric: Callable[[str], bool]) -> Plan:
             read_session=types.ReadSession(
                 table=f"projects/{project}/datasets/{dataset}/tables/{name}", data_format=types.DataFormat.ARROW
             ),
-            retry=_retry(),
+            retry=_retry(_BEFORE_RUN),
         )
         columns = pa.ipc.read_schema(pa.py_buffer(session.arrow_schema.serialized_schema))
     except Exception as error:
@@ -110,7 +112,7 @@ def _batches(stream: str, split: Split) -> Iterator[pa.RecordBatch]:
     columns: pa.Schema | None = None
     try:
         # Where the connection breaks off, this asks again from the row that it got to.
-        for message in _read_client().read_rows(stream, retry=_retry()):
+        for message in _read_client().read_rows(stream, retry=_retry(_IN_RUN)):
             if message.arrow_schema.serialized_schema:
                 columns = pa.ipc.read_schema(pa.py_buffer(message.arrow_schema.serialized_schema))
             data = message.arrow_record_batch.serialized_record_batch
@@ -154,8 +156,8 @@ def _billed_project() -> str | None:
     return os.environ.get("GOOGLE_CLOUD_PROJECT")
 
 
-def _retry() -> Any:
+def _retry(seconds: float) -> Any:
     from google.api_core.exceptions import ServiceUnavailable
     from google.api_core.retry import Retry, if_exception_type
 
-    return Retry(predicate=if_exception_type(ServiceUnavailable), initial=0.1, maximum=20, timeout=_SECONDS)
+    return Retry(predicate=if_exception_type(ServiceUnavailable), initial=0.1, maximum=20, timeout=seconds)
