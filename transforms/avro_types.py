@@ -259,7 +259,12 @@ def _avro_type(kind: pa.DataType, name: str, column: str) -> Any:
     for (stored, logical), each in LOGICAL.items():
         if plain == each:
             return {"type": stored, "logicalType": logical}
-    raise UsageError(f"--output_format=avro cannot hold column {column} ({kind}): write parquet")
+    raise cannot_hold(column, kind)
+
+
+def cannot_hold(column: str, kind: pa.DataType) -> UsageError:
+    """The error for a column whose values Avro has nothing for."""
+    return UsageError(f"--output_format=avro cannot hold column {column} ({kind}): write parquet")
 
 
 def stored_columns(batch: pa.RecordBatch) -> list[list[Any]]:

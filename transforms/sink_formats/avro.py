@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyarrow as pa
 from fastavro.write import Writer
 
-from transforms.avro_types import avro_schema, stored_columns
+from transforms.avro_types import avro_schema, cannot_hold, stored_columns
 from transforms.sink_formats.sink import Sink
 
 _BLOCK_BYTES = 64 << 10
@@ -29,6 +29,11 @@ class _Encoder:
 
 def _check(schema: pa.Schema) -> None:
     avro_schema(schema)
+    for column in schema:
+        try:
+            stored_columns(pa.RecordBatch.from_pylist([], schema=pa.schema([column])))
+        except pa.ArrowException:
+            raise cannot_hold(column.name, column.type) from None
 
 
 SINK = Sink("avro", ".avro", _Encoder, _check)
