@@ -244,7 +244,9 @@ def test_avro_refuses_what_it_cannot_hold() -> None:
         UsageError, match=r"--output_format=avro cannot hold column wide \(month_day.*\): write parquet"
     ):
         WriteChunks("out", pa.schema([("wide", pa.list_(pa.month_day_nano_interval()))]), "avro")
-    with pytest.raises(UsageError, match=r"--output_format=avro cannot hold column ids \(list.*uuid.*\): write parquet"):
+    with pytest.raises(
+        UsageError, match=r"--output_format=avro cannot hold column ids \(list.*uuid.*\): write parquet"
+    ):
         WriteChunks("out", pa.schema([("ids", pa.list_(pa.uuid()))]), "avro")
     with pytest.raises(UsageError, match='columns "a b" and "a_x20b" would have one name in Avro: rename one'):
         WriteChunks("out", pa.schema([("a b", pa.int64()), ("a_x20b", pa.int64())]), "avro")

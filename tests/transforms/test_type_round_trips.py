@@ -7,6 +7,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -148,3 +149,26 @@ def test_what_becomes_of_a_type_in_avro(
     again = through(through(once, tmp_path / "parquet", "parquet"), tmp_path / "again", "avro")
     assert again.schema == once.schema
     assert again.column(0).equals(once.column(0))
+
+
+def test_polars_reads_our_avro_and_we_read_that_of_polars(tmp_path: Path) -> None:
+    """Another implementation, which shares no code with ours."""
+    columns = {
+        "n": [1, None],
+        "s": ["a", None],
+        "x": [0.5, None],
+        "b": [True, None],
+        "d": [MOMENT.date(), None],
+        "local": [MOMENT, None],
+        "l": [[1, 2], None],
+    }
+    (batch,) = pa.table(columns).to_batches()
+    writer = Writer(str(tmp_path), batch.schema, "avro")
+    writer.write(batch)
+    (part,) = writer.finish()
+
+    frame = pl.read_avro(part.path)
+    assert frame.to_dict(as_series=False) == columns
+
+    frame.write_avro(tmp_path / "in.avro", compression="deflate")
+    assert read(tmp_path / "in.avro").equals(batch)
