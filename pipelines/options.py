@@ -182,6 +182,9 @@ class RunOptions:
         metavar="RATE",
     )
     shared_filesystem: bool = flag("local paths are the same on all machines of the cluster")
+    spark_master_ui: str | None = option(
+        "web page of the Spark master (default: looked for on its host, port 8080)", None, metavar="HOST:PORT"
+    )
     verbose: bool = flag("show the logs of Beam and the tracebacks of errors")
 
 
@@ -192,28 +195,39 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def parser(prog: str, description: str, groups: Sequence[type]) -> argparse.ArgumentParser:
+@dataclass(frozen=True)
+class Command:
+    """What a command says of itself in `--help`, and whether its required options must be there, else they are empty."""
+
+    prog: str
+    description: str
+    usage: str
+    exit_codes: str
+    strict: bool = True
+
+
+def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:
     """A parser with the flags of `groups`, each under its title."""
     made = _Parser(
-        prog=prog,
-        description=description,
-        usage=f"{prog} --input=… --model=… --output=… [options]",
+        prog=command.prog,
+        description=command.description,
+        usage=f"{command.prog} {command.usage} [options]",
         epilog="All other options are Beam's own and go to the runner as they are. "
-        "Exit codes: 0 finished, 1 failed, 2 wrong usage, 3 above --max_failure_rate or nothing could be scored.",
+        f"Exit codes: {command.exit_codes}.",
         allow_abbrev=False,
     )
     for group in groups:
         section = made.add_argument_group(group.TITLE)  # type: ignore[attr-defined]
         for item in fields(group):
-            section.add_argument(f"--{item.name}", **_argument(item))
+            section.add_argument(f"--{item.name}", **_argument(item, command.strict))
     return made
 
 
-def _argument(item: dataclasses.Field[Any]) -> dict[str, Any]:
+def _argument(item: dataclasses.Field[Any], strict: bool) -> dict[str, Any]:
     about = item.metadata
     settings: dict[str, Any] = {"help": about["help"].replace("%", "%%"), "type": _checked(item.name, about["parse"])}
     if item.default is dataclasses.MISSING:
-        settings["required"] = True
+        settings |= {"required": True} if strict else {"default": ""}
     else:
         settings["default"] = item.default
     if about.get("switch"):

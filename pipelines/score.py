@@ -14,9 +14,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.errors import BrokenModelError, TorchbeamError, UsageError, one_line
-from pipelines.options import ModelOptions, RunOptions, SinkOptions, SourceOptions, parser, pick
+from pipelines.options import Command, ModelOptions, RunOptions, SinkOptions, SourceOptions, parser, pick
 
 PROG = "torchbeam score"
+COMMAND = Command(
+    prog=PROG,
+    description="Score Parquet, CSV, JSON lines or text files with a PyTorch model, on this machine or on a cluster.",
+    usage="--input=… --model=… --output=…",
+    exit_codes="0 finished, 1 failed, 2 wrong usage, 3 above --max_failure_rate or nothing could be scored",
+)
 
 FINISHED, FAILED, WRONG_USAGE, NOT_SCORED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -32,13 +38,10 @@ class ScoreOptions:
     beam: tuple[str, ...] = ()
 
     @staticmethod
-    def parse(argv: list[str]) -> ScoreOptions:
+    def parse(argv: list[str], command: Command = COMMAND) -> ScoreOptions:
         """Builds the options from arguments; raises `UsageError`, or SystemExit(0) for `--help`."""
         groups = (SourceOptions, ModelOptions, SinkOptions, RunOptions)
-        described = (
-            "Score Parquet, CSV, JSON lines or text files with a PyTorch model, on this machine or on a cluster."
-        )
-        values, others = parser(PROG, described, groups).parse_known_args(argv)
+        values, others = parser(command, groups).parse_known_args(argv)
         if others and not others[0].startswith("-"):
             raise UsageError(f"unexpected argument \"{others[0]}\"; quote patterns, as --input='data/*.parquet'")
         source, model, sink, run = (pick(group, values) for group in groups)
@@ -51,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = ScoreOptions.parse(sys.argv[1:] if argv is None else argv)
         verbose = options.run.verbose
-        _set_up_logging(verbose)
+        set_up_logging(verbose)
         report = _run(options)
     except UsageError as error:
         return _fail(error, WRONG_USAGE, verbose)
@@ -109,7 +112,8 @@ def _fail(error: Exception, code: int, verbose: bool) -> int:
     return code
 
 
-def _set_up_logging(verbose: bool) -> None:
+def set_up_logging(verbose: bool) -> None:
+    """Shows the logs where they are asked for, else errors of others only."""
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     if not verbose:
         # A failed bundle logs its traceback on every level of the runner; the command says the same in one line.

@@ -1,0 +1,125 @@
+"""What would fail or hang on Spark, found before anything is submitted. Each check takes some seconds at most.
+
+A check gives a short fact, or raises `UsageError` with what is wrong and what to do.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from handlers.errors import UsageError
+from pipelines.spark.java import Java, find_java
+from pipelines.spark.master import Master, ask_master, is_standalone
+
+_WORKER_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where a run will go: the Java of the job server, and the master where it is a standalone one."""
+
+    java: Java
+    master: Master | None = None
+
+
+def check_spark(master_url: str, master_ui: str | None, *, streaming: bool = False) -> Target:
+    """The quick checks, all that need no jar; `score` makes them by itself.
+
+    Args:
+        master_url: the value of --spark_master_url.
+        master_ui: that of --spark_master_ui.
+        streaming: whether the pipeline, or an option, asks for streaming.
+
+    Raises:
+        UsageError: with the first thing that is wrong.
+    """
+    check_streaming(streaming)
+    check_master_url(master_url)
+    java = find_java()
+    if not is_standalone(master_url):
+        return Target(java)
+    master = ask_master(master_url, master_ui)
+    check_cores(master)
+    return Target(java, master)
+
+
+def check_streaming(streaming: bool) -> str:
+    """Streaming is refused: on Spark the portable runner stops after the first results, with an error or without."""
+    if streaming:
+        raise UsageError(
+            "streaming does not work on Spark: Beam's portable runner fails there after part of the output; leave out "
+            "--streaming, or use DataflowRunner or FlinkRunner"
+        )
+    return "batch"
+
+
+def check_master_url(url: str) -> str:
+    """The master is of a kind that Spark knows."""
+    if not re.match(r"local(\[.+\])?$|local-cluster\[.+\]$|spark://|yarn$|k8s://", url):
+        raise UsageError(
+            f'--spark_master_url "{url}" is none of local[N], spark://host:port, yarn and k8s://https://host:port'
+        )
+    return url
+
+
+def check_cores(master: Master) -> str:
+    """A standalone master can start an executor now; where it cannot, Spark would wait for one without an end."""
+    if master.cores is None or master.cores_used is None:
+        return "not known, since the master's web page was not found"
+    if not master.workers:
+        raise UsageError(
+            f"the Spark master {master.url} has no workers, so the job would wait for ever; start one "
+            f"(sbin/start-worker.sh {master.url}), and see {master.ui}"
+        )
+    free = master.cores - master.cores_used
+    if free < 1:
+        names = ", ".join(f'"{name}"' for name in master.applications[:3]) or "other applications"
+        raise UsageError(
+            f"the Spark master {master.url} has no free cores: all {master.cores} are held by {names}; wait for them, "
+            f"end them at {master.ui}, or start another worker"
+        )
+    return f"{free} of {master.cores} free, on {master.workers} worker{'s' * (master.workers > 1)}"
+
+
+def check_versions(jar: str, jar_version: str | None, master: Master) -> str:
+    """The Spark in the job server's jar is that of the cluster, to the patch: its classes go over the wire by version."""
+    if jar_version is None or master.version is None:
+        unknown = f"that of {jar}" if jar_version is None else f"that of {master.url}"
+        return f"not compared, since {unknown} is not known"
+    if jar_version != master.version:
+        raise UsageError(
+            f"the job server {jar} is for Spark {jar_version}, but the cluster {master.url} runs {master.version}, and "
+            f"they must be equal; make the right one with: make spark-job-server SPARK_VERSION={master.version}"
+        )
+    return f"Spark {master.version} in both"
+
+
+def check_worker_command(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    """The command that executors start Python workers with runs on this machine; it is asked for its `--help`."""
+    shown = " ".join(command)
+    try:
+        done = subprocess.run(  # noqa: S603 - a command of the user's own machine
+            [*command, "--help"],
+            capture_output=True,
+            text=True,
+            timeout=_WORKER_SECONDS,
+            check=False,
+            errors="replace",
+            env=environment,
+        )
+    except subprocess.TimeoutExpired:
+        raise UsageError(f'the worker command "{shown}" did not end in {_WORKER_SECONDS:.0f} seconds') from None
+    except OSError as error:
+        raise UsageError(
+            f'the worker command "{shown}" cannot be run: {error.strerror or error}; install torchbeam there, or name '
+            "another with --environment_config"
+        ) from None
+    if done.returncode:
+        last = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
+        raise UsageError(
+            f'the worker command "{shown}" fails: {last[0]}; install torchbeam and what the model needs for it'
+        )
+    return f"{shown} runs"

@@ -1,0 +1,68 @@
+"""Which Java will run the job server, and whether Spark takes it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from handlers.errors import UsageError
+
+# Spark 3.5 runs on Java 8, 11 and 17, as its documentation says. Beam starts its job server with --add-opens, which
+# Java 8 does not know.
+SUPPORTED = (11, 17)
+
+_SECONDS = 20.0
+_WAY_OUT = "install Java 17 (on Debian: apt-get install openjdk-17-jre-headless), or set JAVA_HOME to one"
+
+
+@dataclass(frozen=True)
+class Java:
+    """A Java runtime: its executable, and its version as it tells it (`17.0.15`)."""
+
+    path: str
+    version: str
+
+    @property
+    def major(self) -> int:
+        """The number that it is called by: 8 for 1.8.0_402, 17 for 17.0.15."""
+        first, second, *_ = [int(number) for number in re.findall(r"\d+", self.version)] + [0]
+        return second if first == 1 else first
+
+
+def find_java() -> Java:
+    """The Java that Beam will start: that of JAVA_HOME where it is set, else the first on PATH.
+
+    Raises:
+        UsageError: there is none, it does not run, or Spark does not take its version.
+    """
+    home = os.environ.get("JAVA_HOME")
+    path = str(Path(home, "bin", "java")) if home else shutil.which("java")
+    if path is None:
+        raise UsageError(f"there is no java on PATH, and Spark needs one; {_WAY_OUT}")
+    if home and not os.access(path, os.X_OK):
+        raise UsageError(f"JAVA_HOME is {home}, but there is no bin/java in it; {_WAY_OUT}")
+    java = Java(path, _version(path))
+    if java.major not in SUPPORTED:
+        raise UsageError(f"{path} is Java {java.version}, but Spark 3.5 with Beam runs on Java 11 and 17; {_WAY_OUT}")
+    return java
+
+
+def _version(path: str) -> str:
+    try:
+        done = subprocess.run(  # noqa: S603 - the java of the user
+            [path, "-version"], capture_output=True, text=True, timeout=_SECONDS, check=False, errors="replace"
+        )
+    except subprocess.TimeoutExpired:
+        raise UsageError(f'"{path} -version" did not end in {_SECONDS:.0f} seconds; {_WAY_OUT}') from None
+    except OSError as error:
+        raise UsageError(f"{path} cannot be run: {error.strerror or error}; {_WAY_OUT}") from None
+    said = done.stderr + done.stdout
+    found = re.search(r'version "([^"]+)"', said)
+    if found is None or not re.match(r"\d", found.group(1)):
+        last = " ".join(said.split())[-200:] or f"exit code {done.returncode}"
+        raise UsageError(f'"{path} -version" does not tell a version ({last}); {_WAY_OUT}')
+    return found.group(1)
