@@ -212,8 +212,7 @@ def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:
         prog=command.prog,
         description=command.description,
         usage=f"{command.prog} {command.usage} [options]",
-        epilog="All other options are Beam's own and go to the runner as they are. "
-        f"Exit codes: {command.exit_codes}.",
+        epilog=f"All other options are Beam's own and go to the runner as they are. Exit codes: {command.exit_codes}.",
         allow_abbrev=False,
     )
     for group in groups:

@@ -22,8 +22,10 @@ from handlers.errors import BrokenFileError, TorchbeamError, UsageError
 from handlers.model_dir import ModelDir
 from handlers.placement import Placement
 from handlers.predictor import Predictor
-from handlers.scorer import Chain, make_plan
+from handlers.scorer import Chain, Plan, make_plan
+from handlers.spec import ModelSpec
 from pipelines import runners
+from pipelines.options import ModelOptions, SinkOptions
 from pipelines.score import ScoreOptions
 from pipelines.watch import Watch
 from transforms import progress
@@ -64,32 +66,15 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         UsageError: for whatever the user must mend.
         BrokenModelError: where the model cannot score anything.
     """
-    _check_output(options)
+    check_output(options.sink)
     pipeline_options = runners.pipeline_options(options.run.runner, options.beam)
     runners.check_paths(
         options.run, options.beam, [options.source.input, options.sink.output, options.model.model, options.sink.report]
     )
-    inputs = [spec for spec in model.spec.inputs if spec.encoder == "numeric" and "float" in (spec.dtype or "float32")]
-    numeric = [name for spec in inputs for name in spec.patterns]
     batching = Batching(batch_size=options.model.batch_size)
-    source = plan_input(
-        options.source.input,
-        options.source.input_format,
-        numeric_columns=numeric,
-        limit=options.source.limit,
-        chunk_rows=batching.chunk_rows,
-    )
-    placement = Placement(options.model.device, options.model.precision, options.model.compile)
+    source = settle_input(options, model.spec)
     hints = ResourceHints(options.model.accelerator, options.model.min_ram)
-    # On a cluster the workers have the GPUs, and the driver need not have one.
-    here = placement if runners.in_process(options.run.runner) else Placement("cpu")
-    plan = make_plan(
-        model,
-        Predictor(model.load(), here, options.model.batch_size),
-        _sample(source),
-        Chain.of(model.spec, options.model.preprocess, options.model.postprocess),
-        options.sink.columns,
-    )
+    plan = settle_plan(options, model, load_here(options, model), sample_rows(source))
     publication = Publication(
         output=options.sink.output,
         run_id=uuid.uuid4().hex[:12],
@@ -102,7 +87,43 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         model_version=model.version,
         runner=options.run.runner,
     )
-    return Job(source, ColumnarModelHandler(model, plan, placement, batching, hints), publication, pipeline_options)
+    return Job(
+        source,
+        ColumnarModelHandler(model, plan, placement(options.model), batching, hints),
+        publication,
+        pipeline_options,
+    )
+
+
+def placement(options: ModelOptions) -> Placement:
+    """Where the model runs in every worker."""
+    return Placement(options.device, options.precision, options.compile)
+
+
+def settle_input(options: ScoreOptions, spec: ModelSpec | None = None) -> Input:
+    """The files of the input, their columns and splits; the model, where it is known, says which columns hold numbers."""
+    inputs = [each for each in spec.inputs if each.encoder == "numeric"] if spec else []
+    numeric = [name for each in inputs if "float" in (each.dtype or "float32") for name in each.patterns]
+    return plan_input(
+        options.source.input,
+        options.source.input_format,
+        numeric_columns=numeric,
+        limit=options.source.limit,
+        chunk_rows=Batching(batch_size=options.model.batch_size).chunk_rows,
+    )
+
+
+def load_here(options: ScoreOptions, model: ModelDir) -> Predictor:
+    """The model, loaded in this process. On a cluster the workers have the GPUs, and the driver need not have one."""
+    local = runners.in_process(options.run.runner)
+    here = placement(options.model) if local else Placement("cpu")
+    return Predictor(model.load(), here, options.model.batch_size)
+
+
+def settle_plan(options: ScoreOptions, model: ModelDir, predictor: Predictor, sample: pa.RecordBatch) -> Plan:
+    """What every worker does with a row, settled by scoring a sample."""
+    chain = Chain.of(model.spec, options.model.preprocess, options.model.postprocess)
+    return make_plan(model, predictor, sample, chain, options.sink.columns)
 
 
 def build(pipeline: beam.Pipeline, job: Job) -> None:
@@ -165,15 +186,16 @@ def run(job: Job) -> dict[str, Any]:
     return read_report(publication.report_file)
 
 
-def _check_output(options: ScoreOptions) -> None:
-    output = options.sink.output
+def check_output(options: SinkOptions) -> None:
+    """Refuses an output that cannot be written, or that holds a run already."""
+    output = options.output
     if "://" not in output:
         there = next(folder for folder in (Path(output), *Path(output).absolute().parents) if folder.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise UsageError(f"--output {output} cannot be written: {there} is no folder that you may write to")
-    if options.sink.overwrite:
+    if options.overwrite:
         return
-    if run_finished(output, options.sink.report):
+    if run_finished(output, options.report):
         raise UsageError(f"--output {output} holds a finished run; write elsewhere, or replace it with --overwrite")
     if left_over(output):
         raise UsageError(
@@ -181,7 +203,7 @@ def _check_output(options: ScoreOptions) -> None:
         )
 
 
-def _sample(source: Input) -> pa.RecordBatch:
+def sample_rows(source: Input) -> pa.RecordBatch:
     """The first rows of the input that can be read; none where it has none. They have provenance."""
     chunks: list[pa.RecordBatch] = []
     rows = 0
