@@ -77,9 +77,12 @@ def _run(options: ScoreOptions) -> dict[str, Any]:
     model.set_environment()  # before torch is imported: OMP_NUM_THREADS and its like are read then
 
     from pipelines import score_job
+    from pipelines.ignored import ignored_options
     from pipelines.watch import show_summary
 
     job = score_job.prepare(options, model)
+    for line in ignored_options(options.run.runner, options.model, options.beam):
+        print(f"{PROG}: warning: {line}", file=sys.stderr)
     report = score_job.run(job)
     show_summary(report, options.sink.output)
     return report

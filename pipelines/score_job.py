@@ -97,7 +97,7 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
 
 def placement(options: ModelOptions) -> Placement:
     """Where the model runs in every worker."""
-    return Placement(options.device, options.precision, options.compile)
+    return Placement(options.device, options.precision, options.compile, options.model_copies)
 
 
 def settle_input(options: ScoreOptions, spec: ModelSpec | None = None) -> Input:

@@ -1,0 +1,329 @@
+"""What is found out about Java and a Spark master, asked of real ones and of ports that are none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from handlers.errors import UsageError
+from pipelines.spark import checks, java
+from pipelines.spark.checks import check_cores, check_spark, check_versions, check_worker_command
+from pipelines.spark.java import Java, find_java
+from pipelines.spark.master import Master, addresses, ask_master
+
+FakeJava = Callable[..., Path]
+
+
+@pytest.fixture
+def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeJava:
+    """Makes the only `java` on PATH, which prints one line to stderr as the real one does."""
+
+    def make(line: str, then: str = "exit 0") -> Path:
+        script = tmp_path / "jdk" / "bin" / "java"
+        script.parent.mkdir(parents=True)
+        script.write_text(f"#!/bin/sh\necho '{line}' >&2\n{then}\n")
+        script.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{script.parent}:/usr/bin:/bin")
+        monkeypatch.delenv("JAVA_HOME", raising=False)
+        return script
+
+    return make
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class TestJava:
+    @pytest.mark.parametrize(
+        ("line", "major"),
+        [
+            ('openjdk version "17.0.15" 2025-04-15', 17),
+            ('java version "11.0.23" 2024-04-16 LTS', 11),
+            ('openjdk version "17-ea"', 17),
+        ],
+    )
+    def test_supported(self, fake_java: FakeJava, line: str, major: int) -> None:
+        script = fake_java(line)
+        found = find_java()
+        assert (found.path, found.major) == (str(script), major)
+
+    @pytest.mark.parametrize(
+        ("line", "version"),
+        [('openjdk version "1.8.0_402"', "Java 1.8.0_402"), ('openjdk version "21.0.2" 2024-01-16', "Java 21.0.2")],
+    )
+    def test_others_are_refused(self, fake_java: FakeJava, line: str, version: str) -> None:
+        fake_java(line)
+        with pytest.raises(UsageError, match=rf"{version}, but .* 11 and 17; install Java 17"):
+            find_java()
+
+    def test_major_of_the_old_scheme(self) -> None:
+        assert [Java("java", version).major for version in ("1.8.0_402", "9", "21.0.2")] == [8, 9, 21]
+
+    def test_none_on_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        monkeypatch.delenv("JAVA_HOME", raising=False)
+        with pytest.raises(UsageError, match=r"no java on PATH.*install Java 17"):
+            find_java()
+
+    def test_java_home_wins_as_it_does_in_beam(self, fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch) -> None:
+        home = fake_java('openjdk version "11.0.1"').parents[1]
+        monkeypatch.setenv("PATH", "/nowhere:/bin")
+        monkeypatch.setenv("JAVA_HOME", str(home))
+        assert find_java().major == 11
+        monkeypatch.setenv("JAVA_HOME", str(home / "gone"))
+        with pytest.raises(UsageError, match=r"JAVA_HOME is .*/gone"):
+            find_java()
+
+    def test_java_that_tells_no_version(self, fake_java: FakeJava) -> None:
+        fake_java("The operation could not be completed. Unable to locate a Java Runtime.", "exit 1")
+        with pytest.raises(UsageError, match="Unable to locate a Java Runtime"):
+            find_java()
+
+    def test_java_that_hangs(self, fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(java, "_SECONDS", 0.5)
+        fake_java("thinking", "exec sleep 60")
+        begin = time.monotonic()
+        with pytest.raises(UsageError, match="did not end"):
+            find_java()
+        assert time.monotonic() - begin < 10
+
+
+class TestNoMaster:
+    def test_nobody_listens(self) -> None:
+        url = f"spark://127.0.0.1:{free_port()}"
+        with pytest.raises(UsageError, match=rf"{url} cannot be used.*refuses connections.*start-master"):
+            ask_master(url)
+
+    def test_port_that_never_answers_ends_in_seconds(self) -> None:
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            begin = time.monotonic()
+            with pytest.raises(UsageError, match="does not answer within 4 seconds"):
+                ask_master(f"spark://127.0.0.1:{silent.getsockname()[1]}")
+            assert time.monotonic() - begin < 10
+
+    def test_unknown_host(self) -> None:
+        with pytest.raises(UsageError, match="is no host that is known here"):
+            ask_master("spark://no-such-host.invalid:7077")
+
+    @pytest.mark.parametrize(
+        "url", ["spark://host", "spark://", "spark://host:port", "spark://host:99999", "host:7077"]
+    )
+    def test_malformed_url(self, url: str) -> None:
+        with pytest.raises(UsageError, match=r"must be spark://host:port"):
+            ask_master(url)
+
+    def test_addresses(self) -> None:
+        assert addresses("spark://a:1,b.c:2,[::1]:3") == [("a", 1), ("b.c", 2), ("::1", 3)]
+
+
+class TestVersions:
+    def test_equal_to_the_patch(self) -> None:
+        master = Master("spark://m:7077", version="3.5.7")
+        assert check_versions("a.jar", "3.5.7", master) == "Spark 3.5.7 in both"
+        with pytest.raises(UsageError, match=r"a.jar is for Spark 3.5.0.*runs 3.5.7.*SPARK_VERSION=3.5.7"):
+            check_versions("a.jar", "3.5.0", master)
+
+    def test_unknown_is_not_guessed(self) -> None:
+        assert "spark://m:7077 is not known" in check_versions("a.jar", "3.5.7", Master("spark://m:7077"))
+        assert "a.jar is not known" in check_versions("a.jar", None, Master("spark://m:7077", version="3.5.7"))
+
+
+class TestSpark:
+    def test_streaming_is_refused(self) -> None:
+        with pytest.raises(UsageError, match="streaming does not work on Spark"):
+            check_spark("local[2]", None, streaming=True)
+
+    @pytest.mark.parametrize("url", ["mesos://host:5050", "sparc://host:7077", "localhost"])
+    def test_unknown_kind_of_master(self, url: str) -> None:
+        with pytest.raises(UsageError, match="is none of"):
+            check_spark(url, None)
+
+    @pytest.mark.parametrize("url", ["local", "local[2]", "local[*]", "yarn", "k8s://https://host:443"])
+    def test_masters_that_are_not_asked(self, fake_java: FakeJava, url: str) -> None:
+        fake_java('openjdk version "17.0.15"')
+        assert check_spark(url, None).master is None
+
+
+class TestWorkerCommand:
+    def test_runs(self) -> None:
+        assert "runs" in check_worker_command([sys.executable, "-c", "print('usage')"])
+
+    def test_fails(self) -> None:
+        with pytest.raises(UsageError, match="No module named no_such_module; install torchbeam"):
+            check_worker_command([sys.executable, "-m", "no_such_module"])
+
+    def test_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(UsageError, match='worker" cannot be run'):
+            check_worker_command([str(tmp_path / "worker")])
+
+    def test_hangs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(checks, "_WORKER_SECONDS", 0.5)
+        with pytest.raises(UsageError, match="did not end"):
+            check_worker_command([sys.executable, "-c", "import time; time.sleep(60)"])
+
+
+def page_is_up(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@contextmanager
+def spark_process(folder: Path, *arguments: object, page: int) -> Iterator[int]:
+    """The id of a process of the Spark in the pyspark package, once its web page is up. It is ended with its children."""
+    pyspark = pytest.importorskip("pyspark")
+    try:
+        find_java()
+    except UsageError as error:
+        pytest.skip(str(error))
+    home = Path(pyspark.__file__).parent
+    settings = {"SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1"}
+    with (folder / "spark.log").open("ab") as log:
+        process = subprocess.Popen(
+            [str(home / "bin" / "spark-class"), *map(str, arguments), "--webui-port", str(page)],
+            stdout=log,
+            stderr=log,
+            env=os.environ | settings,
+            start_new_session=True,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not page_is_up(page):
+            assert process.poll() is None, (folder / "spark.log").read_text()
+            assert time.monotonic() < deadline, (folder / "spark.log").read_text()
+            time.sleep(0.2)
+        yield process.pid
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """A real master without workers: its URL and its web page."""
+    port, page = free_port(), free_port()
+    of_master = ("org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", port)
+    with spark_process(tmp_path_factory.mktemp("master"), *of_master, page=page):
+        yield f"spark://127.0.0.1:{port}", f"http://127.0.0.1:{page}"
+
+
+def spark_version() -> str:
+    import pyspark
+
+    return str(pyspark.__version__)
+
+
+class TestMaster:
+    def test_without_workers(self, master: tuple[str, str]) -> None:
+        url, page = master
+        found = ask_master(url, page)
+        assert found == Master(url, page, spark_version(), workers=0, cores=0, cores_used=0)
+        with pytest.raises(UsageError, match=f"{url} has no workers.*start-worker.sh {url}"):
+            check_cores(found)
+        with pytest.raises(UsageError, match="has no workers"):
+            check_spark(url, page)
+
+    def test_page_is_found_by_itself(self, master: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+        url, page = master
+        monkeypatch.setenv("SPARK_MASTER_WEBUI_PORT", page.rpartition(":")[2])
+        assert ask_master(url).ui == page
+
+    def test_page_without_scheme(self, master: tuple[str, str]) -> None:
+        url, page = master
+        assert ask_master(url, page.removeprefix("http://")).version == spark_version()
+
+    def test_page_that_is_not_found_leaves_all_unknown(self, master: tuple[str, str]) -> None:
+        url, _ = master
+        found = ask_master(url)
+        assert found == Master(url)
+        assert "not known" in check_cores(found)
+
+    @pytest.mark.parametrize("page", ["127.0.0.1:1", "http://127.0.0.1:{port}", "file:///etc/passwd"])
+    def test_page_that_is_none(self, master: tuple[str, str], page: str) -> None:
+        url, _ = master
+        with pytest.raises(UsageError, match=r"--spark_master_ui .* is no web page of the Spark master"):
+            ask_master(url, page.format(port=url.rpartition(":")[2]))
+
+    def test_port_of_the_page_in_place_of_the_masters(self, master: tuple[str, str]) -> None:
+        _, page = master
+        with pytest.raises(UsageError, match="is a web page"):
+            ask_master(page.replace("http", "spark"))
+
+    def test_one_of_several_answers(self, master: tuple[str, str]) -> None:
+        url, page = master
+        several = f"spark://127.0.0.1:{free_port()},{url.removeprefix('spark://')}"
+        assert ask_master(several, page).version == spark_version()
+
+    def test_stopped_master(self, tmp_path: Path) -> None:
+        """A process that is there and does not run accepts connections, and must not be waited for."""
+        port, page = free_port(), free_port()
+        of_master = ("org.apache.spark.deploy.master.Master", "--host", "127.0.0.1", "--port", port)
+        with spark_process(tmp_path, *of_master, page=page) as process:
+            os.kill(process, signal.SIGSTOP)
+            begin = time.monotonic()
+            with pytest.raises(UsageError, match="does not answer within"):
+                ask_master(f"spark://127.0.0.1:{port}", f"127.0.0.1:{page}")
+            assert time.monotonic() - begin < 10
+
+
+@pytest.fixture(scope="module")
+def worker(master: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    url, page = master
+    folder = tmp_path_factory.mktemp("worker")
+    of_worker = ("org.apache.spark.deploy.worker.Worker", "--host", "127.0.0.1", "--cores", 1, "--memory", "1g")
+    with spark_process(folder, *of_worker, "--work-dir", folder, url, page=free_port()):
+        wait_for(lambda: ask_master(url, page).workers == 1)
+        yield url, page
+
+
+@pytest.mark.slow
+class TestMasterWithAWorker:
+    def test_free_cores(self, worker: tuple[str, str]) -> None:
+        target = check_spark(*worker)
+        assert target.master is not None
+        assert check_cores(target.master) == "1 of 1 free, on 1 worker"
+
+    def test_all_cores_are_held(self, worker: tuple[str, str]) -> None:
+        url, page = worker
+        hold = (
+            "import time; from pyspark import SparkConf, SparkContext\n"
+            f"SparkContext(conf=SparkConf().setMaster('{url}').setAppName('holder').set('spark.ui.enabled', 'false'))\n"
+            "time.sleep(300)"
+        )
+        with session([sys.executable, "-c", hold], os.environ | {"SPARK_LOCAL_IP": "127.0.0.1"}):
+            wait_for(lambda: ask_master(url, page).cores_used == 1)
+            with pytest.raises(UsageError, match='has no free cores: all 1 are held by "holder"'):
+                check_spark(url, page)
+
+
+@contextmanager
+def session(command: Sequence[str], environment: dict[str, str]) -> Iterator[None]:
+    """A process and all that it starts, ended at the end."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=environment, start_new_session=True, **quiet)
+    try:
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.3)
