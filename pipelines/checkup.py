@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from handlers.errors import TorchbeamError, one_line
 T = TypeVar("T")
 
 NAME_WIDTH = 14
+
+_log = logging.getLogger(__name__)
 
 
 class State(StrEnum):
@@ -74,10 +77,10 @@ class Checkup:
             outcome = Outcome(name, State.WARNING if finding.warning else State.OK, finding.text, finding)
         except SkipError as reason:
             outcome = Outcome(name, State.SKIPPED, str(reason))
-        except TorchbeamError as error:
-            outcome = Outcome(name, State.PROBLEM, one_line(error, 1000))
         except (Exception, SystemExit) as error:  # also of the user's own code, which is imported here
-            outcome = Outcome(name, State.PROBLEM, f"{type(error).__name__}: {one_line(error, 1000)}")
+            _log.info("%s", name, exc_info=error)
+            kind = "" if isinstance(error, TorchbeamError) else f"{type(error).__name__}: "
+            outcome = Outcome(name, State.PROBLEM, kind + one_line(error, 1000))
         self.counts[outcome.state] += 1
         self._show(outcome)
         return outcome

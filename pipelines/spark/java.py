@@ -15,7 +15,7 @@ from handlers.errors import UsageError
 # Java 8 does not know.
 SUPPORTED = (11, 17)
 
-_SECONDS = 20.0
+_SECONDS = 10.0
 _WAY_OUT = "install Java 17 (on Debian: apt-get install openjdk-17-jre-headless), or set JAVA_HOME to one"
 
 
