@@ -10,11 +10,49 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from apache_beam.options.pipeline_options import (
+    JobServerOptions,
+    PipelineOptions,
+    SparkRunnerOptions,
+    StandardOptions,
+)
+
 from handlers.errors import UsageError
 from pipelines.spark.java import Java, find_java
-from pipelines.spark.master import Master, ask_master, is_standalone
+from pipelines.spark.master import Master, Worker, ask_master, is_standalone
 
 _WORKER_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Executor:
+    """What Spark asks of a worker for each executor; the defaults are Spark's own.
+
+    Attributes:
+        cores: the fewest that will do.
+        memory: in MiB.
+    """
+
+    cores: int = 1
+    memory: int = 1024
+
+    @staticmethod
+    def of(options: PipelineOptions) -> Executor:
+        """As the job server's Java properties (`-Dspark.executor.memory=2g`) have it: there Spark's settings are."""
+        properties = options.view_as(JobServerOptions).job_server_jvm_properties or ()
+        given = dict(text.removeprefix("-D").partition("=")[::2] for text in properties)
+        memory = re.fullmatch(r"(\d+)([kmgt]?)b?", given.get("spark.executor.memory", "").strip().lower())
+        cores = given.get("spark.executor.cores", "")
+        # A number without a unit is of MiB.
+        unit = {"k": 1 / 1024, "m": 1, "g": 1024, "t": 1024**2}[memory.group(2) or "m"] if memory else 0
+        return Executor(
+            int(cores) if cores.isdecimal() else Executor.cores,
+            int(int(memory.group(1)) * unit) if memory else Executor.memory,
+        )
+
+    def fits(self, worker: Worker) -> bool:
+        """Whether a worker can start one now."""
+        return worker.cores_free >= self.cores and worker.memory_free >= self.memory
 
 
 @dataclass(frozen=True)
@@ -25,30 +63,29 @@ class Target:
     master: Master | None = None
 
 
-def check_spark(master_url: str, master_ui: str | None, *, streaming: bool = False) -> Target:
+def check_spark(options: PipelineOptions, master_ui: str | None) -> Target:
     """The quick checks, all that need no jar; `score` makes them by itself.
 
     Args:
-        master_url: the value of --spark_master_url.
-        master_ui: that of --spark_master_ui.
-        streaming: whether the pipeline, or an option, asks for streaming.
+        options: Beam's options of the run.
+        master_ui: the value of --spark_master_ui.
 
     Raises:
         UsageError: with the first thing that is wrong.
     """
-    check_streaming(streaming)
-    check_master_url(master_url)
-    java = find_java()
+    check_streaming(options)
+    master_url = check_master_url(options.view_as(SparkRunnerOptions).spark_master_url)
+    java = find_java(options.view_as(JobServerOptions).job_server_java_launcher)
     if not is_standalone(master_url):
         return Target(java)
     master = ask_master(master_url, master_ui)
-    check_cores(master)
+    check_cores(master, Executor.of(options))
     return Target(java, master)
 
 
-def check_streaming(streaming: bool) -> str:
+def check_streaming(options: PipelineOptions) -> str:
     """Streaming is refused: on Spark the portable runner stops after the first results, with an error or without."""
-    if streaming:
+    if options.view_as(StandardOptions).streaming:
         raise UsageError(
             "streaming does not work on Spark: Beam's portable runner fails there after part of the output; leave out "
             "--streaming, or use DataflowRunner or FlinkRunner"
@@ -65,23 +102,30 @@ def check_master_url(url: str) -> str:
     return url
 
 
-def check_cores(master: Master) -> str:
+def check_cores(master: Master, executor: Executor = Executor()) -> str:
     """A standalone master can start an executor now; where it cannot, Spark would wait for one without an end."""
-    if master.cores is None or master.cores_used is None:
+    if master.cores is None:
         return "not known, since the master's web page was not found"
     if not master.workers:
         raise UsageError(
             f"the Spark master {master.url} has no workers, so the job would wait for ever; start one "
             f"(sbin/start-worker.sh {master.url}), and see {master.ui}"
         )
-    free = master.cores - master.cores_used
-    if free < 1:
+    free = sum(worker.cores_free for worker in master.workers)
+    if not free:
         names = ", ".join(f'"{name}"' for name in master.applications[:3]) or "other applications"
         raise UsageError(
             f"the Spark master {master.url} has no free cores: all {master.cores} are held by {names}; wait for them, "
             f"end them at {master.ui}, or start another worker"
         )
-    return f"{free} of {master.cores} free, on {master.workers} worker{'s' * (master.workers > 1)}"
+    if not any(executor.fits(worker) for worker in master.workers):
+        most = max(worker.memory_free for worker in master.workers if worker.cores_free)
+        raise UsageError(
+            f"no worker of the Spark master {master.url} has room for an executor of {executor.cores} core(s) and "
+            f"{executor.memory} MiB, so the job would wait for ever: {most} MiB are free at most; ask for less with "
+            "--job_server_jvm_properties=-Dspark.executor.memory=…, or give the workers more"
+        )
+    return f"{free} of {master.cores} free, on {len(master.workers)} worker{'s' * (len(master.workers) > 1)}"
 
 
 def check_versions(jar: str, jar_version: str | None, master: Master) -> str:

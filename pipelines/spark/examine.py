@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from apache_beam.options.pipeline_options import PipelineOptions, SparkRunnerOptions, StandardOptions
+from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptions, SparkRunnerOptions
 
 from pipelines.checkup import Checkup, Finding, Outcome, SkipError
 from pipelines.spark import checks
@@ -18,19 +18,15 @@ def examine(checkup: Checkup, runner: Outcome[PipelineOptions], ui: str | None) 
         runner: the check that found Beam's options.
         ui: the value of --spark_master_ui.
     """
-    checkup.check("streaming", lambda: _streaming(runner.value))
-    checkup.check("java", _java)
+    checkup.check("streaming", lambda: Finding(checks.check_streaming(runner.value), None))
+    checkup.check("java", lambda: _java(runner.value))
     master = checkup.check("master", lambda: _master(runner.value.view_as(SparkRunnerOptions).spark_master_url, ui))
     if master.finding is None or master.value is not None:
-        checkup.check("cores", lambda: _cores(master.value))
+        checkup.check("cores", lambda: _cores(runner.value, master.value))
 
 
-def _streaming(options: PipelineOptions) -> Finding[None]:
-    return Finding(checks.check_streaming(bool(options.view_as(StandardOptions).streaming)), None)
-
-
-def _java() -> Finding[Java]:
-    java = find_java()
+def _java(options: PipelineOptions) -> Finding[Java]:
+    java = find_java(options.view_as(JobServerOptions).job_server_java_launcher)
     return Finding(f"Java {java.version}, {java.path}", java)
 
 
@@ -52,7 +48,7 @@ def _master(url: str, ui: str | None) -> Finding[Master | None]:
     return Finding(f"{url} answers: Spark {master.version or 'of unknown version'}, {master.ui}", master)
 
 
-def _cores(master: Master | None) -> Finding[None]:
+def _cores(options: PipelineOptions, master: Master | None) -> Finding[None]:
     if master is None or master.cores is None:
         raise SkipError("the web page of the master was not found")
-    return Finding(checks.check_cores(master), None)
+    return Finding(checks.check_cores(master, checks.Executor.of(options)), None)

@@ -33,16 +33,21 @@ class Java:
         return second if first == 1 else first
 
 
-def find_java() -> Java:
-    """The Java that Beam will start: that of JAVA_HOME where it is set, else the first on PATH.
+def find_java(launcher: str = "java") -> Java:
+    """The Java for the job server.
+
+    Args:
+        launcher: the value of --job_server_java_launcher. Where that is the default, JAVA_HOME comes first, which Beam
+            does not look at for job servers, and then PATH.
 
     Raises:
         UsageError: there is none, it does not run, or Spark does not take its version.
     """
-    home = os.environ.get("JAVA_HOME")
-    path = str(Path(home, "bin", "java")) if home else shutil.which("java")
+    home = os.environ.get("JAVA_HOME") if launcher == "java" else None
+    path = str(Path(home, "bin", "java")) if home else shutil.which(launcher)
     if path is None:
-        raise UsageError(f"there is no java on PATH, and Spark needs one; {_WAY_OUT}")
+        where = "on PATH" if launcher == "java" else f"at --job_server_java_launcher={launcher}"
+        raise UsageError(f"there is no java {where}, and Spark needs one; {_WAY_OUT}")
     if home and not os.access(path, os.X_OK):
         raise UsageError(f"JAVA_HOME is {home}, but there is no bin/java in it; {_WAY_OUT}")
     java = Java(path, _version(path))

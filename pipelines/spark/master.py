@@ -30,6 +30,14 @@ _STREAM_REQUEST, _NO_SUCH_FILE = 6, b"/files/torchbeam"
 
 
 @dataclass(frozen=True)
+class Worker:
+    """What a worker that is alive has left: cores, and memory in MiB."""
+
+    cores_free: int
+    memory_free: int
+
+
+@dataclass(frozen=True)
 class Master:
     """A standalone master that answers.
 
@@ -37,18 +45,16 @@ class Master:
         url: as it was asked for.
         ui: the address of its web page; None where that was not found, and then nothing below is known.
         version: its Spark version, as `3.5.7`.
-        workers: how many workers are alive.
-        cores: the cores of these.
-        cores_used: how many of them applications hold.
-        applications: the names of these applications.
+        cores: the cores of its workers.
+        workers: those that are alive.
+        applications: the names of the applications that run.
     """
 
     url: str
     ui: str | None = None
     version: str | None = None
-    workers: int | None = None
     cores: int | None = None
-    cores_used: int | None = None
+    workers: tuple[Worker, ...] = ()
     applications: tuple[str, ...] = ()
 
 
@@ -103,9 +109,12 @@ def ask_master(url: str, ui: str | None = None) -> Master:
         url,
         page,
         _version(page),
-        int(state["aliveworkers"]),
         int(state["cores"]),
-        int(state["coresused"]),
+        tuple(
+            Worker(int(each["coresfree"]), int(each["memoryfree"]))
+            for each in state["workers"]
+            if each.get("state") == "ALIVE"
+        ),
         tuple(str(app.get("name")) for app in state.get("activeapps", ())),
     )
 
@@ -145,7 +154,7 @@ def _state(page: str, ports: set[int]) -> dict[str, Any] | None:
         state = json.loads(_get(f"{page}/json/"))
         # The host may have other names; on this page's machine only one master has the port.
         (address, *_) = addresses(state["url"])
-        return state if address[1] in ports and {"aliveworkers", "cores", "coresused"} <= state.keys() else None
+        return state if address[1] in ports and {"cores", "workers"} <= state.keys() else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
         return None
 

@@ -13,10 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from apache_beam.options.pipeline_options import PipelineOptions
 
 from handlers.errors import UsageError
 from pipelines.spark import checks, java
-from pipelines.spark.checks import check_cores, check_spark, check_versions, check_worker_command
+from pipelines.spark.checks import Executor, check_cores, check_spark, check_versions, check_worker_command
 from pipelines.spark.java import Java, find_java
 from pipelines.spark.master import Master, addresses, ask_master
 
@@ -37,6 +38,10 @@ def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeJava:
         return script
 
     return make
+
+
+def options(url: str, *arguments: str) -> PipelineOptions:
+    return PipelineOptions([f"--spark_master_url={url}", *arguments])
 
 
 def free_port() -> int:
@@ -77,7 +82,7 @@ class TestJava:
         with pytest.raises(UsageError, match=r"no java on PATH.*install Java 17"):
             find_java()
 
-    def test_java_home_wins_as_it_does_in_beam(self, fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_java_home_wins_over_path(self, fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch) -> None:
         home = fake_java('openjdk version "11.0.1"').parents[1]
         monkeypatch.setenv("PATH", "/nowhere:/bin")
         monkeypatch.setenv("JAVA_HOME", str(home))
@@ -85,6 +90,13 @@ class TestJava:
         monkeypatch.setenv("JAVA_HOME", str(home / "gone"))
         with pytest.raises(UsageError, match=r"JAVA_HOME is .*/gone"):
             find_java()
+
+    def test_launcher_wins_over_java_home(self, fake_java: FakeJava, monkeypatch: pytest.MonkeyPatch) -> None:
+        script = fake_java('openjdk version "11.0.1"')
+        monkeypatch.setenv("JAVA_HOME", "/nowhere")
+        assert find_java(str(script)).path == str(script)
+        with pytest.raises(UsageError, match="there is no java at --job_server_java_launcher=/nowhere/java"):
+            find_java("/nowhere/java")
 
     def test_java_that_tells_no_version(self, fake_java: FakeJava) -> None:
         fake_java("The operation could not be completed. Unable to locate a Java Runtime.", "exit 1")
@@ -142,20 +154,36 @@ class TestVersions:
         assert "a.jar is not known" in check_versions("a.jar", None, Master("spark://m:7077", version="3.5.7"))
 
 
+class TestExecutor:
+    @pytest.mark.parametrize(
+        ("properties", "executor"),
+        [
+            ([], Executor(1, 1024)),
+            (["-Dspark.executor.memory=512m", "-Xmx2g"], Executor(1, 512)),
+            (["-Dspark.executor.memory=2G", "-Dspark.executor.cores=4"], Executor(4, 2048)),
+            (["-Dspark.executor.memory=700"], Executor(1, 700)),
+            (["-Dspark.executor.memory=much", "-Dspark.executor.cores="], Executor(1, 1024)),
+        ],
+    )
+    def test_of_java_properties(self, properties: list[str], executor: Executor) -> None:
+        given = [f"--job_server_jvm_properties={each}" for each in properties]
+        assert Executor.of(options("local[2]", *given)) == executor
+
+
 class TestSpark:
     def test_streaming_is_refused(self) -> None:
         with pytest.raises(UsageError, match="streaming does not work on Spark"):
-            check_spark("local[2]", None, streaming=True)
+            check_spark(options("local[2]", "--streaming"), None)
 
     @pytest.mark.parametrize("url", ["mesos://host:5050", "sparc://host:7077", "localhost"])
     def test_unknown_kind_of_master(self, url: str) -> None:
         with pytest.raises(UsageError, match="is none of"):
-            check_spark(url, None)
+            check_spark(options(url), None)
 
     @pytest.mark.parametrize("url", ["local", "local[2]", "local[*]", "yarn", "k8s://https://host:443"])
     def test_masters_that_are_not_asked(self, fake_java: FakeJava, url: str) -> None:
         fake_java('openjdk version "17.0.15"')
-        assert check_spark(url, None).master is None
+        assert check_spark(options(url), None).master is None
 
 
 class TestWorkerCommand:
@@ -231,11 +259,11 @@ class TestMaster:
     def test_without_workers(self, master: tuple[str, str]) -> None:
         url, page = master
         found = ask_master(url, page)
-        assert found == Master(url, page, spark_version(), workers=0, cores=0, cores_used=0)
+        assert found == Master(url, page, spark_version(), cores=0)
         with pytest.raises(UsageError, match=f"{url} has no workers.*start-worker.sh {url}"):
             check_cores(found)
         with pytest.raises(UsageError, match="has no workers"):
-            check_spark(url, page)
+            check_spark(options(url), page)
 
     def test_page_is_found_by_itself(self, master: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
         url, page = master
@@ -286,16 +314,23 @@ def worker(master: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp("worker")
     of_worker = ("org.apache.spark.deploy.worker.Worker", "--host", "127.0.0.1", "--cores", 1, "--memory", "1g")
     with spark_process(folder, *of_worker, "--work-dir", folder, url, page=free_port()):
-        wait_for(lambda: ask_master(url, page).workers == 1)
+        wait_for(lambda: len(ask_master(url, page).workers) == 1)
         yield url, page
 
 
 @pytest.mark.slow
 class TestMasterWithAWorker:
     def test_free_cores(self, worker: tuple[str, str]) -> None:
-        target = check_spark(*worker)
+        url, page = worker
+        target = check_spark(options(url), page)
         assert target.master is not None
         assert check_cores(target.master) == "1 of 1 free, on 1 worker"
+
+    def test_executor_that_no_worker_has_room_for(self, worker: tuple[str, str]) -> None:
+        url, page = worker
+        for setting in ("-Dspark.executor.memory=2g", "-Dspark.executor.cores=2"):
+            with pytest.raises(UsageError, match=r"no worker .* has room for an executor.*1024 MiB are free at most"):
+                check_spark(options(url, f"--job_server_jvm_properties={setting}"), page)
 
     def test_all_cores_are_held(self, worker: tuple[str, str]) -> None:
         url, page = worker
@@ -305,9 +340,9 @@ class TestMasterWithAWorker:
             "time.sleep(300)"
         )
         with session([sys.executable, "-c", hold], os.environ | {"SPARK_LOCAL_IP": "127.0.0.1"}):
-            wait_for(lambda: ask_master(url, page).cores_used == 1)
+            wait_for(lambda: ask_master(url, page).workers[0].cores_free == 0)
             with pytest.raises(UsageError, match='has no free cores: all 1 are held by "holder"'):
-                check_spark(url, page)
+                check_spark(options(url), page)
 
 
 @contextmanager
