@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, TypeVar
@@ -91,6 +92,15 @@ def function(text: str) -> str:
     """A function's name as `module:function`."""
     if not all(text.partition(":")):
         raise ValueError(f'must be module:function, not "{text}"')
+    return text
+
+
+def spark_version(text: str) -> str | None:
+    """A whole Spark version; None for `3`, which Beam has as its default."""
+    if text == "3":
+        return None
+    if not re.fullmatch(r"3\.\d+\.\d+\S*", text):
+        raise ValueError(f'must be a whole version of Spark 3, as 3.5.7, not "{text}"')
     return text
 
 
@@ -182,6 +192,12 @@ class RunOptions:
         metavar="RATE",
     )
     shared_filesystem: bool = flag("local paths are the same on all machines of the cluster")
+    spark_version: str | None = option(
+        "Spark version of the cluster, as 3.5.7, where its master does not tell; chooses the job server",
+        None,
+        parse=spark_version,
+        metavar="VERSION",
+    )
     spark_master_ui: str | None = option(
         "web page of the Spark master (default: looked for on its host, port 8080)", None, metavar="HOST:PORT"
     )

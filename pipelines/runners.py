@@ -5,13 +5,22 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Sequence
-from dataclasses import fields
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
 
-from apache_beam.options.pipeline_options import PipelineOptions
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
 from apache_beam.runners.runner import create_runner
 
 from handlers.errors import UsageError, one_line
 from pipelines.options import ModelOptions, RunOptions, SinkOptions, SourceOptions
+from pipelines.spark.checks import check_spark
+from pipelines.spark.session import spark_session
+from pipelines.spark.submit import Submission
+from pipelines.spark.submit import settle as settle_spark
+from transforms import progress
+from transforms.accounting import Counts
 
 # Beam's in-process runner. Beam's own DirectRunner starts another engine where it can download one.
 IN_PROCESS = {"FnApiRunner": "FnApiRunner", "DirectRunner": "FnApiRunner"}
@@ -38,6 +47,66 @@ def pipeline_options(runner: str, arguments: Sequence[str]) -> PipelineOptions:
         return PipelineOptions([*arguments, f"--runner={name}"], save_main_session=False)
     except SystemExit:
         raise UsageError(f"Beam does not take {' '.join(arguments)}") from None
+
+
+@dataclass(frozen=True)
+class Launch:
+    """How a run is started: Beam's options, and on Spark what was settled for it."""
+
+    options: PipelineOptions
+    spark: Submission | None = None
+
+
+def settle(run: RunOptions, arguments: Sequence[str]) -> Launch:
+    """Finds what a runner needs beside the arguments, and checks quickly what would fail or hang.
+
+    Raises:
+        UsageError: with what is wrong and what to do.
+    """
+    options = pipeline_options(run.runner, arguments)
+    if run.runner != "SparkRunner":
+        return Launch(options)
+    java = version = None
+    if not options.view_as(PortableOptions).job_endpoint:
+        target = check_spark(options, run.spark_master_ui)
+        java, version = target.java, target.master.version if target.master else None
+    submission = settle_spark(options, arguments, java, version or run.spark_version)
+    return Launch(pipeline_options(run.runner, submission.arguments), submission)
+
+
+class InProcess:
+    """A run in this process, which ends with it."""
+
+    def __init__(self, options: PipelineOptions, run_id: str) -> None:
+        self.options = options
+        self._run_id = run_id
+
+    def run(self, pipeline: beam.Pipeline) -> None:
+        """Runs a pipeline to its end."""
+        pipeline.run().wait_until_finish()
+
+    def so_far(self) -> Counts | None:
+        """What has been done; None where this process cannot know."""
+        return progress.so_far(self._run_id)
+
+    def state(self) -> str:
+        """What the run is about, in a few words; nothing where the counts say all."""
+        return ""
+
+
+class Elsewhere(InProcess):
+    """A run on another runner of Beam, of which nothing is known before its end."""
+
+    def so_far(self) -> None:
+        """Nothing."""
+        return
+
+
+def session(launch: Launch, runner: str, run_id: str, *, verbose: bool) -> AbstractContextManager[Any]:
+    """Where the pipeline of a run is run and watched: `run(pipeline)`, `so_far()`, `state()`, and Beam's `options`."""
+    if launch.spark is not None:
+        return spark_session(launch.spark, launch.options, verbose=verbose)
+    return nullcontext((InProcess if in_process(runner) else Elsewhere)(launch.options, run_id))
 
 
 def check_paths(run: RunOptions, arguments: Sequence[str], paths: Sequence[str | None]) -> None:

@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from handlers.errors import BrokenModelError, TorchbeamError, UsageError, one_line
@@ -47,6 +47,24 @@ class ScoreOptions:
         source, model, sink, run = (pick(group, values) for group in groups)
         return ScoreOptions(source, model, sink, run, tuple(others))  # type: ignore[arg-type]
 
+    def with_absolute_paths(self) -> ScoreOptions:
+        """The same with local paths that hold wherever a worker is started."""
+        return replace(
+            self,
+            source=replace(self.source, input=_absolute(self.source.input)),
+            model=replace(self.model, model=_absolute(self.model.model)),
+            sink=replace(
+                self.sink,
+                output=_absolute(self.sink.output),
+                report=self.sink.report and _absolute(self.sink.report),
+            ),
+        )
+
+
+def _absolute(path: str) -> str:
+    # Not through Path: what a slash at the end, or a pattern, means is the source's to say.
+    return path if ":" in path.split("/")[0] else os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and gives its exit code."""
@@ -73,6 +91,8 @@ def main(argv: list[str] | None = None) -> int:
 def _run(options: ScoreOptions) -> dict[str, Any]:
     from handlers.model_dir import ModelDir
 
+    if options.run.runner not in ("FnApiRunner", "DirectRunner"):
+        options = options.with_absolute_paths()
     model = ModelDir(options.model.model)
     model.set_environment()  # before torch is imported: OMP_NUM_THREADS and its like are read then
 

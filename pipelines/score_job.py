@@ -28,7 +28,6 @@ from pipelines import runners
 from pipelines.options import ModelOptions, SinkOptions
 from pipelines.score import ScoreOptions
 from pipelines.watch import Watch
-from transforms import progress
 from transforms.accounting import Counts, FileOutcomes
 from transforms.publish import (
     Publication,
@@ -56,7 +55,8 @@ class Job:
     input: Input
     handler: ColumnarModelHandler
     publication: Publication
-    options: beam.options.pipeline_options.PipelineOptions
+    launch: runners.Launch
+    verbose: bool = False
 
 
 def prepare(options: ScoreOptions, model: ModelDir) -> Job:
@@ -67,10 +67,10 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         BrokenModelError: where the model cannot score anything.
     """
     check_output(options.sink)
-    pipeline_options = runners.pipeline_options(options.run.runner, options.beam)
     runners.check_paths(
         options.run, options.beam, [options.source.input, options.sink.output, options.model.model, options.sink.report]
     )
+    launch = runners.settle(options.run, options.beam)
     batching = Batching(batch_size=options.model.batch_size)
     source = settle_input(options, model.spec)
     hints = ResourceHints(options.model.accelerator, options.model.min_ram)
@@ -91,7 +91,8 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         source,
         ColumnarModelHandler(model, plan, placement(options.model), batching, hints),
         publication,
-        pipeline_options,
+        launch,
+        options.run.verbose,
     )
 
 
@@ -172,12 +173,14 @@ def run(job: Job) -> dict[str, Any]:
     """
     job = replace(job, publication=replace(job.publication, started=time.time()))
     publication = job.publication
-    local = runners.in_process(publication.runner)
     try:
-        pipeline = beam.Pipeline(options=job.options)
-        build(pipeline, job)
-        with Watch((lambda: progress.so_far(publication.run_id)) if local else None, job.input.rows):
-            pipeline.run().wait_until_finish()
+        with (
+            runners.session(job.launch, publication.runner, publication.run_id, verbose=job.verbose) as session,
+            Watch(session, job.input.rows),
+        ):
+            pipeline = beam.Pipeline(options=session.options)
+            build(pipeline, job)
+            session.run(pipeline)
     except BaseException as error:
         clean_up(publication.output, publication.run_id)
         if isinstance(error, Exception) and not isinstance(error, TorchbeamError):
