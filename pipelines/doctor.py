@@ -59,7 +59,7 @@ def _examine(options: ScoreOptions) -> int:
     if options.run.runner == "SparkRunner":
         from pipelines.spark.examine import examine
 
-        examine(checkup, runner, options.run.spark_master_ui)
+        examine(checkup, runner, options.run, options.beam)
     checkup.check("device", lambda: checks.device(options))
     predictor = checkup.check("weights", lambda: checks.load(options, model.value))
     source = checkup.check("input", lambda: checks.read_input(options, model))

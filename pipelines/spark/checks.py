@@ -5,10 +5,14 @@ A check gives a short fact, or raises `UsageError` with what is wrong and what t
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from apache_beam.options.pipeline_options import (
     JobServerOptions,
@@ -17,11 +21,12 @@ from apache_beam.options.pipeline_options import (
     StandardOptions,
 )
 
-from handlers.errors import UsageError
+from handlers.errors import UsageError, one_line
 from pipelines.spark.java import Java, find_java
-from pipelines.spark.master import Master, Worker, ask_master, is_standalone
+from pipelines.spark.job_server import JobServer
+from pipelines.spark.master import SECONDS, Master, Worker, ask_master, is_standalone
 
-_WORKER_SECONDS = 60.0
+_WORKER_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -128,42 +133,64 @@ def check_cores(master: Master, executor: Executor = Executor()) -> str:
     return f"{free} of {master.cores} free, on {len(master.workers)} worker{'s' * (len(master.workers) > 1)}"
 
 
-def check_versions(jar: str, jar_version: str | None, master: Master) -> str:
+def check_versions(server: JobServer, master: Master) -> str:
     """The Spark in the job server's jar is that of the cluster, to the patch: its classes go over the wire by version."""
-    if jar_version is None or master.version is None:
-        unknown = f"that of {jar}" if jar_version is None else f"that of {master.url}"
+    jar = str(server.jar or "of Beam itself")
+    if server.spark_version is None or master.version is None:
+        unknown = f"that of the job server {jar}" if server.spark_version is None else f"that of {master.url}"
         return f"not compared, since {unknown} is not known"
-    if jar_version != master.version:
+    if server.spark_version != master.version:
         raise UsageError(
-            f"the job server {jar} is for Spark {jar_version}, but the cluster {master.url} runs {master.version}, and "
-            f"they must be equal; make the right one with: make spark-job-server SPARK_VERSION={master.version}"
+            f"the job server {jar} is for Spark {server.spark_version}, but the cluster {master.url} runs "
+            f"{master.version}, and they must be equal; make the right one with: make spark-job-server "
+            f"SPARK_VERSION={master.version}, and leave out --spark_job_server_jar"
         )
-    return f"Spark {master.version} in both"
+    return f"Spark {master.version} in the job server and on the cluster"
 
 
-def check_worker_command(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    """The command that executors start Python workers with runs on this machine; it is asked for its `--help`."""
-    shown = " ".join(command)
+def check_endpoint(endpoint: str) -> str:
+    """A job server of the user's own, `host:port`, takes connections; Beam would wait for it for five minutes."""
+    host, _, port = endpoint.rpartition(":")
     try:
-        done = subprocess.run(  # noqa: S603 - a command of the user's own machine
-            [*command, "--help"],
+        socket.create_connection((host.strip("[]"), int(port)), SECONDS).close()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or one_line(error)
+        raise UsageError(
+            f"there is no job server at --job_endpoint={endpoint}: {reason}; start it, or leave it out"
+        ) from None
+    return f"{endpoint} takes connections"
+
+
+def check_worker_command(command: str, environment: Mapping[str, str] | None = None) -> str:
+    """The command that executors start Python workers with is on this machine, and where it is ours, it runs.
+
+    Args:
+        command: the path of an executable; executors give it its arguments.
+        environment: what is added to the environment.
+    """
+    path = shutil.which(command)
+    if path is None:
+        raise UsageError(
+            f'the worker command "{command}" is not on this machine, or is no executable; install torchbeam where it '
+            "is said to be, or name another with --environment_config"
+        )
+    if Path(path).name != "torchbeam-worker":
+        return f"{path} is there; what it does is not known"
+    try:
+        done = subprocess.run(  # noqa: S603 - our own command
+            [path, "--help"],
             capture_output=True,
             text=True,
             timeout=_WORKER_SECONDS,
             check=False,
             errors="replace",
-            env=environment,
+            env=os.environ | dict(environment or {}),
         )
     except subprocess.TimeoutExpired:
-        raise UsageError(f'the worker command "{shown}" did not end in {_WORKER_SECONDS:.0f} seconds') from None
+        raise UsageError(f'"{path} --help" did not end in {_WORKER_SECONDS:.0f} seconds') from None
     except OSError as error:
-        raise UsageError(
-            f'the worker command "{shown}" cannot be run: {error.strerror or error}; install torchbeam there, or name '
-            "another with --environment_config"
-        ) from None
+        raise UsageError(f"{path} cannot be run: {error.strerror or error}; install torchbeam again") from None
     if done.returncode:
         last = (done.stderr or done.stdout).strip().splitlines()[-1:] or [f"exit code {done.returncode}"]
-        raise UsageError(
-            f'the worker command "{shown}" fails: {last[0]}; install torchbeam and what the model needs for it'
-        )
-    return f"{shown} runs"
+        raise UsageError(f"{path} fails: {last[0]}; install torchbeam again, with the Python that it names")
+    return f"{path} runs"

@@ -8,18 +8,30 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from handlers.errors import UsageError
+from pipelines import doctor
 from pipelines.spark import checks, java
-from pipelines.spark.checks import Executor, check_cores, check_spark, check_versions, check_worker_command
+from pipelines.spark.checks import (
+    Executor,
+    check_cores,
+    check_endpoint,
+    check_spark,
+    check_versions,
+    check_worker_command,
+)
 from pipelines.spark.java import Java, find_java
+from pipelines.spark.job_server import JobServer
 from pipelines.spark.master import Master, addresses, ask_master
+from pipelines.spark.submit import worker_command
 
 FakeJava = Callable[..., Path]
 
@@ -145,13 +157,16 @@ class TestNoMaster:
 class TestVersions:
     def test_equal_to_the_patch(self) -> None:
         master = Master("spark://m:7077", version="3.5.7")
-        assert check_versions("a.jar", "3.5.7", master) == "Spark 3.5.7 in both"
+        assert "Spark 3.5.7 in the job server" in check_versions(JobServer(Path("a.jar"), "3.5.7"), master)
         with pytest.raises(UsageError, match=r"a.jar is for Spark 3.5.0.*runs 3.5.7.*SPARK_VERSION=3.5.7"):
-            check_versions("a.jar", "3.5.0", master)
+            check_versions(JobServer(Path("a.jar"), "3.5.0"), master)
 
     def test_unknown_is_not_guessed(self) -> None:
-        assert "spark://m:7077 is not known" in check_versions("a.jar", "3.5.7", Master("spark://m:7077"))
-        assert "a.jar is not known" in check_versions("a.jar", None, Master("spark://m:7077", version="3.5.7"))
+        server = JobServer(Path("a.jar"), "3.5.7")
+        assert "spark://m:7077 is not known" in check_versions(server, Master("spark://m:7077"))
+        assert "of Beam itself is not known" in check_versions(
+            JobServer(None), Master("spark://m:7077", version="3.5.7")
+        )
 
 
 class TestExecutor:
@@ -187,21 +202,62 @@ class TestSpark:
 
 
 class TestWorkerCommand:
-    def test_runs(self) -> None:
-        assert "runs" in check_worker_command([sys.executable, "-c", "print('usage')"])
+    @pytest.fixture
+    def worker(self, tmp_path: Path) -> Callable[[str], str]:
+        def make(program: str, name: str = "torchbeam-worker") -> str:
+            script = tmp_path / name
+            script.write_text(f"#!{sys.executable}\n{program}\n")
+            script.chmod(0o755)
+            return str(script)
 
-    def test_fails(self) -> None:
-        with pytest.raises(UsageError, match="No module named no_such_module; install torchbeam"):
-            check_worker_command([sys.executable, "-m", "no_such_module"])
+        return make
+
+    def test_our_own(self) -> None:
+        command = worker_command()
+        assert check_worker_command(command) == f"{command} runs"
+
+    def test_fails(self, worker: Callable[..., str]) -> None:
+        with pytest.raises(UsageError, match="No module named 'no_such_module'; install torchbeam again"):
+            check_worker_command(worker("import no_such_module"))
+
+    def test_is_given_its_environment(self, worker: Callable[..., str]) -> None:
+        command = worker("import os, sys; sys.exit(os.environ['TORCHBEAM_TEST'] != '1')")
+        assert "runs" in check_worker_command(command, {"TORCHBEAM_TEST": "1"})
 
     def test_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(UsageError, match='worker" cannot be run'):
-            check_worker_command([str(tmp_path / "worker")])
+        (tmp_path / "text").write_text("")
+        for name in ("worker", "text"):
+            with pytest.raises(UsageError, match=f'{name}" is not on this machine, or is no executable'):
+                check_worker_command(str(tmp_path / name))
 
-    def test_hangs(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_interpreter_is_gone(self, tmp_path: Path) -> None:
+        (tmp_path / "torchbeam-worker").write_text("#!/nowhere/python\n")
+        (tmp_path / "torchbeam-worker").chmod(0o755)
+        with pytest.raises(UsageError, match="torchbeam-worker cannot be run: No such file"):
+            check_worker_command(str(tmp_path / "torchbeam-worker"))
+
+    def test_one_of_the_users_own_is_not_run(self, worker: Callable[..., str]) -> None:
+        assert "is there" in check_worker_command(worker("raise SystemExit(1)", "boot"))
+
+    def test_hangs(self, worker: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(checks, "_WORKER_SECONDS", 0.5)
         with pytest.raises(UsageError, match="did not end"):
-            check_worker_command([sys.executable, "-c", "import time; time.sleep(60)"])
+            check_worker_command(worker("import time; time.sleep(60)"))
+
+
+class TestEndpoint:
+    def test_nobody_listens(self) -> None:
+        endpoint = f"localhost:{free_port()}"
+        with pytest.raises(UsageError, match=f"no job server at --job_endpoint={endpoint}: Connection refused"):
+            check_endpoint(endpoint)
+        with pytest.raises(UsageError, match="no job server at --job_endpoint=embed"):
+            check_endpoint("embed")
+
+    def test_somebody_does(self) -> None:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            server.listen()
+            assert "takes connections" in check_endpoint(f"127.0.0.1:{server.getsockname()[1]}")
 
 
 def page_is_up(port: int) -> bool:
@@ -306,6 +362,78 @@ class TestMaster:
             with pytest.raises(UsageError, match="does not answer within"):
                 ask_master(f"spark://127.0.0.1:{port}", f"127.0.0.1:{page}")
             assert time.monotonic() - begin < 10
+
+
+class TestDoctor:
+    """The doctor before a run on Spark, with a jar of no more than what tells its versions."""
+
+    @pytest.fixture
+    def lines(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> Callable[..., dict[str, tuple[str, str]]]:
+        def call(spark_version: str, *arguments: str) -> dict[str, tuple[str, str]]:
+            with zipfile.ZipFile(tmp_path / "server.jar", "w") as jar:
+                jar.writestr("org/apache/beam/runners/spark/SparkJobServerDriver.class", b"")
+                jar.writestr("spark-version-info.properties", f"version={spark_version}\n")
+            code = doctor.main(
+                ["--runner=SparkRunner", f"--spark_job_server_jar={tmp_path / 'server.jar'}", *arguments]
+            )
+            parts = [line.split(maxsplit=2) for line in capsys.readouterr().out.splitlines()[:-2]]
+            found = {name: (state, text) for state, name, text in parts}
+            assert code == (2 if "problem" in [state for state, _ in found.values()] else 0)
+            return found
+
+        return call
+
+    def test_master_without_workers(self, lines: Callable[..., Any], master: tuple[str, str]) -> None:
+        url, page = master
+        found = lines(spark_version(), f"--spark_master_url={url}", f"--spark_master_ui={page}")
+        assert {name: found[name][0] for name in ("java", "master", "cores", "jar", "spark", "workers")} == {
+            "java": "ok",
+            "master": "ok",
+            "cores": "problem",
+            "jar": "ok",
+            "spark": "ok",
+            "workers": "ok",
+        }
+        assert "torchbeam-worker runs; it must be there on all hosts" in found["workers"][1]
+
+    def test_versions_differ(self, lines: Callable[..., Any], master: tuple[str, str]) -> None:
+        url, page = master
+        state, text = lines("3.5.0", f"--spark_master_url={url}", f"--spark_master_ui={page}")["spark"]
+        assert state == "problem"
+        assert f"is for Spark 3.5.0, but the cluster {url} runs {spark_version()}" in text
+        assert f"make spark-job-server SPARK_VERSION={spark_version()}" in text
+
+    def test_page_is_not_found(self, lines: Callable[..., Any], master: tuple[str, str]) -> None:
+        found = lines("3.5.0", f"--spark_master_url={master[0]}")
+        assert found["master"][0] == "warning"
+        assert "--spark_master_ui" in found["master"][1]
+        assert (found["cores"][0], found["spark"][0]) == ("skipped", "skipped")
+
+    def test_local(self, lines: Callable[..., Any], fake_java: FakeJava) -> None:
+        fake_java('openjdk version "17.0.1"')
+        found = lines("3.5.0", "--spark_master_url=local[2]")
+        assert found["workers"] == ("ok", "LOOPBACK: in this process")
+        assert not {"cores", "spark"} & found.keys()
+
+    def test_no_java(self, lines: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+        found = lines("3.5.0")
+        assert found["java"][0] == "problem"
+        assert found["workers"] == ("skipped", 'needs "java"')
+
+    def test_worker_command_that_is_not_there(self, lines: Callable[..., Any], fake_java: FakeJava) -> None:
+        fake_java('openjdk version "17.0.1"')
+        config = '--environment_config={"command": "/nowhere/worker"}'
+        found = lines("3.5.0", "--spark_master_url=local[2]", "--environment_type=PROCESS", config)
+        assert found["workers"][0] == "problem"
+        assert '"/nowhere/worker" is not on this machine' in found["workers"][1]
+
+    def test_job_server_of_the_users_own(self, lines: Callable[..., Any]) -> None:
+        found = lines("3.5.0", f"--job_endpoint=localhost:{free_port()}")
+        assert "no job server at --job_endpoint" in found["server"][1]
+        assert "java" not in found
 
 
 @pytest.fixture(scope="module")
