@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions
+from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import create_runner
 
 from handlers.errors import UsageError, one_line
@@ -66,11 +66,9 @@ def settle(run: RunOptions, arguments: Sequence[str]) -> Launch:
     options = pipeline_options(run.runner, arguments)
     if run.runner != "SparkRunner":
         return Launch(options)
-    java = version = None
-    if not options.view_as(PortableOptions).job_endpoint:
-        target = check_spark(options, run.spark_master_ui)
-        java, version = target.java, target.master.version if target.master else None
-    submission = settle_spark(options, arguments, java, version or run.spark_version)
+    target = check_spark(options, run.spark_master_ui)
+    version = (target.master.version if target.master else None) or run.spark_version
+    submission = settle_spark(options, arguments, target.java, version)
     return Launch(pipeline_options(run.runner, submission.arguments), submission)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from apache_beam.options.pipeline_options import (
     JobServerOptions,
     PipelineOptions,
+    PortableOptions,
     SparkRunnerOptions,
     StandardOptions,
 )
@@ -62,9 +63,14 @@ class Executor:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a run will go: the Java of the job server, and the master where it is a standalone one."""
+    """Where a run will go.
 
-    java: Java
+    Attributes:
+        java: that of the job server; None where the user has one that runs.
+        master: the master, where it is a standalone one.
+    """
+
+    java: Java | None = None
     master: Master | None = None
 
 
@@ -79,6 +85,9 @@ def check_spark(options: PipelineOptions, master_ui: str | None) -> Target:
         UsageError: with the first thing that is wrong.
     """
     check_streaming(options)
+    if endpoint := options.view_as(PortableOptions).job_endpoint:
+        check_endpoint(endpoint)
+        return Target()
     master_url = check_master_url(options.view_as(SparkRunnerOptions).spark_master_url)
     java = find_java(options.view_as(JobServerOptions).job_server_java_launcher)
     if not is_standalone(master_url):

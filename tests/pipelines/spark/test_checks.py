@@ -253,6 +253,12 @@ class TestEndpoint:
         with pytest.raises(UsageError, match="no job server at --job_endpoint=embed"):
             check_endpoint("embed")
 
+    def test_streaming_is_refused_there_too(self) -> None:
+        with pytest.raises(UsageError, match="streaming"):
+            check_spark(options("local", "--job_endpoint=localhost:1", "--streaming"), None)
+        with pytest.raises(UsageError, match="no job server at --job_endpoint=localhost:1"):
+            check_spark(options("local", "--job_endpoint=localhost:1"), None)
+
     def test_somebody_does(self) -> None:
         with socket.socket() as server:
             server.bind(("127.0.0.1", 0))
