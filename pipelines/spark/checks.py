@@ -142,19 +142,17 @@ def check_cores(master: Master, executor: Executor = Executor()) -> str:
     return f"{free} of {master.cores} free, on {len(master.workers)} worker{'s' * (len(master.workers) > 1)}"
 
 
-def check_versions(server: JobServer, master: Master) -> str:
+def check_versions(server: JobServer, cluster: str) -> str:
     """The Spark in the job server's jar is that of the cluster, to the patch: its classes go over the wire by version."""
     jar = str(server.jar or "of Beam itself")
-    if server.spark_version is None or master.version is None:
-        unknown = f"that of the job server {jar}" if server.spark_version is None else f"that of {master.url}"
-        return f"not compared, since {unknown} is not known"
-    if server.spark_version != master.version:
+    if server.spark_version is None:
+        return f"not compared, since that of the job server {jar} is not known; the cluster has {cluster}"
+    if server.spark_version != cluster:
         raise UsageError(
-            f"the job server {jar} is for Spark {server.spark_version}, but the cluster {master.url} runs "
-            f"{master.version}, and they must be equal; make the right one with: make spark-job-server "
-            f"SPARK_VERSION={master.version}, and leave out --spark_job_server_jar"
+            f"the job server {jar} is for Spark {server.spark_version}, but the cluster runs {cluster}, and they must be "
+            f"equal to the last number; make the right one with: make spark-job-server SPARK_VERSION={cluster}"
         )
-    return f"Spark {master.version} in the job server and on the cluster"
+    return f"Spark {cluster} in the job server and on the cluster"
 
 
 def check_endpoint(endpoint: str) -> str:

@@ -42,8 +42,8 @@ def examine(checkup: Checkup, runner: Outcome[PipelineOptions], run: RunOptions,
         checkup.check("cores", lambda: _cores(runner.value, master.value))
     version = (known.version if known else None) or run.spark_version
     jar = checkup.check("jar", lambda: _jar(runner.value, version))
-    if master.finding is None or known is not None:
-        checkup.check("spark", lambda: _versions(jar.value, master.value))
+    if runner.finding and not submit.is_local(submit.master_url(runner.value, arguments)):
+        checkup.check("spark", lambda: _versions(jar.value, version))
     checkup.check(
         "workers", lambda: _workers(submit.settle(runner.value, arguments, java.value, jar.value.spark_version))
     )
@@ -84,10 +84,10 @@ def _jar(options: PipelineOptions, version: str | None) -> Finding[JobServer]:
     return Finding(f"{server.jar}: Spark {server.spark_version or '?'}, Beam {server.beam_version or '?'}", server)
 
 
-def _versions(server: JobServer, master: Master | None) -> Finding[None]:
-    if master is None or master.version is None:
-        raise SkipError("the Spark version of the cluster is not known")
-    return Finding(checks.check_versions(server, master), None, warning=server.spark_version is None)
+def _versions(server: JobServer, cluster: str | None) -> Finding[None]:
+    if cluster is None:
+        raise SkipError("the Spark version of the cluster is not known; say it with --spark_version")
+    return Finding(checks.check_versions(server, cluster), None, warning=server.spark_version is None)
 
 
 def _workers(submission: submit.Submission) -> Finding[None]:

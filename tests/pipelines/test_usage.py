@@ -15,7 +15,7 @@ import torch
 import yaml
 from poisoned_table import Table, save_model
 
-from pipelines import cli, score
+from pipelines import cli, score, score_job
 
 Refused = Callable[..., str]
 
@@ -129,6 +129,10 @@ class TestOptions:
 
     def test_csv_cannot_hold_lists(self, refused: Refused) -> None:
         assert "column vec" in refused("--output_format=csv")
+
+    def test_model_copies_reach_the_workers(self) -> None:
+        options = score.ScoreOptions.parse(["--input=x", "--model=x", "--output=x", "--model_copies=3"])
+        assert score_job.placement(options.model).copies == 3
 
 
 class TestInputs:

@@ -156,17 +156,12 @@ class TestNoMaster:
 
 class TestVersions:
     def test_equal_to_the_patch(self) -> None:
-        master = Master("spark://m:7077", version="3.5.7")
-        assert "Spark 3.5.7 in the job server" in check_versions(JobServer(Path("a.jar"), "3.5.7"), master)
+        assert "Spark 3.5.7 in the job server" in check_versions(JobServer(Path("a.jar"), "3.5.7"), "3.5.7")
         with pytest.raises(UsageError, match=r"a.jar is for Spark 3.5.0.*runs 3.5.7.*SPARK_VERSION=3.5.7"):
-            check_versions(JobServer(Path("a.jar"), "3.5.0"), master)
+            check_versions(JobServer(Path("a.jar"), "3.5.0"), "3.5.7")
 
     def test_unknown_is_not_guessed(self) -> None:
-        server = JobServer(Path("a.jar"), "3.5.7")
-        assert "spark://m:7077 is not known" in check_versions(server, Master("spark://m:7077"))
-        assert "of Beam itself is not known" in check_versions(
-            JobServer(None), Master("spark://m:7077", version="3.5.7")
-        )
+        assert "of Beam itself is not known" in check_versions(JobServer(None), "3.5.7")
 
 
 class TestExecutor:
@@ -408,7 +403,7 @@ class TestDoctor:
         url, page = master
         state, text = lines("3.5.0", f"--spark_master_url={url}", f"--spark_master_ui={page}")["spark"]
         assert state == "problem"
-        assert f"is for Spark 3.5.0, but the cluster {url} runs {spark_version()}" in text
+        assert f"is for Spark 3.5.0, but the cluster runs {spark_version()}" in text
         assert f"make spark-job-server SPARK_VERSION={spark_version()}" in text
 
     def test_page_is_not_found(self, lines: Callable[..., Any], master: tuple[str, str]) -> None:
@@ -416,12 +411,21 @@ class TestDoctor:
         assert found["master"][0] == "warning"
         assert "--spark_master_ui" in found["master"][1]
         assert (found["cores"][0], found["spark"][0]) == ("skipped", "skipped")
+        found = lines("3.5.0", f"--spark_master_url={master[0]}", "--spark_version=3.5.1")
+        assert "the cluster runs 3.5.1" in found["spark"][1]
 
     def test_local(self, lines: Callable[..., Any], fake_java: FakeJava) -> None:
         fake_java('openjdk version "17.0.1"')
         found = lines("3.5.0", "--spark_master_url=local[2]")
         assert found["workers"] == ("ok", "LOOPBACK: in this process")
         assert not {"cores", "spark"} & found.keys()
+
+    def test_yarn(self, lines: Callable[..., Any], fake_java: FakeJava) -> None:
+        fake_java('openjdk version "17.0.1"')
+        found = lines("3.5.0", "--spark_master_url=yarn", "--spark_version=3.5.0")
+        assert found["master"] == ("ok", "yarn: it is not asked from here")
+        assert found["spark"][0] == "ok"
+        assert "cores" not in found
 
     def test_no_java(self, lines: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.setenv("JAVA_HOME", str(tmp_path))
