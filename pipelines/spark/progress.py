@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import time
+from contextlib import suppress
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
@@ -28,10 +29,9 @@ class SparkProgress:
         page = self._server.ui if self._server else None
         if page and time.monotonic() - self._asked > _SECONDS:
             self._asked = time.monotonic()
-            try:
+            # The page comes after the job has begun, and goes before it has ended.
+            with suppress(OSError, ValueError, LookupError, TypeError):
                 self._counts = _counts(page) or self._counts
-            except (OSError, ValueError, LookupError, TypeError):
-                pass  # the page comes after the job has begun, and goes before it has ended
         return self._counts
 
     def state(self) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import grpc  # type: ignore[import-untyped,unused-ignore]
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, SparkRunnerOptions
 
 from handlers.errors import TorchbeamError
@@ -119,10 +120,22 @@ def spark_session(submission: Submission, options: PipelineOptions, *, verbose: 
         settings.append("-Dtorchbeam.log=info")
     jar = _jar(submission.job_server)
     master = options.view_as(SparkRunnerOptions).spark_master_url
+    _hush_threads()
     arguments = [*settings, *submission.jvm_arguments]
     with running(jar, submission.java.path, master, arguments, dict(submission.environment)) as server:
         options.view_as(PortableOptions).job_endpoint = server.endpoint
         yield Session(options, server, SparkProgress(server))
+
+
+def _hush_threads() -> None:
+    """Threads of Beam's own that lose the job server at the end of a run print a traceback each; nobody needs them."""
+    before = threading.excepthook
+
+    def hook(happened: threading.ExceptHookArgs) -> None:
+        if not issubclass(happened.exc_type, grpc.RpcError):
+            before(happened)
+
+    threading.excepthook = hook
 
 
 def _jar(server: JobServer) -> Path:

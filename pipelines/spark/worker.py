@@ -7,6 +7,9 @@ worker.
 The process that Spark starts only watches. Beam's worker is its child, whose last lines on stderr it keeps: where the
 child dies before it could take work, the watcher takes the work in its place and fails it with these lines, so that
 they are the error of the job. An executor throws away what its processes print, and tells their exit code only.
+
+Where a worker dies later, its executor is ended, too. The runner would give every retry to the worker that is gone,
+and fail the job within a second; so the retry comes to a new executor, with a new worker.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import tempfile
 import traceback
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +38,7 @@ from pipelines.spark.tether import end_with_parent
 NO_BEAM = 86  # exit code where this Python cannot even tell the job what is wrong
 LAST_LINES = 12
 STARTED_FD = "TORCHBEAM_WORKER_STARTED_FD"
+EXECUTOR = "TORCHBEAM_WORKER_EXECUTOR"
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,18 @@ def main(argv: list[str] | None = None) -> int:
         [sys.executable, "-P", "-m", "pipelines.spark.worker", *arguments],
         stderr=subprocess.PIPE,
         pass_fds=[started_in_child],
-        env=os.environ | {STARTED_FD: str(started_in_child)},
+        env=os.environ | {STARTED_FD: str(started_in_child), EXECUTOR: str(os.getppid())},
     )
     os.close(started_in_child)
+    told_to_end = False
+
+    def end(*_: object) -> None:
+        nonlocal told_to_end
+        told_to_end = True
+        child.kill()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: child.kill())
+        signal.signal(number, end)
     end_with_parent(child.kill)
     last: deque[str] = deque(maxlen=LAST_LINES)
     for line in child.stderr or ():
@@ -82,9 +94,20 @@ def main(argv: list[str] | None = None) -> int:
         last.append(text.rstrip())
     code = child.wait()
     with os.fdopen(started, "rb") as pipe:
-        if pipe.read():
-            return code if code >= 0 else 128 - code
+        started_well = bool(pipe.read())
+    if told_to_end:
+        return 0
+    if started_well:
+        _end_executor(os.getppid())
+        return code if code >= 0 else 128 - code
     return _fail_the_work(boot, last_words(code, list(last)))
+
+
+def _end_executor(pid: int) -> None:
+    """Ends the executor that started a worker which died; what else may have started it is left alone."""
+    with suppress(OSError):
+        if b"ExecutorBackend" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
 
 
 def last_words(code: int, lines: list[str]) -> str:
@@ -133,7 +156,8 @@ def _provision(boot: Boot) -> Any:
 
 def _work(argv: Sequence[str]) -> None:
     """Runs Beam's worker in this process, until the runner ends it."""
-    end_with_parent(lambda: None)
+    executor = int(os.environ.pop(EXECUTOR, "0"))
+    end_with_parent(lambda: _end_executor(executor))
     boot = Boot.parse(argv)
     from apache_beam.runners.worker import sdk_worker_main
     from google.protobuf import json_format  # type: ignore[import-untyped,unused-ignore]
