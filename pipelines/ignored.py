@@ -26,10 +26,12 @@ _OWNERS: dict[type[PipelineOptions], tuple[str, ...]] = {
 }
 # Of WorkerOptions these are heeded by others, too.
 _COMMON = ("--sdk_", "--default_sdk_", "--max_cache_", "--element_processing_", "--worker_harness_container_image")
+# Spark's own settings are Java properties of the job server.
+_SETTING = "--job_server_jvm_properties=-D"
 _INSTEAD = {
-    ("--accelerator", _SPARK): "ask for GPUs with Spark's own spark.executor.resource.gpu.amount",
-    ("--min_ram", _SPARK): "set Spark's own spark.executor.memory and spark.executor.memoryOverhead",
-    ("--num_workers", _SPARK): "Spark's own spark.cores.max says how many cores a job takes",
+    ("--accelerator", _SPARK): f"ask for GPUs with {_SETTING}spark.executor.resource.gpu.amount=1",
+    ("--min_ram", _SPARK): f"say it with {_SETTING}spark.executor.memory=…",
+    ("--num_workers", _SPARK): f"say how many cores the job takes with {_SETTING}spark.cores.max=…",
 }
 
 
