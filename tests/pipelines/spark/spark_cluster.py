@@ -110,7 +110,15 @@ def started_cluster(folder: Path) -> Iterator[Cluster]:
         with (folder / f"{name.rpartition('.')[2]}-{free_port()}.log").open("wb") as log:
             return Daemon(
                 subprocess.Popen(
-                    [str(home / "bin" / "spark-class"), f"org.apache.spark.deploy.{name}", *arguments],
+                    # Also where the tests are killed, nothing is left.
+                    [
+                        sys.executable,
+                        "-m",
+                        "pipelines.spark.tether",
+                        str(home / "bin" / "spark-class"),
+                        f"org.apache.spark.deploy.{name}",
+                        *arguments,
+                    ],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
