@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from handlers.errors import TorchbeamError
 from pipelines.spark.job_server import JobServer, JobServerError, Running, beams_own, running
 from pipelines.spark.progress import SparkProgress
 from pipelines.spark.submit import Submission
+from pipelines.spark.worker import NO_BEAM
 from transforms.accounting import Counts
 
 _POLL_SECONDS = 0.2
@@ -61,7 +63,7 @@ class Session:
                 # The log is read by another thread, and what is wrong may be in its last lines.
                 time.sleep(_POLL_SECONDS)
                 self._check_server()
-            raise error
+            raise _said_by_worker(error) or error
 
     def so_far(self) -> Counts | None:
         """What has been done, as far as Spark tells."""
@@ -78,6 +80,22 @@ class Session:
             raise TorchbeamError(self.server.problem)
         if self.server.process.poll() is not None:
             raise JobServerError(f"the job server ended before the job did: {self.server.last_words()}")
+
+
+def _said_by_worker(error: BaseException) -> RuntimeError | None:
+    """What a Python worker said, out of the Java exceptions around it."""
+    text = str(error)
+    if found := re.search(r"Error received from SDK harness for instruction \S+: (.*?)(\n\s+at |\Z)", text, re.DOTALL):
+        return RuntimeError(found.group(1).strip())
+    if found := re.search(r"Process died with exit code (\d+)", text):
+        code = int(found.group(1))
+        why = (
+            " the Python of the workers cannot import apache_beam" if code == NO_BEAM else "; see the executors' hosts"
+        )
+        return RuntimeError(
+            f"WorkerError: the worker command ended with exit code {code}{':' * (code == NO_BEAM)}{why}"
+        )
+    return None
 
 
 def _wait(result: Any, outcome: list[BaseException | None]) -> None:

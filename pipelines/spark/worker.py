@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import traceback
 from collections import deque
 from collections.abc import Sequence
@@ -36,7 +37,7 @@ from pipelines.spark.tether import end_with_parent
 # The watcher imports nothing but the standard library while all is well: there may be many on a host.
 
 NO_BEAM = 86  # exit code where this Python cannot even tell the job what is wrong
-LAST_LINES = 12
+LAST_LINES = 4
 STARTED_FD = "TORCHBEAM_WORKER_STARTED_FD"
 EXECUTOR = "TORCHBEAM_WORKER_EXECUTOR"
 
@@ -114,7 +115,7 @@ def last_words(code: int, lines: list[str]) -> str:
     """What the job says of a worker that died at its start."""
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     said = [line for line in lines if line.strip()]
-    words = "\n".join(said) or "it said nothing"
+    words = " / ".join(line.strip() for line in said) or "it said nothing"
     return f"the worker on {platform.node()} {how} at its start: {words}"
 
 
@@ -124,21 +125,46 @@ def _fail_the_work(boot: Boot, words: str) -> int:
     try:
         import grpc  # type: ignore[import-untyped,unused-ignore]
         from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
-    except ImportError:
+    except Exception:
         return NO_BEAM
     import queue
 
     answers: queue.Queue[Any] = queue.Queue()
-    info = _provision(boot)
-    with grpc.insecure_channel(boot.endpoints["control"] or info.control_endpoint.url) as channel:
+    listened: set[str] = set()
+    who = [("worker_id", boot.id)]
+    with grpc.insecure_channel(boot.endpoints["control"] or _provision(boot).control_endpoint.url) as channel:
         stub = beam_fn_api_pb2_grpc.BeamFnControlStub(channel)
-        try:
-            for request in stub.Control(iter(answers.get, None), metadata=[("worker_id", boot.id)]):
+        with suppress(grpc.RpcError):  # until the runner closes the connection
+            for request in stub.Control(iter(answers.get, None), metadata=who):
+                bundle = request.process_bundle.process_bundle_descriptor_id
+                if bundle:
+                    wanted = beam_fn_api_pb2.GetProcessBundleDescriptorRequest(process_bundle_descriptor_id=bundle)
+                    _take_data(stub.GetProcessBundleDescriptor(wanted, metadata=who), who, listened)
                 error = f"WorkerError: {words}"
                 answers.put(beam_fn_api_pb2.InstructionResponse(instruction_id=request.instruction_id, error=error))
-        except grpc.RpcError:
-            pass  # the runner has closed the connection
     return 1
+
+
+def _take_data(bundle: Any, who: list[tuple[str, str]], listened: set[str]) -> None:
+    """Opens the stream on which the runner sends a bundle's data: before that it does not look at the answer."""
+    import grpc
+    from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
+
+    for transform in bundle.transforms.values():
+        if transform.spec.urn != "beam:runner:source:v1":
+            continue
+        url = beam_fn_api_pb2.RemoteGrpcPort.FromString(transform.spec.payload).api_service_descriptor.url
+        if url not in listened:
+            listened.add(url)
+            stream = beam_fn_api_pb2_grpc.BeamFnDataStub(grpc.insecure_channel(url)).Data(
+                iter(threading.Event().wait, None), metadata=who
+            )
+            threading.Thread(target=_drain, args=(stream,), daemon=True).start()
+
+
+def _drain(stream: Any) -> None:
+    with suppress(Exception):
+        deque(stream, maxlen=0)
 
 
 def _provision(boot: Boot) -> Any:
