@@ -153,7 +153,8 @@ def test_driver_killed(started: Start, cluster: Cluster, job_server: Path, tmp_p
     begun.process.wait()
     wait_for(lambda: not processes(str(job_server)), "the end of the job server", 30)
     wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors", 30)
-    assert not [path for path in (tmp_path / "out").iterdir() if not path.name.startswith("_tmp-")]
+    there = list((tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else []  # killed before the first file
+    assert not [path for path in there if not path.name.startswith("_tmp-")]
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
@@ -167,3 +168,17 @@ def test_interrupted(started: Start, cluster: Cluster, job_server: Path, tmp_pat
     wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors", 30)
     assert not processes(str(job_server))
     assert not list((tmp_path / "out").rglob("*")) if (tmp_path / "out").exists() else True
+
+
+def test_worker_that_dies_at_its_start(
+    run: Start, job_server: Path, poisoned: Table, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plug.py").write_text("import os, sys; print('no current', file=sys.stderr, flush=True); os._exit(3)")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    options = {"spark_master_url": "local[2]", "environment_type": "PROCESS", "beam_plugins": "plug"}
+    code, _, err = run(input=poisoned.folder, model=model, output=tmp_path / "out", **options).finish(120)
+    assert code == 1
+    line = err.splitlines()[-1]
+    assert line.startswith("torchbeam score: error: the run failed: WorkerError: the worker on ")
+    assert line.endswith("ended with exit code 3 at its start: no current")
+    assert not (tmp_path / "out" / "report.json").exists()
