@@ -181,6 +181,7 @@ class RunOptions:
         parse=rate,
         metavar="RATE",
     )
+    wait: bool = flag("on Dataflow: follow the job to its end, and end as it does; else return once it is submitted")
     shared_filesystem: bool = flag("local paths are the same on all machines of the cluster")
     verbose: bool = flag("show the logs of Beam and the tracebacks of errors")
 

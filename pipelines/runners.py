@@ -11,6 +11,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import create_runner
 
 from handlers.errors import UsageError, one_line
+from pipelines import dataflow
 from pipelines.options import ModelOptions, RunOptions, SinkOptions, SourceOptions
 
 # Beam's in-process runner. Beam's own DirectRunner starts another engine where it can download one.
@@ -33,7 +34,8 @@ def pipeline_options(runner: str, arguments: Sequence[str]) -> PipelineOptions:
         create_runner(name)
     except (ValueError, ImportError, AttributeError) as error:
         raise UsageError(f'--runner "{runner}" is not known to Beam: {one_line(error, 200)}') from None
-    _refuse_unknown(arguments, strict=in_process(runner) or runner == "DataflowRunner")
+    on_dataflow = runner == dataflow.RUNNER
+    _refuse_unknown(arguments, strict=in_process(runner) or (on_dataflow and not dataflow.from_template(arguments)))
     try:
         return PipelineOptions([*arguments, f"--runner={name}"], save_main_session=False)
     except SystemExit:
@@ -55,7 +57,7 @@ def check_paths(run: RunOptions, arguments: Sequence[str], paths: Sequence[str |
 
 def _remote_workers(runner: str, arguments: Sequence[str]) -> str | None:
     """The master whose workers are on other machines; None where they are on this one."""
-    if runner == "DataflowRunner":
+    if runner == dataflow.RUNNER:
         return "Dataflow"
     parsed = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parsed.add_argument("--spark_master_url", default="local")

@@ -10,10 +10,11 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from handlers.errors import BrokenModelError, TorchbeamError, UsageError, one_line
+from pipelines import dataflow
 from pipelines.options import ModelOptions, RunOptions, SinkOptions, SourceOptions, parser, pick
 
 PROG = "torchbeam score"
@@ -44,6 +45,13 @@ class ScoreOptions:
         source, model, sink, run = (pick(group, values) for group in groups)
         return ScoreOptions(source, model, sink, run, tuple(others))  # type: ignore[arg-type]
 
+    def settled(self) -> ScoreOptions:
+        """The same with what the runner needs; raises `UsageError` for what it would refuse only later."""
+        if self.run.runner != dataflow.RUNNER:
+            return self
+        model, beam = dataflow.settle(self.model, self.beam)
+        return replace(self, model=model, beam=beam)
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and gives its exit code."""
@@ -52,22 +60,23 @@ def main(argv: list[str] | None = None) -> int:
         options = ScoreOptions.parse(sys.argv[1:] if argv is None else argv)
         verbose = options.run.verbose
         _set_up_logging(verbose)
-        report = _run(options)
+        report = _run(options.settled())
     except UsageError as error:
         return _fail(error, WRONG_USAGE, verbose)
     except BrokenModelError as error:
         return _fail(error, NOT_SCORED, verbose)
     except TorchbeamError as error:
         return _fail(error, FAILED, verbose)
-    except KeyboardInterrupt:
-        print(f"{PROG}: interrupted; nothing was published", file=sys.stderr)
+    except KeyboardInterrupt as end:
+        print(f"{PROG}: interrupted; {end.args[0] if end.args else 'nothing was published'}", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         return _fail(error, FAILED, verbose)
-    return _exit_code(report, options.run.max_failure_rate)
+    return FINISHED if report is None else _exit_code(report, options.run.max_failure_rate)
 
 
-def _run(options: ScoreOptions) -> dict[str, Any]:
+def _run(options: ScoreOptions) -> dict[str, Any] | None:
+    """Runs the job and gives its report; None where it goes on elsewhere."""
     from handlers.model_dir import ModelDir
 
     model = ModelDir(options.model.model)
@@ -80,8 +89,9 @@ def _run(options: ScoreOptions) -> dict[str, Any]:
     from pipelines.watch import show_summary
 
     job = score_job.prepare(options, model)
-    report = score_job.run(job)
-    show_summary(report, options.sink.output)
+    report = score_job.run(job, wait=options.run.wait)
+    if report is not None:
+        show_summary(report, options.sink.output)
     return report
 
 
@@ -115,8 +125,9 @@ def _fail(error: Exception, code: int, verbose: bool) -> int:
 def _set_up_logging(verbose: bool) -> None:
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     if not verbose:
-        # A failed bundle logs its traceback on every level of the runner; the command says the same in one line.
-        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        # A failed bundle logs its traceback on every level of the runner, and a refused job the answer of the service
+        # as critical; the command says the same in one line.
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL + 1)
 
 
 def _main() -> None:

@@ -23,7 +23,7 @@ from handlers.model_dir import ModelDir
 from handlers.placement import Placement
 from handlers.predictor import Predictor
 from handlers.scorer import Chain, make_plan
-from pipelines import runners
+from pipelines import dataflow, dataflow_job, runners
 from pipelines.score import ScoreOptions
 from pipelines.watch import Watch
 from transforms import progress
@@ -145,26 +145,43 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     } | "Publish" >> Publish(publication)
 
 
-def run(job: Job) -> dict[str, Any]:
-    """Runs a job to its end and gives its report.
+def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
+    """Runs a job to its end and gives its report; on Dataflow only with `wait`, else None once it is submitted.
 
     Raises:
+        UsageError: where Beam refuses the options.
         TorchbeamError: where it failed; what it had written is removed.
     """
     job = replace(job, publication=replace(job.publication, started=time.time()))
     publication = job.publication
     local = runners.in_process(publication.runner)
     try:
-        pipeline = beam.Pipeline(options=job.options)
+        pipeline = _checked_pipeline(job)
         build(pipeline, job)
-        with Watch((lambda: progress.so_far(publication.run_id)) if local else None, job.input.rows):
-            pipeline.run().wait_until_finish()
+        if publication.runner == dataflow.RUNNER:
+            submitted = dataflow_job.submit(pipeline)
+            dataflow_job.announce(submitted, job.options, publication.report_file)
+            if submitted.job_id is None or not wait:
+                return None
+            dataflow_job.follow(submitted, job.input.rows)
+        else:
+            with Watch((lambda: progress.so_far(publication.run_id)) if local else None, job.input.rows):
+                pipeline.run().wait_until_finish()
+    except dataflow_job.StillRunning:
+        raise
     except BaseException as error:
         clean_up(publication.output, publication.run_id)
         if isinstance(error, Exception) and not isinstance(error, TorchbeamError):
             raise _cause(error) from error
         raise
     return read_report(publication.report_file)
+
+
+def _checked_pipeline(job: Job) -> beam.Pipeline:
+    try:
+        return beam.Pipeline(options=job.options)
+    except ValueError as error:  # options that do not go together; a runner's own checks are made here, too
+        raise UsageError(errors.one_line(error)) from None
 
 
 def _check_output(options: ScoreOptions) -> None:
