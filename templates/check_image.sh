@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Executes the steps of a template's Dockerfile without a Docker engine, and runs the template's script in the result.
 #
-#   templates/check_image.sh score [python]
+#   PYTHON=.venv/bin/python templates/check_image.sh score
 #
 # The public images are stood in for: BASE by an Ubuntu of the same release out of debootstrap, the image of the Beam SDK and
 # that of the launcher by empty ones with the files that are copied out of them. All else is the real thing: apt, the
-# lock with its hashes, the package. Needs root, buildah and debootstrap (Debian: apt-get install buildah debootstrap),
-# the package archives of Ubuntu and Python, and about 25 GB in TMPDIR while it runs.
+# lock with its hashes, the package. PYTHON is one with the tools of development; it trains the model of the example, which
+# is then scored with in the image. Needs root, buildah and debootstrap (Debian: apt-get install buildah debootstrap), the
+# package archives of Ubuntu and Python, and about 25 GB in TMPDIR while it runs.
 set -euo pipefail
 template=${1:?usage: check_image.sh TEMPLATE}
 cd "$(dirname "$0")/.."
@@ -61,4 +62,15 @@ run --user 65534:65534 "$container" python "templates/$template/main.py" --help 
 run "$container" python -m pip check
 run "$container" python -c 'import sys, apache_beam, torch, pipelines; print("Python", sys.version.split()[0], "Beam", apache_beam.__version__, "torch", torch.__version__, pipelines.__file__)'
 run "$container" sh -c 'test -x /opt/apache/beam/boot && test -x /opt/google/dataflow/python_template_launcher && test -f "$FLEX_TEMPLATE_PYTHON_PY_FILE"'
+
+echo "== the example, scored in the image, and its launch as the launcher would have it written"
+"${PYTHON:-python3}" examples/digits/train.py "$work/digits" >/dev/null
+"${buildah[@]}" add --quiet "$container" "$work/digits" /digits >/dev/null
+score=(python "templates/$template/main.py" --input=/digits/table.parquet --model=/digits/model --output=/digits/scored)
+run "$container" "${score[@]}" --runner=FnApiRunner | head -n 4
+run "$container" mkdir /staging
+run "$container" "${score[@]}" --overwrite=true --shared_filesystem --no_auth --dataflow_endpoint=http://localhost:1 \
+  --project=my-project-1 --region=us-central1 --temp_location=/staging --template_location=/staging/job_object \
+  --sdk_container_image="template-$template"
+run "$container" test -s /staging/job_object -a -s /staging/pipeline.pb
 echo "== the image is as it should be"
