@@ -97,10 +97,8 @@ def follow(submitted: Submitted, rows: int | None) -> None:
         DataflowRuntimeException: where the job failed or was cancelled, with the last error of the service.
         StillRunning: where this process was told to stop.
     """
-    so_far = _Progress(submitted.result)
     try:
-        so_far()  # tells that the job waits for workers, as it may for minutes
-        with Watch(so_far, rows):
+        with Watch(_Progress(submitted.result), rows):
             submitted.result.wait_until_finish()
     except KeyboardInterrupt:
         raise StillRunning(f"not followed any more; the job goes on: {submitted.console}") from None

@@ -201,6 +201,7 @@ def launch(python: Path, values: dict[str, str], *others: str, cwd: Path) -> sub
     )
 
 
+@pytest.mark.slow
 class TestLaunch:
     def test_environment_has_only_the_package(self, python: Path, tmp_path: Path) -> None:
         code = (
