@@ -1,7 +1,6 @@
 """What a run on Dataflow needs in its arguments: checked and completed before anything heavy is imported.
 
-`settle` is all that the command calls. What it adds goes to Beam as if the user had written it; an option that the user
-did write is left as it is.
+What `settle` adds goes to Beam as if the user had written it; an option that the user did write is left as it is.
 """
 
 from __future__ import annotations
@@ -52,6 +51,25 @@ def settle(model: ModelOptions, arguments: Sequence[str]) -> tuple[ModelOptions,
     return replace(model, device=device), (*arguments, *added)
 
 
+def check_credentials(arguments: Sequence[str]) -> None:
+    """Raises `UsageError` where this machine has no credentials of Google.
+
+    Beam goes on without any, and then asks for buckets that it may not see, for minutes.
+    """
+    given = _parse(arguments)
+    if given.no_auth or _on_this_machine(given):
+        return
+    import google.auth
+
+    try:
+        google.auth.default()
+    except google.auth.exceptions.DefaultCredentialsError:
+        raise UsageError(
+            "there are no Google credentials here; log in with: gcloud auth application-default login, or name the key of a "
+            "service account in the environment variable GOOGLE_APPLICATION_CREDENTIALS"
+        ) from None
+
+
 def from_template(arguments: Sequence[str]) -> bool:
     """Whether a launcher of templates wrote the arguments; it may pass some that this version of Beam does not know."""
     return _parse(arguments).template_location is not None
@@ -65,7 +83,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dataflow_endpoint", default="")
     parser.add_argument("--machine_type", "--worker_machine_type", dest="machine_type")
     parser.add_argument("--number_of_worker_harness_threads", dest="threads")
-    parser.add_argument("--streaming", action="store_true")
+    for name in ("streaming", "no_auth"):
+        parser.add_argument(f"--{name}", action="store_true")
     for name in ("dataflow_service_option", "experiment", "resource_hint"):
         parser.add_argument(f"--{name}", f"--{name}s", dest=f"{name}s", action="append", default=[])
     try:
@@ -88,7 +107,7 @@ def _check_launch(given: argparse.Namespace) -> list[str]:
         wanted = ", ".join(f"--{name}" for name in missing)
         raise UsageError(f"Dataflow needs {wanted}; for example --{missing[0]}={examples[missing[0]]}")
     # An endpoint on this machine is a stand-in for Dataflow, which stages to local folders.
-    if "//localhost" not in given.dataflow_endpoint and not _BUCKET_PATH.fullmatch(given.temp_location):
+    if not _on_this_machine(given) and not _BUCKET_PATH.fullmatch(given.temp_location):
         raise UsageError(
             f'--temp_location "{given.temp_location}" is no path in a bucket; write it as gs://my-bucket/tmp'
         )
@@ -99,6 +118,10 @@ def _check_launch(given: argparse.Namespace) -> list[str]:
         if not file.is_absolute():  # Beam changes to the folder before the file's name, which "setup.py" has not
             added.append(f"--setup_file={file.absolute()}")
     return added
+
+
+def _on_this_machine(given: argparse.Namespace) -> bool:
+    return "//localhost" in given.dataflow_endpoint
 
 
 def _check_accelerator(model: ModelOptions, given: argparse.Namespace) -> str | None:

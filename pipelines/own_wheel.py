@@ -34,7 +34,7 @@ def build_wheel(folder: Path) -> Path:
         path.relative_to(root).as_posix(): path.read_bytes()
         for package in PACKAGES
         for path in sorted((root / package).rglob("*"))
-        if path.suffix in (".py", ".typed")
+        if path.is_file() and "__pycache__" not in path.parts
     }
     about = f"torchbeam-{installed.version}.dist-info"
     contents[f"{about}/METADATA"] = (installed.read_text("METADATA") or "").encode()

@@ -79,6 +79,8 @@ def _run(options: ScoreOptions) -> dict[str, Any] | None:
     """Runs the job and gives its report; None where it goes on elsewhere."""
     from handlers.model_dir import ModelDir
 
+    if options.run.runner == dataflow.RUNNER:
+        dataflow.check_credentials(options.beam)
     model = ModelDir(options.model.model)
     # Before torch is imported, which reads these then. By default its threads wait for one another in a busy loop, and
     # on a machine that has other work, too, that costs two thirds of the throughput; asleep they wait for free.

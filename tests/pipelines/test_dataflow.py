@@ -29,7 +29,9 @@ from fake_dataflow import (
 from poisoned_table import Table
 
 from handlers.errors import UsageError
-from pipelines import dataflow, score
+from handlers.model_dir import ModelDir
+from handlers.placement import Placement
+from pipelines import dataflow, score, score_job
 from pipelines.options import ModelOptions
 from pipelines.own_wheel import build_wheel
 
@@ -221,6 +223,16 @@ class TestLaunch:
         (line,) = done.stderr.splitlines()
         assert "--project, --region, --temp_location" in line
 
+    def test_no_credentials(self, tmp_path: Path) -> None:
+        """Told at once; the storage client would try again for minutes without any."""
+        nobody = {"HOME": str(tmp_path), "CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
+        nobody |= {"GOOGLE_APPLICATION_CREDENTIALS": ""}
+        paths = [f"--{name}=gs://my-bucket/x" for name in ("input", "model", "output")]
+        done = submit("--runner=DataflowRunner", *paths, *LAUNCH, **nobody)
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert "gcloud auth application-default login" in line
+
     def test_region_of_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CLOUDSDK_COMPUTE_REGION", "europe-west4")
         _, arguments = dataflow.settle(options(), [LAUNCH[0], LAUNCH[2]])
@@ -319,6 +331,15 @@ class TestAccelerators:
 
 def options(**changed: object) -> ModelOptions:
     return ModelOptions(model="gs://my-bucket/model", **changed)  # type: ignore[arg-type]
+
+
+def test_workers_get_the_placement(table: Path, model: Path, tmp_path: Path) -> None:
+    """A GPU for sure, and so many processes on it; the driver needs none."""
+    paths = [f"--input={table}", f"--model={model}", f"--output={tmp_path / 'out'}", "--shared_filesystem"]
+    gpu = [f"--accelerator={L4}", "--machine_type=g2-standard-4", "--model_copies=4", "--precision=bfloat16"]
+    settled = score.ScoreOptions.parse(["--runner=DataflowRunner", *paths, *LAUNCH, *gpu]).settled()
+    job = score_job.prepare(settled, ModelDir(str(model)))
+    assert job.handler._placement == Placement("cuda", "bfloat16", compile=False, copies=4)
 
 
 def test_template_launchers_may_pass_what_beam_does_not_know(tmp_path: Path) -> None:
