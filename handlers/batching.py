@@ -23,7 +23,7 @@ class Batching:
         batch_size: rows of a micro-batch, one call of the model; None chooses by the bytes of a row.
     """
 
-    chunk_rows: int = 8192
+    chunk_rows: int = 65_536
     chunk_bytes: int = 64 << 20
     batch_size: int | None = None
 

@@ -10,6 +10,7 @@ import functools
 import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
@@ -36,6 +37,7 @@ T = TypeVar("T")
 BATCH_EXAMPLES = 1024
 BATCH_BYTES = 16 << 20
 _LEAST = BATCH_BYTES // BATCH_EXAMPLES
+NUMBER_BYTES = 32  # about what a number of Python takes
 
 
 class BeamBatching(TypedDict, total=False):
@@ -158,13 +160,17 @@ class TorchModelHandler(ModelHandler[Any, PredictionResult, ExampleScorer]):
 
     def _results(self, examples: list[Any], answers: Answers) -> list[PredictionResult]:
         model_id, keep = answers.model_id, self._keep_example
+        found = answers.in_order()
+        if not answers.failures and not answers.results:  # the common case, at a third of the cost
+            kept = examples if keep else repeat(None)
+            return list(map(PredictionResult._make, zip(kept, found, repeat(model_id), strict=False)))
         results = []
-        for example, answer in zip(examples, answers.in_order(), strict=True):
+        for example, answer in zip(examples, found, strict=True):
             if isinstance(answer, PredictionResult):  # of an inference_fn
                 results.append(answer if keep else PredictionResult(None, answer.inference, answer.model_id))
             else:
-                kept = example if keep or isinstance(answer, FailedPrediction) else None
-                results.append(PredictionResult(kept, answer, model_id))
+                kept_example = example if keep or isinstance(answer, FailedPrediction) else None
+                results.append(PredictionResult(kept_example, answer, model_id))
         return results
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
@@ -213,22 +219,21 @@ def _weight(element: Any) -> int:
     """What an element, keyed or not, counts in a batch of `BATCH_BYTES`; never more, or Beam would emit an empty batch."""
     if type(element) is tuple and len(element) == 2:
         element = element[1]
+    # Every element is looked at, and rows of plain numbers are the common case: the first value stands for all.
+    if type(element) is dict and len(element) <= _LEAST // NUMBER_BYTES:
+        for value in element.values():
+            if type(value) is float or type(value) is int:
+                return _LEAST
+            break
     size = _size(element)
     return _LEAST if size <= _LEAST else min(BATCH_BYTES, size)
 
 
 def _size(example: Any) -> int:
-    kind = type(example)
-    if kind is float or kind is int:
-        return 8
-    if kind is dict:
-        # Rows of plain numbers are the common case, and every example is looked at: the first value stands for all.
-        first = type(next(iter(example.values()), None))
-        return 32 * len(example) if first is float or first is int else sum(map(_size, example.values()))
     if isinstance(example, torch.Tensor):
         return example.nbytes
     if isinstance(example, Mapping):
         return sum(map(_size, example.values()))
     if isinstance(example, str | bytes):
         return len(example)
-    return int(getattr(example, "nbytes", 8))
+    return int(getattr(example, "nbytes", NUMBER_BYTES))

@@ -53,7 +53,7 @@ def _examine(options: ScoreOptions) -> int:
 
     from pipelines import checks
 
-    runner = checkup.check("runner", lambda: checks.runner(options))
+    runner = checkup.check("runner", lambda: checks.runner(options.settled()))
     checkup.check("options", lambda: checks.ignored(options))
     checkup.check("paths", lambda: checks.paths(options))
     if options.run.runner == "SparkRunner":

@@ -13,13 +13,12 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
-from pipelines.options import ModelOptions
+from pipelines.options import IN_PROCESS, ModelOptions
 
 _DATAFLOW, _FLINK, _SPARK = "DataflowRunner", "FlinkRunner", "SparkRunner"
-_IN_PROCESS = ("FnApiRunner", "DirectRunner")
 # Beam's groups of options that are one runner's.
 _OWNERS: dict[type[PipelineOptions], tuple[str, ...]] = {
-    DirectOptions: _IN_PROCESS,
+    DirectOptions: IN_PROCESS,
     FlinkRunnerOptions: (_FLINK,),
     SparkRunnerOptions: (_SPARK,),
     WorkerOptions: (_DATAFLOW,),

@@ -18,6 +18,9 @@ T = TypeVar("T")
 
 REQUIRED = object()
 
+# Beam's in-process runner. Beam's own DirectRunner starts another engine where it can download one.
+IN_PROCESS = ("FnApiRunner", "DirectRunner")
+
 
 def option(
     help: str,
@@ -191,6 +194,7 @@ class RunOptions:
         parse=rate,
         metavar="RATE",
     )
+    wait: bool = flag("on Dataflow: follow the job to its end, and end as it does; else return once it is submitted")
     shared_filesystem: bool = flag("local paths are the same on all machines of the cluster")
     spark_version: str | None = option(
         "Spark version of the cluster, as 3.5.7, where its master does not tell; chooses the job server",

@@ -14,16 +14,14 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import create_runner
 
 from handlers.errors import UsageError, one_line
-from pipelines.options import ModelOptions, RunOptions, SinkOptions, SourceOptions
+from pipelines import dataflow
+from pipelines.options import IN_PROCESS, ModelOptions, RunOptions, SinkOptions, SourceOptions
 from pipelines.spark.checks import check_spark
 from pipelines.spark.session import spark_session
 from pipelines.spark.submit import Submission
 from pipelines.spark.submit import settle as settle_spark
 from transforms import progress
 from transforms.accounting import Counts
-
-# Beam's in-process runner. Beam's own DirectRunner starts another engine where it can download one.
-IN_PROCESS = {"FnApiRunner": "FnApiRunner", "DirectRunner": "FnApiRunner"}
 
 
 def in_process(runner: str) -> bool:
@@ -37,12 +35,13 @@ def pipeline_options(runner: str, arguments: Sequence[str]) -> PipelineOptions:
     Raises:
         UsageError: for a runner that Beam does not know, and for an argument that neither we nor Beam do.
     """
-    name = IN_PROCESS.get(runner, runner)
+    name = IN_PROCESS[0] if in_process(runner) else runner
     try:
         create_runner(name)
     except (ValueError, ImportError, AttributeError) as error:
         raise UsageError(f'--runner "{runner}" is not known to Beam: {one_line(error, 200)}') from None
-    _refuse_unknown(arguments, strict=in_process(runner) or runner == "DataflowRunner")
+    on_dataflow = runner == dataflow.RUNNER
+    _refuse_unknown(arguments, strict=in_process(runner) or (on_dataflow and not dataflow.from_template(arguments)))
     try:
         return PipelineOptions([*arguments, f"--runner={name}"], save_main_session=False)
     except SystemExit:
@@ -122,7 +121,7 @@ def check_paths(run: RunOptions, arguments: Sequence[str], paths: Sequence[str |
 
 def _remote_workers(runner: str, arguments: Sequence[str]) -> str | None:
     """The master whose workers are on other machines; None where they are on this one."""
-    if runner == "DataflowRunner":
+    if runner == dataflow.RUNNER:
         return "Dataflow"
     parsed = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parsed.add_argument("--spark_master_url", default="local")

@@ -13,6 +13,7 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.options.pipeline_options import PipelineOptions
 
 import transforms.chunk_coder  # noqa: F401 - registers the coder of chunks
 from handlers import errors
@@ -24,7 +25,7 @@ from handlers.placement import Placement
 from handlers.predictor import Predictor
 from handlers.scorer import Chain, Plan, make_plan
 from handlers.spec import ModelSpec
-from pipelines import runners
+from pipelines import dataflow, runners
 from pipelines.options import ModelOptions, SinkOptions
 from pipelines.score import ScoreOptions
 from pipelines.watch import Watch
@@ -43,7 +44,7 @@ from transforms.sinks import WriteChunks
 from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_split
 
 SAMPLE_ROWS = 1000
-SAMPLE_SPLITS = 20
+SAMPLE_SPLITS = 20  # of which some may be empty; where all are, further ones are looked into
 
 _log = logging.getLogger(__name__)
 
@@ -165,28 +166,56 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     } | "Publish" >> Publish(publication)
 
 
-def run(job: Job) -> dict[str, Any]:
-    """Runs a job to its end and gives its report.
+def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
+    """Runs a job to its end and gives its report; on Dataflow only with `wait`, else None once it is submitted.
 
     Raises:
+        UsageError: where Beam refuses the options.
         TorchbeamError: where it failed; what it had written is removed.
     """
     job = replace(job, publication=replace(job.publication, started=time.time()))
     publication = job.publication
     try:
-        with (
-            runners.session(job.launch, publication.runner, publication.run_id, verbose=job.verbose) as session,
-            Watch(session, job.input.rows),
-        ):
-            pipeline = beam.Pipeline(options=session.options)
-            build(pipeline, job)
-            session.run(pipeline)
+        if publication.runner == dataflow.RUNNER:
+            if not _run_on_dataflow(job, wait):
+                return None
+        else:
+            with (
+                runners.session(job.launch, publication.runner, publication.run_id, verbose=job.verbose) as session,
+                Watch(session, job.input.rows),
+            ):
+                pipeline = _checked_pipeline(session.options)
+                build(pipeline, job)
+                session.run(pipeline)
+    except dataflow.StillRunning:
+        raise
     except BaseException as error:
         clean_up(publication.output, publication.run_id)
         if isinstance(error, Exception) and not isinstance(error, TorchbeamError):
             raise _cause(error) from error
         raise
     return read_report(publication.report_file)
+
+
+def _run_on_dataflow(job: Job, wait: bool) -> bool:
+    """Submits a job, and follows it to its end where that is wanted; gives whether it has ended."""
+    from pipelines import dataflow_job  # its clients of Google's services take a second to import
+
+    pipeline = _checked_pipeline(job.launch.options)
+    build(pipeline, job)
+    submitted = dataflow_job.submit(pipeline)
+    dataflow_job.announce(submitted, job.launch.options, job.publication.report_file)
+    if submitted.job_id is None or not wait:
+        return False
+    dataflow_job.follow(submitted, job.input.rows)
+    return True
+
+
+def _checked_pipeline(options: PipelineOptions) -> beam.Pipeline:
+    try:
+        return beam.Pipeline(options=options)
+    except ValueError as error:  # options that do not go together; a runner's own checks are made here, too
+        raise UsageError(errors.one_line(error)) from None
 
 
 def check_output(options: SinkOptions) -> None:
@@ -211,7 +240,9 @@ def sample_rows(source: Input) -> pa.RecordBatch:
     chunks: list[pa.RecordBatch] = []
     rows = 0
     broken: BrokenFileError | None = None
-    for split in source.splits[:SAMPLE_SPLITS]:
+    for place, split in enumerate(source.splits):
+        if rows >= SAMPLE_ROWS or (rows and place >= SAMPLE_SPLITS):
+            break
         try:
             for chunk in read_split(split, source.schema, chunk_rows=SAMPLE_ROWS):
                 if not isinstance(chunk, BadRows):
@@ -221,8 +252,6 @@ def sample_rows(source: Input) -> pa.RecordBatch:
                     break
         except BrokenFileError as error:
             broken = broken or error
-        if rows >= SAMPLE_ROWS:
-            break
     if not chunks:
         if broken is not None and not source.schema.names:
             raise UsageError(f"none of the {source.files} input files can be read: {broken}")

@@ -243,11 +243,12 @@ def _apply(
     """Runs `functions` one after the other on each of `values`; gives the origins and results of those that went well."""
     if not functions:
         return origins, values
+    first, *others = functions
     kept, results = [], []
     for origin, value in zip(origins, values, strict=True):
-        result = value
         try:
-            for function in functions:
+            result = first(value)
+            for function in others:
                 result = function(result)
         except Exception as error:
             done.dead_letters.append(_dead_letter(origin, failed_prediction(stage, error), _model_id(value)))

@@ -125,6 +125,7 @@ def worker_environment(settings: dict[str, str]) -> dict[str, str]:
     """
     threads = settings.get("spark.task.cpus", "1")
     environment = {name: os.environ.get(name, threads) for name in _THREADS}
+    environment["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # see pipelines.score
     folders = [str(Path(folder).absolute()) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
     if sys.path[0] in ("", str(Path.cwd())):  # `python -m` looks there first, and finds the user's functions
         folders.insert(0, str(Path.cwd()))

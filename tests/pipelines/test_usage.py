@@ -155,15 +155,28 @@ class TestInputs:
         assert "--columns" in line
 
 
-def test_bare_export_takes_the_columns_of_numbers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A .pt2 file and a table with as many columns of numbers as it takes: no model.yaml is needed."""
+def _export(linear: torch.nn.Module, path: Path) -> None:
+    program = torch.export.export(linear, (torch.zeros(4, 3),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    torch.export.save(program, path)
+
+
+def _script(linear: torch.nn.Module, path: Path) -> None:
+    torch.jit.script(linear).save(path)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize(("save", "name"), [(_export, "bare.pt2"), (_script, "bare.pt")])
+def test_bare_file_takes_the_columns_of_numbers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], save: Callable[[torch.nn.Module, Path], None], name: str
+) -> None:
+    """A file that holds a program, and a table with as many columns of numbers as it takes: no model.yaml is needed."""
     torch.manual_seed(0)
     linear = torch.nn.Linear(3, 2).eval()
-    program = torch.export.export(linear, (torch.zeros(4, 3),), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
-    torch.export.save(program, tmp_path / "bare.pt2")
+    save(linear, tmp_path / name)
+    # TorchScript does not tell how many columns it takes, so that the table has no others.
     table = pa.table({"name": ["p", "q"], "a": [1.0, 2.0], "b": [3, 4], "c": [5.0, -6.0]})
     pq.write_table(table, tmp_path / "in.parquet")
-    arguments = [f"--input={tmp_path / 'in.parquet'}", f"--model={tmp_path / 'bare.pt2'}"]
+    arguments = [f"--input={tmp_path / 'in.parquet'}", f"--model={tmp_path / name}"]
     assert score.main([*arguments, f"--output={tmp_path / 'out'}"]) == 0, capsys.readouterr().err
     found = pq.read_table(tmp_path / "out" / "predictions")
     expected = linear(torch.tensor([[1.0, 3, 5], [2, 4, -6]])).detach().numpy()

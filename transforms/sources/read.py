@@ -80,6 +80,7 @@ class ReadChunks(beam.PTransform[PBegin, Read]):
         return Read(outputs.chunks, outputs[_DEAD_LETTERS], outputs[_FILES])
 
 
+@beam.typehints.with_output_types(pa.RecordBatch, dead_letters=pa.RecordBatch, files=FileRead)
 @dataclass
 class _ReadSplit(beam.DoFn):
     schema: pa.Schema
