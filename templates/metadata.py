@@ -49,7 +49,7 @@ TEMPLATES = {
         description="Scores files of rows with a PyTorch model through RunInference, with every row accounted for.",
         groups=(SourceOptions, ModelOptions, SinkOptions, RunOptions),
         # The launcher chooses the runner and does not wait; local paths and its terminal are nobody's.
-        left_out=frozenset({"runner", "wait", "shared_filesystem", "verbose"}),
+        left_out=frozenset({"runner", "spark_version", "spark_master_ui", "wait", "shared_filesystem", "verbose"}),
         values={
             "input": f"{PATH}|{TABLE}",
             "limit": NUMBER,

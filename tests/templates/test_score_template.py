@@ -47,7 +47,7 @@ class TestMetadata:
     def test_parameters_are_options_of_the_command(self) -> None:
         """Same names, same required ones, and a switch that takes the value a launcher gives."""
         groups = template_metadata.TEMPLATES["score"].groups
-        actions = {action.dest: action for action in parser("x", "", groups)._actions if action.dest != "help"}
+        actions = {action.dest: action for action in parser(score.COMMAND, groups)._actions if action.dest != "help"}
         left_out = template_metadata.TEMPLATES["score"].left_out
         assert list(BY_NAME) == [name for name in actions if name not in left_out]
         assert left_out < set(actions)
