@@ -16,7 +16,7 @@ from apache_beam.runners.runner import create_runner
 from handlers.errors import UsageError, one_line
 from pipelines import dataflow
 from pipelines.options import IN_PROCESS, ModelOptions, RunOptions, SinkOptions, SourceOptions
-from pipelines.spark.checks import check_spark
+from pipelines.spark.checks import check_spark, check_versions
 from pipelines.spark.session import spark_session
 from pipelines.spark.submit import Submission
 from pipelines.spark.submit import settle as settle_spark
@@ -68,6 +68,8 @@ def settle(run: RunOptions, arguments: Sequence[str]) -> Launch:
     target = check_spark(options, run.spark_master_ui)
     version = (target.master.version if target.master else None) or run.spark_version
     submission = settle_spark(options, arguments, target.java, version)
+    if version and submission.job_server:
+        check_versions(submission.job_server, version)
     return Launch(pipeline_options(run.runner, submission.arguments), submission)
 
 

@@ -62,7 +62,7 @@ def _counts(page: str) -> Counts | None:
     return Counts(
         rows_scored=found.get("rows_scored", 0),
         rows_dropped=found.get("rows_dropped", 0),
-        rows_dead=found.get("rows_dead", 0),
+        rows_dead=sum(rows for name, rows in found.items() if name.startswith("rows_failed_")),
     )
 
 

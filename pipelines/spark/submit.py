@@ -85,12 +85,6 @@ def settle(
     if portable.job_endpoint or options.view_as(SparkRunnerOptions).spark_submit_uber_jar:
         return Submission(whole, None, None, (), ())
     job_server = find_job_server(options.view_as(SparkRunnerOptions).spark_job_server_jar, spark_version)
-    if spark_version and job_server.spark_version not in (None, spark_version):
-        raise UsageError(
-            f"the job server {job_server.jar} is for Spark {job_server.spark_version}, but the cluster {master} runs "
-            f"{spark_version}, and they must be equal to the last number; make the right one with: "
-            f"make spark-job-server SPARK_VERSION={spark_version}"
-        )
     # The driver of a cluster on this machine, and Spark within the job server, need no address that others reach.
     here = is_local(master) or re.match(r"spark://(localhost|127\.[\d.]+|\[::1\]):", master)
     environment = {"SPARK_LOCAL_IP": "127.0.0.1"} if here and "SPARK_LOCAL_IP" not in os.environ else {}
