@@ -37,7 +37,7 @@ def predict_batch_udf(inputs: Path, model: Path, output: Path, master: str) -> N
     """Spark's own way to call a model: a function on numpy batches."""
     from pyspark.ml.functions import predict_batch_udf
     from pyspark.sql import SparkSession
-    from pyspark.sql.functions import col
+    from pyspark.sql.functions import array, col
     from pyspark.sql.types import FloatType, StringType, StructField, StructType
 
     def make_predict():
@@ -50,10 +50,9 @@ def predict_batch_udf(inputs: Path, model: Path, output: Path, master: str) -> N
         net = ModelDir(str(model)).load().module.eval()
         labels = np.array(LABELS)
 
-        def predict(*columns):
-            values = torch.from_numpy(np.column_stack(columns).astype(np.float32))
+        def predict(rows):
             with torch.inference_mode():
-                confidence, best = net(values).softmax(1).max(1)
+                confidence, best = net(torch.from_numpy(rows.astype(np.float32))).softmax(1).max(1)
             return {"predicted_class": labels[best.numpy()], "confidence": confidence.numpy()}
 
         return predict
@@ -68,9 +67,9 @@ def predict_batch_udf(inputs: Path, model: Path, output: Path, master: str) -> N
         .getOrCreate()
     )
     answer = StructType([StructField("predicted_class", StringType()), StructField("confidence", FloatType())])
-    score = predict_batch_udf(make_predict, return_type=answer, batch_size=BATCH_ROWS)
+    score = predict_batch_udf(make_predict, return_type=answer, batch_size=BATCH_ROWS, input_tensor_shapes=[[FEATURES]])
     table = spark.read.parquet(str(inputs))
-    scored = table.withColumn("scored", score(*(col(f"f_{index}") for index in range(FEATURES))))
+    scored = table.withColumn("scored", score(array(*(col(f"f_{index}") for index in range(FEATURES)))))
     scored.select("*", "scored.*").drop("scored").write.parquet(str(output))
     spark.stop()
 
