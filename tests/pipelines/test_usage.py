@@ -16,7 +16,7 @@ import yaml
 from poisoned_table import Table, save_model
 
 from handlers.errors import UsageError
-from pipelines import cli, runners, score
+from pipelines import cli, runners, score, score_job
 from pipelines.options import RunOptions
 
 Refused = Callable[..., str]
@@ -146,6 +146,10 @@ class TestOptions:
 
     def test_csv_cannot_hold_lists(self, refused: Refused) -> None:
         assert "column vec" in refused("--output_format=csv")
+
+    def test_model_copies_reach_the_workers(self) -> None:
+        options = score.ScoreOptions.parse(["--input=x", "--model=x", "--output=x", "--model_copies=3"])
+        assert score_job.placement(options.model).copies == 3
 
 
 class TestInputs:
