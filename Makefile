@@ -1,10 +1,14 @@
 # make score    set up, train the example model and score a table with it
 # make test     set up, then lint, types and tests
-# make lock     resolve requirements.lock anew
+# make lock     resolve the locks anew
+# make spark-job-server SPARK_VERSION=3.5.7    the job server for Spark of that version (needs Java and Maven)
 # make clean    remove what the targets made, the virtual environment too
+# make template PROJECT=… BUCKET=… [REGION=…] [GPU=1] [RUN=1]    print, or build, the Flex Template for Dataflow
+# make template-metadata    write its metadata.json anew
+# make check-image          execute its Dockerfile with stand-ins for the public images (root, buildah, debootstrap)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup score test lint types format lock clean
+.PHONY: help setup score test lint types format lock spark-job-server clean template template-metadata check-image
 SHELL := /bin/bash
 
 VENV := .venv
@@ -12,6 +16,9 @@ BIN := $(VENV)/bin
 # Changes with the lock and the package's metadata, so that a newer one is installed by itself.
 STAMP := $(VENV)/.installed
 OUT := out/digits
+
+# What templates/flex_template.sh takes from the command line of make.
+export PROJECT BUCKET REGION GPU RUN
 
 help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
@@ -67,6 +74,39 @@ lock: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra dev \
 	  pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -c requirements.lock \
+	  pyproject.toml -o templates/requirements.lock
+
+template:
+	@templates/flex_template.sh score
+
+template-metadata: $(STAMP)
+	$(BIN)/python templates/metadata.py
+
+check-image: $(STAMP)
+	PYTHON=$(BIN)/python templates/check_image.sh score
+
+# Built in a folder of its own, so that two versions may be built at once, and moved to its place when it is whole.
+spark-job-server: POM := templates/spark/pom.xml
+spark-job-server: SPARK_VERSION := $(or $(SPARK_VERSION),$(shell sed -n 's:.*<spark.version>\(.*\)</.*:\1:p' templates/spark/pom.xml))
+spark-job-server: CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/torchbeam/spark-job-server
+spark-job-server:
+	@set -euo pipefail; \
+	for tool in java mvn; do \
+	  if ! command -v $$tool >/dev/null; then \
+	    echo "There is no $$tool on PATH. On Debian: apt-get install default-jdk-headless maven" >&2; exit 1; \
+	  fi; \
+	done; \
+	mkdir -p '$(CACHE)'; \
+	made=$$(mktemp -d '$(CACHE)/making-XXXXXX'); \
+	trap 'rm -rf "$$made"' EXIT; \
+	cp $(POM) "$$made/pom.xml"; \
+	echo 'Building the job server for Spark $(SPARK_VERSION): some minutes the first time, 300 MB'; \
+	mvn --batch-mode --quiet --file "$$made/pom.xml" -Dspark.version='$(SPARK_VERSION)' package; \
+	jar=$$(echo "$$made"/target/beam-*-spark-*.jar); \
+	mv "$$jar" '$(CACHE)/'; \
+	name=$${jar##*/}; mv "$$made/pom.xml" "$(CACHE)/$${name%.jar}.pom.xml"; \
+	echo "$(CACHE)/$$name"
 
 clean:
 	rm -rf $(VENV) out build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

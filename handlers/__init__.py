@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from handlers.lazy import lazy_names
 
 if TYPE_CHECKING:
     from handlers.batching import Batching, ResourceHints
@@ -44,9 +45,4 @@ _HOMES = {
     "skip_failures": "elements",
 }
 
-
-def __getattr__(name: str) -> Any:
-    """Imports a public name where it is first used, so that `--help` need not wait for torch and Beam."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__ = lazy_names(__name__, _HOMES)

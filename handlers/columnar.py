@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-from apache_beam.ml.inference.base import ModelHandler
 
+from handlers.base import MeteredHandler
 from handlers.batching import Batching, ResourceHints
 from handlers.chunks import merge
 from handlers.errors import DeviceLostError
 from handlers.faults import leave_lost_process
-from handlers.metrics import NAMESPACE, InferenceMetrics
+from handlers.metrics import InferenceMetrics
 from handlers.model_dir import ModelDir
 from handlers.placement import Placement
 from handlers.predictor import Predictor
@@ -22,7 +22,7 @@ from handlers.scorer import Plan, Scored, Scorer
 __all__ = ["Batching", "ColumnarModelHandler", "ResourceHints"]
 
 
-class ColumnarModelHandler(ModelHandler[pa.RecordBatch, Scored, Scorer]):
+class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
     """Scores chunks: a batch of record batches with provenance goes in, one `Scored` comes out.
 
     Args:
@@ -84,19 +84,6 @@ class ColumnarModelHandler(ModelHandler[pa.RecordBatch, Scored, Scorer]):
         """Batches are counted in rows; chunks have the right size already, so each goes on by itself."""
         rows = self.batching.chunk_rows
         return {"min_batch_size": rows, "max_batch_size": rows, "element_size_fn": _rows}
-
-    def get_metrics_namespace(self) -> str:
-        """The namespace of Beam's metrics of this step."""
-        return NAMESPACE
-
-    def override_metrics(self, metrics_namespace: str = "") -> bool:
-        """Takes the namespace that `RunInference` was given; Beam goes on to report its own metrics too."""
-        self._metrics.rename(metrics_namespace)
-        return False
-
-    def get_resource_hints(self) -> dict[str, str]:
-        """The hints of the inference step."""
-        return self._hints.as_dict()
 
 
 def _rows(chunk: pa.RecordBatch) -> int:

@@ -14,15 +14,16 @@ from itertools import repeat
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
-from apache_beam.ml.inference.base import ModelHandler, PredictionResult
+from apache_beam.ml.inference.base import PredictionResult
 
+from handlers.base import MeteredHandler
 from handlers.batching import ResourceHints
 from handlers.collate import Collate
 from handlers.errors import BrokenModelError, DeviceLostError, UsageError
 from handlers.examples import Answers, ExampleScorer, InferenceFn, Recipe, Source
 from handlers.failures import FailedPrediction
 from handlers.faults import leave_lost_process
-from handlers.metrics import NAMESPACE, InferenceMetrics
+from handlers.metrics import InferenceMetrics
 from handlers.model_dir import ModelDir
 from handlers.placement import Placement
 from handlers.ragged import Padding
@@ -52,7 +53,7 @@ class BeamBatching(TypedDict, total=False):
     batch_bucket_boundaries: list[int]
 
 
-class TorchModelHandler(ModelHandler[Any, PredictionResult, ExampleScorer]):
+class TorchModelHandler(MeteredHandler[Any, PredictionResult, ExampleScorer]):
     """Scores examples with a PyTorch model, in `RunInference` and in every wrapper that Beam has for handlers.
 
     | example | `PredictionResult.inference` |
@@ -176,19 +177,6 @@ class TorchModelHandler(ModelHandler[Any, PredictionResult, ExampleScorer]):
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         """About how many bytes the examples take, by the first of them (Beam's own pickles the whole batch to know)."""
         return len(batch) * _size(batch[0]) if len(batch) else 0
-
-    def get_metrics_namespace(self) -> str:
-        """The namespace of the metrics of this step, Beam's and ours."""
-        return NAMESPACE
-
-    def override_metrics(self, metrics_namespace: str = "") -> bool:
-        """Takes the namespace that `RunInference` was given; Beam goes on to report its own metrics too."""
-        self._metrics.rename(metrics_namespace)
-        return False
-
-    def get_resource_hints(self) -> dict[str, str]:
-        """The hints of the inference step."""
-        return self._hints.as_dict()
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
         """Refuses, before the pipeline runs, what cannot be keyword arguments."""

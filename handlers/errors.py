@@ -29,6 +29,10 @@ class BrokenFileError(TorchbeamError):
         return type(self), (str(self), self.rows)
 
 
+class ServiceError(TorchbeamError):
+    """A service that the input comes from fails, which is no fault of any row: the runner may try again."""
+
+
 class DeviceLostError(TorchbeamError):
     """The accelerator cannot be used any more by this process; only a fresh process can go on."""
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-COMMANDS = {"score": "score a table with a PyTorch model"}
+COMMANDS = {
+    "score": "score a table with a PyTorch model",
+    "doctor": "check before a run what would fail in it",
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, TypeVar
@@ -16,6 +17,9 @@ from handlers.errors import UsageError
 T = TypeVar("T")
 
 REQUIRED = object()
+
+# Beam's in-process runner. Beam's own DirectRunner starts another engine where it can download one.
+IN_PROCESS = ("FnApiRunner", "DirectRunner")
 
 
 def option(
@@ -94,15 +98,27 @@ def function(text: str) -> str:
     return text
 
 
+def spark_version(text: str) -> str | None:
+    """A whole Spark version; None for `3`, which Beam has as its default."""
+    if text == "3":
+        return None
+    if not re.fullmatch(r"3\.\d+\.\d+\S*", text):
+        raise ValueError(f'must be a whole version of Spark 3, as 3.5.7, not "{text}"')
+    return text
+
+
 @dataclass(frozen=True)
 class SourceOptions:
     """What is scored."""
 
     TITLE = "source"
 
-    input: str = option("file, directory or pattern (quote it), local, gs:// or s3://")
+    input: str = option(
+        "file, directory or pattern (quote it), local, gs:// or s3://; or bigquery:project.dataset.table, "
+        "'bigquery:SELECT …'"
+    )
     input_format: str | None = option(
-        "format of the input (default: from the extension)", None, choices=("parquet", "csv", "jsonl", "text")
+        "format of the input (default: from the extension)", None, choices=("parquet", "csv", "jsonl", "avro", "text")
     )
     limit: int | None = option("score only about N rows, to try a model out", None, parse=positive, metavar="N")
 
@@ -156,7 +172,9 @@ class SinkOptions:
 
     output: str = option("directory of the run, local, gs:// or s3://")
     output_format: str = option(
-        "format of predictions and dead letters (default: parquet)", "parquet", choices=("parquet", "csv", "jsonl")
+        "format of predictions and dead letters (default: parquet)",
+        "parquet",
+        choices=("parquet", "csv", "jsonl", "avro"),
     )
     columns: tuple[str, ...] = option(
         "input columns carried into the output, between commas, * for all (default: *)", ("*",), parse=names
@@ -181,7 +199,17 @@ class RunOptions:
         parse=rate,
         metavar="RATE",
     )
+    wait: bool = flag("on Dataflow: follow the job to its end, and end as it does; else return once it is submitted")
     shared_filesystem: bool = flag("local paths are the same on all machines of the cluster")
+    spark_version: str | None = option(
+        "Spark version of the cluster, as 3.5.7, where its master does not tell; chooses the job server",
+        None,
+        parse=spark_version,
+        metavar="VERSION",
+    )
+    spark_master_ui: str | None = option(
+        "web page of the Spark master (default: looked for on its host, port 8080)", None, metavar="HOST:PORT"
+    )
     verbose: bool = flag("show the logs of Beam and the tracebacks of errors")
 
 
@@ -192,28 +220,38 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(message)
 
 
-def parser(prog: str, description: str, groups: Sequence[type]) -> argparse.ArgumentParser:
+@dataclass(frozen=True)
+class Command:
+    """What a command says of itself in `--help`, and whether its required options must be there, else they are empty."""
+
+    prog: str
+    description: str
+    usage: str
+    exit_codes: str
+    strict: bool = True
+
+
+def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:
     """A parser with the flags of `groups`, each under its title."""
     made = _Parser(
-        prog=prog,
-        description=description,
-        usage=f"{prog} --input=… --model=… --output=… [options]",
-        epilog="All other options are Beam's own and go to the runner as they are. "
-        "Exit codes: 0 finished, 1 failed, 2 wrong usage, 3 above --max_failure_rate or nothing could be scored.",
+        prog=command.prog,
+        description=command.description,
+        usage=f"{command.prog} {command.usage} [options]",
+        epilog=f"All other options are Beam's own and go to the runner as they are. Exit codes: {command.exit_codes}.",
         allow_abbrev=False,
     )
     for group in groups:
         section = made.add_argument_group(group.TITLE)  # type: ignore[attr-defined]
         for item in fields(group):
-            section.add_argument(f"--{item.name}", **_argument(item))
+            section.add_argument(f"--{item.name}", **_argument(item, command.strict))
     return made
 
 
-def _argument(item: dataclasses.Field[Any]) -> dict[str, Any]:
+def _argument(item: dataclasses.Field[Any], strict: bool) -> dict[str, Any]:
     about = item.metadata
     settings: dict[str, Any] = {"help": about["help"].replace("%", "%%"), "type": _checked(item.name, about["parse"])}
     if item.default is dataclasses.MISSING:
-        settings["required"] = True
+        settings |= {"required": True} if strict else {"default": ""}
     else:
         settings["default"] = item.default
     if about.get("switch"):

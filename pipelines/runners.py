@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 import difflib
 from collections.abc import Sequence
-from dataclasses import fields
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
+from typing import Any
 
+import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.runner import create_runner
 
 from handlers.errors import UsageError, one_line
-from pipelines.options import ModelOptions, RunOptions, SinkOptions, SourceOptions
-
-# Beam's in-process runner. Beam's own DirectRunner starts another engine where it can download one.
-IN_PROCESS = {"FnApiRunner": "FnApiRunner", "DirectRunner": "FnApiRunner"}
+from pipelines import dataflow
+from pipelines.options import IN_PROCESS, ModelOptions, RunOptions, SinkOptions, SourceOptions
+from pipelines.spark.checks import check_spark, check_versions
+from pipelines.spark.session import spark_session
+from pipelines.spark.submit import Submission
+from pipelines.spark.submit import settle as settle_spark
+from transforms import progress
+from transforms.accounting import Counts
 
 
 def in_process(runner: str) -> bool:
@@ -28,21 +35,82 @@ def pipeline_options(runner: str, arguments: Sequence[str]) -> PipelineOptions:
     Raises:
         UsageError: for a runner that Beam does not know, and for an argument that neither we nor Beam do.
     """
-    name = IN_PROCESS.get(runner, runner)
+    name = IN_PROCESS[0] if in_process(runner) else runner
     try:
         create_runner(name)
     except (ValueError, ImportError, AttributeError) as error:
         raise UsageError(f'--runner "{runner}" is not known to Beam: {one_line(error, 200)}') from None
-    _refuse_unknown(arguments, strict=in_process(runner) or runner == "DataflowRunner")
+    on_dataflow = runner == dataflow.RUNNER
+    _refuse_unknown(arguments, strict=in_process(runner) or (on_dataflow and not dataflow.from_template(arguments)))
     try:
         return PipelineOptions([*arguments, f"--runner={name}"], save_main_session=False)
     except SystemExit:
         raise UsageError(f"Beam does not take {' '.join(arguments)}") from None
 
 
+@dataclass(frozen=True)
+class Launch:
+    """How a run is started: Beam's options, and on Spark what was settled for it."""
+
+    options: PipelineOptions
+    spark: Submission | None = None
+
+
+def settle(run: RunOptions, arguments: Sequence[str]) -> Launch:
+    """Finds what a runner needs beside the arguments, and checks quickly what would fail or hang.
+
+    Raises:
+        UsageError: with what is wrong and what to do.
+    """
+    options = pipeline_options(run.runner, arguments)
+    if run.runner != "SparkRunner":
+        return Launch(options)
+    target = check_spark(options, run.spark_master_ui)
+    version = (target.master.version if target.master else None) or run.spark_version
+    submission = settle_spark(options, arguments, target.java, version)
+    if version and submission.job_server:
+        check_versions(submission.job_server, version)
+    return Launch(pipeline_options(run.runner, submission.arguments), submission)
+
+
+class InProcess:
+    """A run in this process, which ends with it."""
+
+    def __init__(self, options: PipelineOptions, run_id: str) -> None:
+        self.options = options
+        self._run_id = run_id
+
+    def run(self, pipeline: beam.Pipeline) -> None:
+        """Runs a pipeline to its end."""
+        pipeline.run().wait_until_finish()
+
+    def so_far(self) -> Counts | None:
+        """What has been done; None where this process cannot know."""
+        return progress.so_far(self._run_id)
+
+    def state(self) -> str:
+        """What the run is about, in a few words; nothing where the counts say all."""
+        return ""
+
+
+class Elsewhere(InProcess):
+    """A run on another runner of Beam, of which nothing is known before its end."""
+
+    def so_far(self) -> None:
+        """Nothing."""
+        return
+
+
+def session(launch: Launch, runner: str, run_id: str, *, verbose: bool) -> AbstractContextManager[Any]:
+    """Where the pipeline of a run is run and watched: `run(pipeline)`, `so_far()`, `state()`, and Beam's `options`."""
+    if launch.spark is not None:
+        return spark_session(launch.spark, launch.options, verbose=verbose)
+    return nullcontext((InProcess if in_process(runner) else Elsewhere)(launch.options, run_id))
+
+
 def check_paths(run: RunOptions, arguments: Sequence[str], paths: Sequence[str | None]) -> None:
     """Refuses local paths where workers run on other machines, unless they are said to be shared."""
-    local = [path for path in paths if path is not None and "://" not in path]
+    local = [path for path in paths if path is not None and "://" not in path and not path.startswith("bigquery:")]
     if not local or run.shared_filesystem or in_process(run.runner):
         return
     where = _remote_workers(run.runner, arguments)
@@ -55,7 +123,7 @@ def check_paths(run: RunOptions, arguments: Sequence[str], paths: Sequence[str |
 
 def _remote_workers(runner: str, arguments: Sequence[str]) -> str | None:
     """The master whose workers are on other machines; None where they are on this one."""
-    if runner == "DataflowRunner":
+    if runner == dataflow.RUNNER:
         return "Dataflow"
     parsed = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parsed.add_argument("--spark_master_url", default="local")

@@ -10,13 +10,20 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from handlers.errors import BrokenModelError, TorchbeamError, UsageError, one_line
-from pipelines.options import ModelOptions, RunOptions, SinkOptions, SourceOptions, parser, pick
+from pipelines import dataflow
+from pipelines.options import IN_PROCESS, Command, ModelOptions, RunOptions, SinkOptions, SourceOptions, parser, pick
 
 PROG = "torchbeam score"
+COMMAND = Command(
+    prog=PROG,
+    description="Score Parquet, CSV, JSON lines or text files with a PyTorch model, on this machine or on a cluster.",
+    usage="--input=… --model=… --output=…",
+    exit_codes="0 finished, 1 failed, 2 wrong usage, 3 above --max_failure_rate or nothing could be scored",
+)
 
 FINISHED, FAILED, WRONG_USAGE, NOT_SCORED, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -32,17 +39,37 @@ class ScoreOptions:
     beam: tuple[str, ...] = ()
 
     @staticmethod
-    def parse(argv: list[str]) -> ScoreOptions:
+    def parse(argv: list[str], command: Command = COMMAND) -> ScoreOptions:
         """Builds the options from arguments; raises `UsageError`, or SystemExit(0) for `--help`."""
         groups = (SourceOptions, ModelOptions, SinkOptions, RunOptions)
-        described = (
-            "Score Parquet, CSV, JSON lines or text files with a PyTorch model, on this machine or on a cluster."
-        )
-        values, others = parser(PROG, described, groups).parse_known_args(argv)
+        values, others = parser(command, groups).parse_known_args(argv)
         if others and not others[0].startswith("-"):
             raise UsageError(f"unexpected argument \"{others[0]}\"; quote patterns, as --input='data/*.parquet'")
         source, model, sink, run = (pick(group, values) for group in groups)
         return ScoreOptions(source, model, sink, run, tuple(others))  # type: ignore[arg-type]
+
+    def settled(self) -> ScoreOptions:
+        """The same with what the runner needs; raises `UsageError` for what it would refuse only later."""
+        if self.run.runner in IN_PROCESS:
+            return self
+        report = self.sink.report and _absolute(self.sink.report)
+        absolute = replace(  # local paths that hold wherever a worker is started
+            self,
+            source=replace(self.source, input=_absolute(self.source.input)),
+            model=replace(self.model, model=_absolute(self.model.model)),
+            sink=replace(self.sink, output=_absolute(self.sink.output), report=report),
+        )
+        if self.run.runner != dataflow.RUNNER:
+            return absolute
+        model, beam = dataflow.settle(absolute.model, self.beam)
+        return replace(absolute, model=model, beam=beam)
+
+
+def _absolute(path: str) -> str:
+    # Not through Path: what a slash at the end, or a pattern, means is the source's to say.
+    if not path or ":" in path.split("/")[0]:
+        return path
+    return os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -51,38 +78,47 @@ def main(argv: list[str] | None = None) -> int:
     try:
         options = ScoreOptions.parse(sys.argv[1:] if argv is None else argv)
         verbose = options.run.verbose
-        _set_up_logging(verbose)
-        report = _run(options)
+        set_up_logging(verbose)
+        report = _run(options.settled())
     except UsageError as error:
         return _fail(error, WRONG_USAGE, verbose)
     except BrokenModelError as error:
         return _fail(error, NOT_SCORED, verbose)
     except TorchbeamError as error:
         return _fail(error, FAILED, verbose)
-    except KeyboardInterrupt:
-        print(f"{PROG}: interrupted; nothing was published", file=sys.stderr)
+    except KeyboardInterrupt as end:
+        print(f"{PROG}: interrupted; {end.args[0] if end.args else 'nothing was published'}", file=sys.stderr)
         return INTERRUPTED
     except OSError as error:
         return _fail(error, FAILED, verbose)
-    return _exit_code(report, options.run.max_failure_rate)
+    except Exception as error:
+        return _fail(TorchbeamError(f"{type(error).__name__}: {error}; --verbose shows where"), FAILED, verbose, error)
+    return FINISHED if report is None else _exit_code(report, options.run.max_failure_rate)
 
 
-def _run(options: ScoreOptions) -> dict[str, Any]:
+def _run(options: ScoreOptions) -> dict[str, Any] | None:
+    """Runs the job and gives its report; None where it goes on elsewhere."""
     from handlers.model_dir import ModelDir
 
-    _connect(options)
-    model = ModelDir(options.model.model)
     # Before torch is imported, which reads these then. By default its threads wait for one another in a busy loop, and
     # on a machine that has other work, too, that costs two thirds of the throughput; asleep they wait for free.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if options.run.runner == dataflow.RUNNER:
+        dataflow.check_credentials(options.beam)
+    _connect(options)
+    model = ModelDir(options.model.model)
     model.set_environment()
 
     from pipelines import score_job
+    from pipelines.ignored import ignored_options
     from pipelines.watch import show_summary
 
     job = score_job.prepare(options, model)
-    report = score_job.run(job)
-    show_summary(report, options.sink.output)
+    for line in ignored_options(options.run.runner, options.model, options.beam):
+        print(f"{PROG}: warning: {line}", file=sys.stderr)
+    report = score_job.run(job, wait=options.run.wait)
+    if report is not None:
+        show_summary(report, options.sink.output)
     return report
 
 
@@ -121,18 +157,20 @@ def _exit_code(report: dict[str, Any], max_failure_rate: float) -> int:
     return FINISHED
 
 
-def _fail(error: Exception, code: int, verbose: bool) -> int:
+def _fail(error: Exception, code: int, verbose: bool, cause: Exception | None = None) -> int:
     if verbose:
-        logging.getLogger(PROG).error("", exc_info=error)
+        logging.getLogger(PROG).error("", exc_info=cause or error)
     print(f"{PROG}: error: {one_line(error, 1000)}", file=sys.stderr)
     return code
 
 
-def _set_up_logging(verbose: bool) -> None:
+def set_up_logging(verbose: bool) -> None:
+    """Shows the logs where they are asked for, else errors of others only."""
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
     if not verbose:
-        # A failed bundle logs its traceback on every level of the runner; the command says the same in one line.
-        logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+        # A failed bundle logs its traceback on every level of the runner, and a refused job the answer of the service
+        # as critical; the command says the same in one line.
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL + 1)
         # Its S3 client logs tracebacks, too, without a logger of its own.
         logging.getLogger().addFilter(lambda record: "apache_beam" not in record.pathname)
 

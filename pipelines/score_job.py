@@ -13,6 +13,7 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.options.pipeline_options import PipelineOptions
 
 import transforms.chunk_coder  # noqa: F401 - registers the coder of chunks
 from handlers import errors, stores
@@ -22,11 +23,12 @@ from handlers.errors import BrokenFileError, TorchbeamError, UsageError
 from handlers.model_dir import ModelDir
 from handlers.placement import Placement
 from handlers.predictor import Predictor
-from handlers.scorer import Chain, make_plan
-from pipelines import runners
+from handlers.scorer import Chain, Plan, make_plan
+from handlers.spec import ModelSpec
+from pipelines import dataflow, runners
+from pipelines.options import ModelOptions
 from pipelines.score import ScoreOptions
 from pipelines.watch import Watch
-from transforms import progress
 from transforms.accounting import Counts, FileOutcomes
 from transforms.publish import (
     Publication,
@@ -54,7 +56,8 @@ class Job:
     input: Input
     handler: ColumnarModelHandler
     publication: Publication
-    options: beam.options.pipeline_options.PipelineOptions
+    launch: runners.Launch
+    verbose: bool = False
 
 
 def prepare(options: ScoreOptions, model: ModelDir) -> Job:
@@ -64,34 +67,15 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         UsageError: for whatever the user must mend.
         BrokenModelError: where the model cannot score anything.
     """
-    _check_output(options)
-    pipeline_options = runners.pipeline_options(options.run.runner, options.beam)
+    check_output(options)
     runners.check_paths(
         options.run, options.beam, [options.source.input, options.sink.output, options.model.model, options.sink.report]
     )
-    inputs = [spec for spec in model.spec.inputs if spec.encoder == "numeric" and "float" in (spec.dtype or "float32")]
-    numeric = [name for spec in inputs for name in spec.patterns]
+    launch = runners.settle(options.run, options.beam)
     batching = Batching(batch_size=options.model.batch_size)
-    source = plan_input(
-        options.source.input,
-        options.source.input_format,
-        numeric_columns=numeric,
-        limit=options.source.limit,
-        chunk_rows=batching.chunk_rows,
-    )
-    placement = Placement(
-        options.model.device, options.model.precision, options.model.compile, options.model.model_copies
-    )
+    source = settle_input(options, model.spec)
     hints = ResourceHints(options.model.accelerator, options.model.min_ram)
-    # On a cluster the workers have the GPUs, and the driver need not have one.
-    here = placement if runners.in_process(options.run.runner) else Placement("cpu")
-    plan = make_plan(
-        model,
-        Predictor(model.load(), here, options.model.batch_size),
-        _sample(source),
-        Chain.of(model.spec, options.model.preprocess, options.model.postprocess),
-        options.sink.columns,
-    )
+    plan = settle_plan(options, model, load_here(options, model), sample_rows(source))
     publication = Publication(
         output=options.sink.output,
         run_id=uuid.uuid4().hex[:12],
@@ -104,7 +88,44 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         model_version=model.version,
         runner=options.run.runner,
     )
-    return Job(source, ColumnarModelHandler(model, plan, placement, batching, hints), publication, pipeline_options)
+    return Job(
+        source,
+        ColumnarModelHandler(model, plan, placement(options.model), batching, hints),
+        publication,
+        launch,
+        options.run.verbose,
+    )
+
+
+def placement(options: ModelOptions) -> Placement:
+    """Where the model runs in every worker."""
+    return Placement(options.device, options.precision, options.compile, options.model_copies)
+
+
+def settle_input(options: ScoreOptions, spec: ModelSpec | None = None) -> Input:
+    """The files of the input, their columns and splits; the model, where it is known, says which columns hold numbers."""
+    inputs = [each for each in spec.inputs if each.encoder == "numeric"] if spec else []
+    numeric = [name for each in inputs if "float" in (each.dtype or "float32") for name in each.patterns]
+    return plan_input(
+        options.source.input,
+        options.source.input_format,
+        numeric_columns=numeric,
+        limit=options.source.limit,
+        chunk_rows=Batching(batch_size=options.model.batch_size).chunk_rows,
+    )
+
+
+def load_here(options: ScoreOptions, model: ModelDir) -> Predictor:
+    """The model, loaded in this process. On a cluster the workers have the GPUs, and the driver need not have one."""
+    local = runners.in_process(options.run.runner)
+    here = placement(options.model) if local else Placement("cpu")
+    return Predictor(model.load(), here, options.model.batch_size)
+
+
+def settle_plan(options: ScoreOptions, model: ModelDir, predictor: Predictor, sample: pa.RecordBatch) -> Plan:
+    """What every worker does with a row, settled by scoring a sample."""
+    chain = Chain.of(model.spec, options.model.preprocess, options.model.postprocess)
+    return make_plan(model, predictor, sample, chain, options.sink.columns)
 
 
 def build(pipeline: beam.Pipeline, job: Job) -> None:
@@ -145,20 +166,29 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     } | "Publish" >> Publish(publication)
 
 
-def run(job: Job) -> dict[str, Any]:
-    """Runs a job to its end and gives its report.
+def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
+    """Runs a job to its end and gives its report; on Dataflow only with `wait`, else None once it is submitted.
 
     Raises:
+        UsageError: where Beam refuses the options.
         TorchbeamError: where it failed; what it had written is removed.
     """
     job = replace(job, publication=replace(job.publication, started=time.time()))
     publication = job.publication
-    local = runners.in_process(publication.runner)
     try:
-        pipeline = beam.Pipeline(options=job.options)
-        build(pipeline, job)
-        with Watch((lambda: progress.so_far(publication.run_id)) if local else None, job.input.rows):
-            pipeline.run().wait_until_finish()
+        if publication.runner == dataflow.RUNNER:
+            if not _run_on_dataflow(job, wait):
+                return None
+        else:
+            with (
+                runners.session(job.launch, publication.runner, publication.run_id, verbose=job.verbose) as session,
+                Watch(session, job.input.rows),
+            ):
+                pipeline = _checked_pipeline(session.options)
+                build(pipeline, job)
+                session.run(pipeline)
+    except dataflow.StillRunning:
+        raise
     except BaseException as error:
         clean_up(publication.output, publication.run_id)
         if isinstance(error, Exception) and not isinstance(error, TorchbeamError):
@@ -172,8 +202,34 @@ def run(job: Job) -> dict[str, Any]:
         ) from error
 
 
-def _check_output(options: ScoreOptions) -> None:
+def _run_on_dataflow(job: Job, wait: bool) -> bool:
+    """Submits a job, and follows it to its end where that is wanted; gives whether it has ended."""
+    from pipelines import dataflow_job  # its clients of Google's services take a second to import
+
+    pipeline = _checked_pipeline(job.launch.options)
+    build(pipeline, job)
+    submitted = dataflow_job.submit(pipeline)
+    dataflow_job.announce(submitted, job.launch.options, job.publication.report_file)
+    if submitted.job_id is None or not wait:
+        return False
+    dataflow_job.follow(submitted, job.input.rows)
+    return True
+
+
+def _checked_pipeline(options: PipelineOptions) -> beam.Pipeline:
+    try:
+        return beam.Pipeline(options=options)
+    except ValueError as error:  # options that do not go together; a runner's own checks are made here, too
+        raise UsageError(errors.one_line(error)) from None
+
+
+def check_output(options: ScoreOptions) -> None:
+    """Refuses an output that cannot be written, or that holds a run already."""
     output = options.sink.output
+    if output.startswith("bigquery:"):
+        raise UsageError(
+            f"--output={output}: tables are not written; write Parquet to gs://… and load it, see docs/bigquery.md"
+        )
     if "://" not in output:
         there = next(folder for folder in (Path(output), *Path(output).absolute().parents) if folder.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
@@ -194,7 +250,7 @@ def _check_output(options: ScoreOptions) -> None:
         stores.check_writable(output)
 
 
-def _sample(source: Input) -> pa.RecordBatch:
+def sample_rows(source: Input) -> pa.RecordBatch:
     """The first rows of the input that can be read; none where it has none. They have provenance."""
     chunks: list[pa.RecordBatch] = []
     rows = 0

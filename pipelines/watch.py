@@ -5,9 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -18,16 +17,26 @@ from transforms.accounting import Counts
 LOG_SECONDS = 15.0
 
 
+class Watched(Protocol):
+    """A run that can be asked how far it is."""
+
+    def so_far(self) -> Counts | None:
+        """What has been done; None where this process cannot know."""
+
+    def state(self) -> str:
+        """What it is about, in a few words; may be empty."""
+
+
 class Watch:
     """Shows how far a run is, on stderr: a bar in a terminal, a line now and then in a log.
 
     Args:
-        so_far: tells what has been done; None where this process cannot know.
+        run: the run.
         total: rows in all, where that is known.
     """
 
-    def __init__(self, so_far: Callable[[], Counts] | None, total: int | None) -> None:
-        self._so_far = so_far
+    def __init__(self, run: Watched, total: int | None) -> None:
+        self._run = run
         self._total = total
         self._console = Console(stderr=True)
         self._done = threading.Event()
@@ -74,12 +83,12 @@ class Watch:
             print(f"scoring: {what}{share}, {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
 
     def _state(self, seconds: float) -> tuple[int, str]:
-        if self._so_far is None:
-            return 0, "running"
-        counts = self._so_far()
+        counts, state = self._run.so_far(), self._run.state()
+        if counts is None:
+            return 0, state or "running"
         rows = counts.rows_scored + counts.rows_dropped + counts.rows_dead
         dead = f", {counts.rows_dead:,} dead letters" if counts.rows_dead else ""
-        return rows, f"{rows:,} rows, {rows / max(seconds, 1e-9):,.0f} rows/s{dead}"
+        return rows, f"{rows:,} rows, {rows / max(seconds, 1e-9):,.0f} rows/s{dead}{state and f' ({state})'}"
 
 
 def show_summary(report: dict[str, Any], output: str) -> None:

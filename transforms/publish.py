@@ -30,7 +30,8 @@ from apache_beam.pvalue import AsList, AsSingleton, PCollection
 from handlers.errors import TorchbeamError
 from handlers.stores import explain
 from transforms.accounting import AccountingError, CombineCounts, Counts, report
-from transforms.sinks import Part, create, dead_letter_format, sink, write_empty
+from transforms.sink_formats import dead_letter_format, sink
+from transforms.sinks import Part, create, write_empty
 
 PREDICTIONS = "predictions"
 DEAD_LETTERS = "dead_letters"

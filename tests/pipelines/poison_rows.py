@@ -61,4 +61,4 @@ class Slow(Net):
         time.sleep(0.02)
         with open(os.environ["SLOW_MODEL_SIGNS_OF_LIFE"], "a") as file:  # noqa: PTH123
             file.write(".")
-        return self.layers(x)
+        return super().forward(x)

@@ -15,7 +15,9 @@ import torch
 import yaml
 from poisoned_table import Table, save_model
 
-from pipelines import cli, score
+from handlers.errors import UsageError
+from pipelines import cli, runners, score, score_job
+from pipelines.options import RunOptions
 
 Refused = Callable[..., str]
 
@@ -48,6 +50,21 @@ def refused(poisoned: Table, model: Path, tmp_path: Path, capsys: pytest.Capture
 def change(model: Path, **fields: object) -> None:
     file = model / "model.yaml"
     file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | fields))
+
+
+class TestBigQuery:
+    def test_tables_are_not_written(self, refused: Refused) -> None:
+        line = refused(output="bigquery:p.d.t")
+        assert "--output=bigquery:p.d.t: tables are not written; write Parquet to gs://… and load it" in line
+        assert not Path("bigquery:p.d.t").exists()
+
+    def test_a_table_is_within_reach_of_all_workers(self) -> None:
+        runners.check_paths(RunOptions("DataflowRunner"), [], ["bigquery:p.d.t", "gs://bucket/out"])
+        with pytest.raises(UsageError, match=r'"in\.csv" is a local path'):
+            runners.check_paths(RunOptions("DataflowRunner"), [], ["bigquery:p.d.t", "in.csv"])
+
+    def test_what_is_neither_table_nor_query(self, refused: Refused) -> None:
+        assert "write bigquery:project.dataset.table" in refused(input="bigquery:orders")
 
 
 class TestModels:
@@ -129,6 +146,10 @@ class TestOptions:
 
     def test_csv_cannot_hold_lists(self, refused: Refused) -> None:
         assert "column vec" in refused("--output_format=csv")
+
+    def test_model_copies_reach_the_workers(self) -> None:
+        options = score.ScoreOptions.parse(["--input=x", "--model=x", "--output=x", "--model_copies=3"])
+        assert score_job.placement(options.model).copies == 3
 
 
 class TestInputs:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
+import fastavro
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
@@ -22,7 +23,9 @@ from apache_beam.transforms.window import FixedWindows, TimestampedValue
 from handlers.chunks import dead_letter_schema, with_provenance
 from handlers.errors import TorchbeamError, UsageError
 from transforms import sinks
-from transforms.sinks import Part, WriteChunks, Writer, conform, dead_letter_format, write_empty
+from transforms.sink_formats import SINKS, dead_letter_format, parquet
+from transforms.sinks import Part, WriteChunks, Writer, conform, write_empty
+from transforms.sources import plan_input
 
 SCHEMA = pa.schema([("n", pa.int64()), ("label", pa.string())])
 
@@ -67,7 +70,12 @@ def lines(path: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(path).read_text().split("\n")[:-1]]
 
 
-@pytest.mark.parametrize("output_format", ["parquet", "csv", "jsonl"])
+def avro_rows(path: str) -> list[Any]:
+    with Path(path).open("rb") as file:
+        return list(fastavro.reader(file))
+
+
+@pytest.mark.parametrize("output_format", ["parquet", "csv", "jsonl", "avro"])
 def test_rows_come_back_from_every_format(tmp_path: Path, output_format: str) -> None:
     (part,) = write(tmp_path / "new", [chunk(0, 3), chunk(3, 2)], output_format=output_format)
 
@@ -79,6 +87,8 @@ def test_rows_come_back_from_every_format(tmp_path: Path, output_format: str) ->
         assert pq.read_table(part.path).to_pylist() == expected
     elif output_format == "csv":
         assert pyarrow.csv.read_csv(part.path).to_pylist() == expected
+    elif output_format == "avro":
+        assert avro_rows(part.path) == expected
     else:
         assert lines(part.path) == expected
 
@@ -120,6 +130,7 @@ def test_a_file_that_is_full_is_followed_by_another_in_order(tmp_path: Path) -> 
 
 def test_row_groups_are_of_many_chunks_and_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sinks, "GROUP_ROWS", 100)
+    monkeypatch.setattr(parquet, "GROUP_ROWS", 100)
 
     (part,) = write(tmp_path, [chunk(0, 30), chunk(30, 30), chunk(60, 30), chunk(90, 30), chunk(120, 230)])
 
@@ -144,7 +155,7 @@ def test_only_columns_without_floats_have_parquet_dictionaries(tmp_path: Path) -
 
 
 def test_a_remote_file_is_written_through_beam(tmp_path: Path) -> None:
-    for output_format in sinks.SINKS:
+    for output_format in SINKS:
         writer = Writer(f"fake://{tmp_path}", SCHEMA, output_format)
         writer.write(chunk(0, 3))
         (part,) = writer.finish()
@@ -153,12 +164,14 @@ def test_a_remote_file_is_written_through_beam(tmp_path: Path) -> None:
 
 
 def test_empty_files_have_a_schema(tmp_path: Path) -> None:
-    for output_format in sinks.SINKS:
+    for output_format in SINKS:
         write_empty(str(tmp_path / "deep" / f"a.{output_format}"), SCHEMA, output_format)
 
     assert pq.read_table(tmp_path / "deep" / "a.parquet").schema == SCHEMA
     assert (tmp_path / "deep" / "a.csv").read_text() == '"n","label"\n'
     assert (tmp_path / "deep" / "a.jsonl").read_text() == ""
+    assert avro_rows(str(tmp_path / "deep" / "a.avro")) == []
+    assert plan_input(str(tmp_path / "deep" / "a.avro")).schema == SCHEMA
 
 
 def test_csv_keeps_null_and_the_empty_string_apart(tmp_path: Path) -> None:
@@ -186,9 +199,57 @@ def test_an_unknown_format_is_named() -> None:
 
 
 def test_dead_letters_of_csv_are_parquet() -> None:
-    assert [dead_letter_format(name) for name in sinks.SINKS] == ["parquet", "parquet", "jsonl"]
-    for name in sinks.SINKS:
+    assert [dead_letter_format(name) for name in SINKS] == ["parquet", "parquet", "jsonl", "avro"]
+    for name in SINKS:
         WriteChunks("out", dead_letter_schema(SCHEMA), dead_letter_format(name))
+
+
+def test_avro_is_as_other_readers_expect_it(tmp_path: Path) -> None:
+    moment = datetime.datetime(2024, 5, 1, 12, 30, 15, 5, UTC)
+    rows = {
+        "log income": pa.array([1.5, None]),
+        "day": pa.array([datetime.date(2024, 5, 1), None]),
+        "at": pa.array([moment, None], pa.timestamp("us", "UTC")),
+        "price": pa.array([decimal.Decimal("-1.25"), None], pa.decimal128(5, 2)),
+        "2nd": pa.array([{"a-b": {"é": 1}}, None], pa.struct([("a-b", pa.struct([("é", pa.int8())]))])),
+    }
+    (batch,) = pa.table(rows).to_batches()
+
+    (part,) = write(tmp_path, [batch], batch.schema, output_format="avro")
+
+    assert avro_rows(part.path) == [
+        {
+            "log_x20income": 1.5,
+            "day": datetime.date(2024, 5, 1),
+            "at": moment,
+            "price": decimal.Decimal("-1.25"),
+            "_2nd": {"a_x2Db": {"_xE9": 1}},
+        },
+        {"log_x20income": None, "day": None, "at": None, "price": None, "_2nd": None},
+    ]
+    with Path(part.path).open("rb") as file:
+        declared: Any = fastavro.reader(file).writer_schema
+    assert declared["fields"][0] == {
+        "name": "log_x20income",
+        "type": ["null", "double"],
+        "iceberg-field-name": "log income",
+    }
+    assert plan_input(part.path).schema == batch.schema.set(
+        4, pa.field("2nd", pa.struct([("a-b", pa.struct([("é", pa.int32())]))]))
+    )
+
+
+def test_avro_refuses_what_it_cannot_hold() -> None:
+    with pytest.raises(
+        UsageError, match=r"--output_format=avro cannot hold column wide \(month_day.*\): write parquet"
+    ):
+        WriteChunks("out", pa.schema([("wide", pa.list_(pa.month_day_nano_interval()))]), "avro")
+    with pytest.raises(
+        UsageError, match=r"--output_format=avro cannot hold column ids \(list.*uuid.*\): write parquet"
+    ):
+        WriteChunks("out", pa.schema([("ids", pa.list_(pa.uuid()))]), "avro")
+    with pytest.raises(UsageError, match='columns "a b" and "a_x20b" would have one name in Avro: rename one'):
+        WriteChunks("out", pa.schema([("a b", pa.int64()), ("a_x20b", pa.int64())]), "avro")
 
 
 UTC = datetime.UTC
@@ -255,12 +316,14 @@ def test_chunks_with_different_dictionaries_fit_one_row_group(tmp_path: Path) ->
         pa.RecordBatch.from_arrays([pa.array(v).dictionary_encode()], names=["label"]) for v in (["a"], ["b", "a"])
     ]
 
-    for output_format in sinks.SINKS:
+    for output_format in SINKS:
         (part,) = write(tmp_path / output_format, chunks, schema, output_format=output_format)
         if output_format == "parquet":
             assert pq.read_table(part.path)["label"].to_pylist() == ["a", "b", "a"]
         elif output_format == "csv":
             assert Path(part.path).read_text() == '"label"\n"a"\n"b"\n"a"\n'
+        elif output_format == "avro":
+            assert [row["label"] for row in avro_rows(part.path)] == ["a", "b", "a"]
         else:
             assert [line["label"] for line in lines(part.path)] == ["a", "b", "a"]
 
@@ -300,7 +363,7 @@ def test_a_full_disk_is_told_by_process_or_finish(tmp_path: Path, monkeypatch: p
         run_write(str(tmp_path))
     assert without_threads()
 
-    for output_format in sinks.SINKS:
+    for output_format in SINKS:
         with pytest.raises(OSError, match="No space left"):
             write(tmp_path, [chunk(0, 100), chunk(100, 100), chunk(200, 100)], output_format=output_format)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from handlers.chunks import DEAD_LETTER
 from handlers.errors import BrokenFileError
 from handlers.isolation import isolate
 from transforms.sources.files import Partitions
@@ -33,6 +34,7 @@ class Split:
         rows: how many rows the split holds, where metadata tells.
         max_rows: read no more than this many.
         replay: the rows may be dead letters of an earlier run.
+        stream: number and name of the stream of a BigQuery table that is read.
     """
 
     path: str
@@ -43,11 +45,17 @@ class Split:
     rows: int | None = None
     max_rows: int | None = None
     replay: bool = False
+    stream: tuple[int, str] | None = None
 
     @property
     def name(self) -> str:
         """The name of the file, without its folders."""
         return self.path.rpartition("/")[2]
+
+    @property
+    def source(self) -> str:
+        """What rows say that they come from: the file, or the stream of the table."""
+        return self.path if self.stream is None else f"{self.path}#{self.stream[0]}"
 
 
 @dataclass(frozen=True)
@@ -209,6 +217,30 @@ def check_columns(names: Iterable[str], needed: Iterable[str], split: Split) -> 
         raise BrokenFileError(f"{split.name} has more than one column {_quoted(twice)}")
     if missing := [name for name in sorted(needed) if name not in counts]:
         raise BrokenFileError(f"{split.name} has no column {_quoted(missing)}, which the model needs")
+
+
+def unify(first: pa.Schema, second: pa.Schema) -> pa.Schema:
+    """The columns of both, by name, in types that hold the values of both."""
+    return pa.unify_schemas([first, second], promote_options="permissive")
+
+
+def as_json(values: dict[str, Any]) -> str:
+    """The text of a row."""
+    return json.dumps(values, default=str, ensure_ascii=False)
+
+
+def check_types(columns: pa.Schema, schema: pa.Schema, split: Split) -> None:
+    """Raises `BrokenFileError` where a column of a file has a type that the settled one is not wide enough for."""
+    for each in columns:
+        if each.name not in schema.names or each.name == DEAD_LETTER:
+            continue
+        settled = schema.field(each.name)
+        try:
+            fits = unify(pa.schema([settled]), pa.schema([each])).field(0).type == settled.type
+        except pa.ArrowException:
+            fits = False
+        if not fits:
+            raise BrokenFileError(f'column "{each.name}" of {split.name} is {each.type}; {settled.type} was expected')
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from handlers.chunks import DEAD_LETTER, PROVENANCE
 from handlers.errors import UsageError
 from transforms.sources.blocks import CHUNK_ROWS, ReadOptions, Split, is_dead_letter
 from transforms.sources.files import InputFile, find_files
-from transforms.sources.formats import Format, format_of
+from transforms.sources.formats import Format, bigquery, format_of
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -53,7 +53,7 @@ def plan_input(
     """Settles the format, columns and splits of the files that `pattern` names.
 
     Args:
-        pattern: a file, a directory or a pattern.
+        pattern: a file, a directory or a pattern; or a table of BigQuery or a query.
         input_format: name of the format; None for what the extensions tell.
         numeric_columns: patterns of the names of columns that feed numeric inputs of the model.
         limit: read about this many rows.
@@ -62,8 +62,7 @@ def plan_input(
     Raises:
         UsageError: there are no such files, they have no format in common, or their columns cannot be used.
     """
-    files = find_files(pattern)
-    reader = format_of(files, input_format)
+    files, reader = _found(pattern, input_format)
     plan = reader.plan(files, _matcher(numeric_columns))
     replay = DEAD_LETTER in plan.schema.names and is_dead_letter(plan.schema.field(DEAD_LETTER).type)
     schema = _without(plan.schema, [DEAD_LETTER] if replay else [])
@@ -83,6 +82,15 @@ def plan_input(
         files=len(files),
         replay=replay,
     )
+
+
+def _found(pattern: str, input_format: str | None) -> tuple[list[InputFile], Format]:
+    if not bigquery.is_bigquery(pattern):
+        files = find_files(pattern)
+        return files, format_of(files, input_format)
+    if input_format is not None:
+        raise UsageError(f"--input_format={input_format} is for files; leave it out with --input=bigquery:…")
+    return bigquery.find(pattern), bigquery
 
 
 def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:

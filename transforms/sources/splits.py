@@ -19,10 +19,10 @@ from handlers.chunks import (
     dead_letters,
     with_provenance,
 )
-from handlers.errors import BrokenFileError
+from handlers.errors import BrokenFileError, ServiceError
 from handlers.stores import explain
 from transforms.sources.blocks import CHUNK_ROWS, MAX_CHUNK_BYTES, Block, ReadOptions, Refusal, Split
-from transforms.sources.formats import FORMATS
+from transforms.sources.formats import READERS
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read_split(
             for letters in cut(bad, options) if bad is not None else ():
                 rows += letters.num_rows
                 yield BadRows(letters)
-    except MemoryError:
+    except (MemoryError, ServiceError):
         raise
     except Exception as error:
         reason = explain(error)
@@ -90,7 +90,7 @@ def _blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[B
     if split.replay:
         columns = dead_letter_schema(columns)
     options = replace(options, needed=options.needed.difference(folders))
-    blocks = FORMATS[split.format].blocks(split, columns, options)
+    blocks = READERS[split.format].blocks(split, columns, options)
     if split.max_rows is None:
         yield from blocks
         return
@@ -105,11 +105,11 @@ def _parted(
     block: Block, split: Split, schema: pa.Schema, model_version: str | None
 ) -> tuple[pa.RecordBatch, pa.RecordBatch | None]:
     """The rows of `block` that go on as a chunk, and the dead letters of the others."""
-    chunk = with_provenance(_whole(block, split, schema), split.path, block.numbers)
+    chunk = with_provenance(_whole(block, split, schema), split.source, block.numbers)
     refusals = block.refusals
     if split.replay:
         letters = block.batch.column(DEAD_LETTER)
-        chunk = _with_first_provenance(chunk, letters, split.path)
+        chunk = _with_first_provenance(chunk, letters, split.source)
         refusals = _dead_again(letters) | refusals
     if not refusals:
         return chunk, None
@@ -143,9 +143,9 @@ def _whole(block: Block, split: Split, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([column(each) for each in schema], schema=schema)
 
 
-def _with_first_provenance(chunk: pa.RecordBatch, letters: pa.StructArray, path: str) -> pa.RecordBatch:
+def _with_first_provenance(chunk: pa.RecordBatch, letters: pa.StructArray, source: str) -> pa.RecordBatch:
     """`chunk` with the source and row number that its dead letters had at first."""
-    sources = pc.coalesce(pc.struct_field(letters, "source"), pa.scalar(path)).dictionary_encode()
+    sources = pc.coalesce(pc.struct_field(letters, "source"), pa.scalar(source)).dictionary_encode()
     rows = pc.coalesce(pc.struct_field(letters, "row"), chunk.column(ROW))
     names = chunk.schema.names
     return chunk.set_column(names.index(SOURCE), SOURCE_FIELD, sources).set_column(names.index(ROW), ROW_FIELD, rows)

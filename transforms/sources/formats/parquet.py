@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,9 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from handlers.chunks import DEAD_LETTER
-from handlers.errors import BrokenFileError
-from transforms.sources.blocks import Block, Plan, ReadOptions, Split, check_columns, fit
+from transforms.sources.blocks import Block, Plan, ReadOptions, Split, as_json, check_columns, check_types, fit, unify
 from transforms.sources.files import InputFile, open_input
 
 NAME = "parquet"
@@ -76,11 +73,6 @@ def plain_schema(schema: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field(each.name, plain(each.type)) for each in schema])
 
 
-def unify(first: pa.Schema, second: pa.Schema) -> pa.Schema:
-    """The columns of both, by name, in types that hold the values of both."""
-    return pa.unify_schemas([first, second], promote_options="permissive")
-
-
 def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Block]:
     """Reads the row groups of a split."""
     with open_input(split.path) as source:
@@ -88,7 +80,7 @@ def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Bl
         file = pq.ParquetFile(source, buffer_size=buffer, pre_buffer=False)
         names = file.schema_arrow.names
         check_columns(names, options.needed, split)
-        _check_types(plain_schema(file.schema_arrow), schema, split)
+        check_types(plain_schema(file.schema_arrow), schema, split)
         columns = [name for name in schema.names if name in names] or names[:1]  # one, to count the rows by
         row = split.first_row
         for group in range(*(split.row_groups or (0, file.num_row_groups))):
@@ -100,22 +92,5 @@ def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Bl
                 if batch.schema.equals(schema):
                     yield Block(batch, numbers)
                 else:
-                    yield fit(batch, schema, numbers, split, cast=pc.cast, raw=_as_json)
+                    yield fit(batch, schema, numbers, split, cast=pc.cast, raw=as_json)
                 row += batch.num_rows
-
-
-def _as_json(values: dict[str, object]) -> str:
-    return json.dumps(values, default=str, ensure_ascii=False)
-
-
-def _check_types(columns: pa.Schema, schema: pa.Schema, split: Split) -> None:
-    for each in columns:
-        if each.name not in schema.names or each.name == DEAD_LETTER:
-            continue
-        settled = schema.field(each.name)
-        try:
-            fits = unify(pa.schema([settled]), pa.schema([each])).field(0).type == settled.type
-        except pa.ArrowException:
-            fits = False
-        if not fits:
-            raise BrokenFileError(f'column "{each.name}" of {split.name} is {each.type}; {settled.type} was expected')

@@ -1,0 +1,99 @@
+"""A series of checks: each says how it went in one line, and what depends on one that failed is skipped."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from handlers.errors import TorchbeamError, one_line
+
+T = TypeVar("T")
+
+NAME_WIDTH = 14
+
+_log = logging.getLogger(__name__)
+
+
+class State(StrEnum):
+    """How a check went."""
+
+    OK = "ok"
+    WARNING = "warning"
+    PROBLEM = "problem"
+    SKIPPED = "skipped"
+
+
+class SkipError(Exception):
+    """Raised by a check that cannot be made; the message says what is missing for it."""
+
+
+@dataclass(frozen=True)
+class Finding(Generic[T]):
+    """What a check found, in one line, and what later checks need of it."""
+
+    text: str
+    value: T
+    warning: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """A check that was made, or skipped."""
+
+    name: str
+    state: State
+    text: str
+    finding: Finding[T] | None = None
+
+    @property
+    def value(self) -> T:
+        """What the check found; where it found nothing, who asks is skipped, too."""
+        if self.finding is None:
+            raise SkipError(f'needs "{self.name}"' if self.state is State.PROBLEM else self.text)
+        return self.finding.value
+
+
+@dataclass
+class Checkup:
+    """Makes checks and shows each outcome at once on stdout: a table in a terminal, else plain lines."""
+
+    counts: Counter[State] = field(default_factory=Counter)
+    console: Console = field(default_factory=Console)
+
+    def check(self, name: str, ask: Callable[[], Finding[T]]) -> Outcome[T]:
+        """Makes one check. Whatever it raises is its outcome, except an interrupt."""
+        outcome: Outcome[T]
+        try:
+            finding = ask()
+            outcome = Outcome(name, State.WARNING if finding.warning else State.OK, finding.text, finding)
+        except SkipError as reason:
+            outcome = Outcome(name, State.SKIPPED, str(reason))
+        except (Exception, SystemExit) as error:  # also of the user's own code, which is imported here
+            _log.info("%s", name, exc_info=error)
+            kind = "" if isinstance(error, TorchbeamError) else f"{type(error).__name__}: "
+            outcome = Outcome(name, State.PROBLEM, kind + one_line(error, 1000))
+        self.counts[outcome.state] += 1
+        self._show(outcome)
+        return outcome
+
+    def _show(self, outcome: Outcome[T]) -> None:
+        if not self.console.is_terminal:
+            print(f"{outcome.state:8} {outcome.name:{NAME_WIDTH}} {outcome.text}", flush=True)
+            return
+        colour = {State.OK: "green", State.WARNING: "yellow", State.PROBLEM: "bold red", State.SKIPPED: "dim"}
+        row = Table.grid(padding=(0, 1))
+        row.add_column(width=8)
+        row.add_column(width=NAME_WIDTH)
+        row.add_column()
+        row.add_row(Text(outcome.state, colour[outcome.state]), Text(outcome.name), Text(outcome.text))
+        self.console.print(row)
+        sys.stdout.flush()

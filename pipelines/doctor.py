@@ -1,0 +1,126 @@
+"""`python -m pipelines.doctor`: what would fail in a run, found before it, and how to mend it.
+
+It takes the options of `score`, and looks at what it is given: without `--input` nothing is said of columns. The checks
+are in `pipelines.checks` and `pipelines.spark.checks`; this module has the command and the order of its checks.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from importlib import metadata
+
+from packaging.requirements import Requirement
+
+from handlers.errors import TorchbeamError, UsageError, one_line
+from handlers.model_dir import ModelDir
+from pipelines.checkup import Checkup, Finding, SkipError, State
+from pipelines.options import Command
+from pipelines.score import FINISHED, INTERRUPTED, WRONG_USAGE, ScoreOptions, set_up_logging
+
+PROG = "torchbeam doctor"
+COMMAND = Command(
+    prog=PROG,
+    description="Check before a run what would fail in it, and say how to mend it. Takes the options of score.",
+    usage="[--runner=…] [--model=…] [--input=…] [--output=…]",
+    exit_codes="0 nothing is in the way of the run, 2 something is",
+    strict=False,
+)
+
+_SHOWN = ("apache-beam", "torch", "pyarrow")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command and gives its exit code."""
+    try:
+        options = ScoreOptions.parse(sys.argv[1:] if argv is None else argv, COMMAND)
+        set_up_logging(options.run.verbose)
+        return _examine(options)
+    except TorchbeamError as error:
+        print(f"{PROG}: error: {one_line(error, 1000)}", file=sys.stderr)
+        return WRONG_USAGE
+    except KeyboardInterrupt:
+        print(f"{PROG}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _examine(options: ScoreOptions) -> int:
+    checkup = Checkup()
+    checkup.check("versions", _versions)
+    # Before torch is imported: the environment variables of the model, OMP_NUM_THREADS and its like, are read then.
+    model = checkup.check("model", lambda: _open_model(options.model.model))
+
+    from pipelines import checks
+
+    runner = checkup.check("runner", lambda: checks.runner(options.settled()))
+    checkup.check("options", lambda: checks.ignored(options))
+    checkup.check("paths", lambda: checks.paths(options))
+    if options.run.runner == "SparkRunner":
+        from pipelines.spark.examine import examine
+
+        examine(checkup, runner, options.run, options.beam)
+    checkup.check("device", lambda: checks.device(options))
+    predictor = checkup.check("weights", lambda: checks.load(options, model.value))
+    source = checkup.check("input", lambda: checks.read_input(options, model))
+    if options.source.input:
+        plan = checkup.check("columns", lambda: checks.columns(options, model.value, predictor.value, source.value))
+        checkup.check("rows", lambda: checks.score_rows(model.value, predictor.value, source.value, plan.value))
+    else:
+        checkup.check("rows", lambda: checks.score_zeros(predictor.value))
+    checkup.check("output", lambda: checks.write_output(options))
+
+    problems, warnings = checkup.counts[State.PROBLEM], checkup.counts[State.WARNING]
+    print(f"\n{_count(problems, 'problem')}, {_count(warnings, 'warning')}")
+    return WRONG_USAGE if problems else FINISHED
+
+
+def _versions() -> Finding[None]:
+    """The versions of Python and of the libraries are those that the package is made for."""
+    found = [f"Python {platform.python_version()}"]
+    wrong = []
+    try:
+        wanted = [Requirement(text) for text in metadata.requires("torchbeam") or ()]
+    except metadata.PackageNotFoundError:  # run from its sources
+        wanted = [Requirement(name) for name in _SHOWN]
+    for requirement in wanted:
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        try:
+            version = metadata.version(requirement.name)
+        except metadata.PackageNotFoundError:
+            wrong.append(f"{requirement.name} is not installed")
+            continue
+        if requirement.name in _SHOWN:
+            found.append(f"{requirement.name} {version}")
+        if not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(f"{requirement.name} is {version}, and {requirement.specifier} is needed")
+    if wrong:
+        raise UsageError(f"{'; '.join(wrong)}: run {sys.executable} -m pip install --upgrade torchbeam")
+    return Finding(", ".join(found), None)
+
+
+def _open_model(path: str) -> Finding[ModelDir]:
+    """The model directory is whole and valid."""
+    if not path:
+        raise SkipError("no --model was given")
+    model = ModelDir(path)
+    model.set_environment()
+    checked = ", sha256 as model.yaml says" if model.spec.sha256 else ""
+    return Finding(
+        f"{model.spec.name}, version {model.version}: {model.spec.task}, {model.spec.format}{checked}", model
+    )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number or 'no'} {what}{'s' * (number != 1)}"
+
+
+if __name__ == "__main__":
+    try:
+        code = main()
+    except SystemExit as end:  # --help
+        sys.exit(end.code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # threads of libraries that were asked and did not answer would keep the process alive

@@ -1,0 +1,1 @@
+"""The same command on Spark: the job server, the workers and the cluster."""

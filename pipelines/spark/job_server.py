@@ -1,0 +1,318 @@
+"""Beam's job server for Spark: which jar it is, and its process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlparse
+from urllib.request import Request, urlopen
+
+from handlers.errors import TorchbeamError, UsageError
+
+VARIABLE = "TORCHBEAM_SPARK_JOB_SERVER_JAR"
+DEFAULT_SPARK_VERSION = "3.5.7"  # that of templates/spark/pom.xml
+
+_START_SECONDS = 60.0
+_STOP_SECONDS = 15.0
+_DOWNLOAD_CHECK_SECONDS = 4.0
+_NO_EXECUTOR_SECONDS = 20.0
+
+_log = logging.getLogger("SparkJobServer")
+
+
+class JobServerError(TorchbeamError):
+    """The job server did not start, or ended before the job did."""
+
+
+# Which jar
+
+
+@dataclass(frozen=True)
+class JobServer:
+    """A job server.
+
+    Attributes:
+        jar: its jar on this machine; None where Beam downloads its own.
+        spark_version: that of the Spark inside, as `3.5.7`; None where it is not known.
+        beam_version: that of the Beam inside.
+    """
+
+    jar: Path | None
+    spark_version: str | None = None
+    beam_version: str | None = None
+
+
+def cache_folder() -> Path:
+    """Where `make spark-job-server` puts what it made."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchbeam" / "spark-job-server"
+
+
+def find_job_server(option: str | None, spark_version: str | None) -> JobServer:
+    """The job server to use: that of the option, of the environment variable, from the cache, or Beam's own.
+
+    Args:
+        option: the value of --spark_job_server_jar, a path or a URL.
+        spark_version: that of the cluster, as `3.5.7`; None where any will do.
+
+    Raises:
+        UsageError: where there is none to be had, with the command that makes one; where a file named is none.
+    """
+    for given, named in ((option, "--spark_job_server_jar"), (os.environ.get(VARIABLE), VARIABLE)):
+        if given:
+            return _given(given, named)
+    built = built_job_servers()
+    fitting = [server for server in built if spark_version in (None, server.spark_version)]
+    if fitting:
+        return fitting[0]
+    # What Beam itself downloads holds one Spark, whose version is not known before.
+    if spark_version is None and _can_be_downloaded():
+        return JobServer(None)
+    wanted = spark_version or DEFAULT_SPARK_VERSION
+    there = f" (there are those for {', '.join(str(server.spark_version) for server in built)})" if built else ""
+    raise UsageError(
+        f"there is no job server for Spark {wanted} on this machine{there}; make one, once, in a checkout of torchbeam "
+        f"with Java and Maven: make spark-job-server SPARK_VERSION={wanted}; or name one with --spark_job_server_jar "
+        f"or {VARIABLE}"
+    )
+
+
+def built_job_servers() -> list[JobServer]:
+    """Those in the user's cache, the newest versions first."""
+    found = []
+    for jar in cache_folder().glob("beam-*-spark-*.jar"):
+        with suppress(UsageError):
+            found.append(read_job_server(jar))
+    return sorted(
+        found, key=lambda server: (_numbers(server.spark_version), _numbers(server.beam_version)), reverse=True
+    )
+
+
+def read_job_server(jar: Path) -> JobServer:
+    """The versions inside a jar; raises `UsageError` where it is no job server."""
+    try:
+        with zipfile.ZipFile(jar) as archive:
+            names = set(archive.namelist())
+            if "org/apache/beam/runners/spark/SparkJobServerDriver.class" not in names:
+                raise UsageError(f"{jar} is no job server of Beam for Spark; make one with: make spark-job-server")
+            spark = _property(archive, names, "spark-version-info.properties", "version")
+            beam = _property(
+                archive, names, "META-INF/maven/org.apache.beam/beam-runners-spark-3/pom.properties", "version"
+            )
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{jar} cannot be read as a jar: {error}; make one with: make spark-job-server") from None
+    return JobServer(jar, spark, beam)
+
+
+def _given(given: str, named: str) -> JobServer:
+    url = urlparse(given)
+    if url.scheme in ("http", "https"):
+        return JobServer(_download(given))
+    path = Path(unquote(url.path) if url.scheme == "file" else given).expanduser().absolute()
+    if not path.is_file():
+        raise UsageError(f"{named} is {given}, but there is no such file; make one with: make spark-job-server")
+    return read_job_server(path)
+
+
+def _download(url: str) -> Path:
+    from apache_beam.utils.subprocess_server import JavaJarServer
+
+    try:
+        return Path(JavaJarServer.local_jar(url))
+    except Exception as error:
+        raise UsageError(f"the job server {url} cannot be downloaded: {error}") from None
+
+
+def beams_own() -> str:
+    """Where Beam's own job server is: a file, or a URL. It is that of Beam's version here."""
+    from apache_beam.utils.subprocess_server import JavaJarServer
+
+    return str(JavaJarServer.path_to_beam_jar(":runners:spark:3:job-server:shadowJar"))
+
+
+def _can_be_downloaded() -> bool:
+    """Whether Beam's own is there: downloaded before, or to be had now. Asked once, and for a few seconds only."""
+    from apache_beam.utils.subprocess_server import JavaJarServer
+
+    where = beams_own()
+    if not where.startswith("http"):
+        return Path(where).is_file()
+    if (Path(JavaJarServer.JAR_CACHE) / where.rsplit("/", 1)[-1]).is_file():
+        return True
+    try:
+        with urlopen(Request(where, method="HEAD"), timeout=_DOWNLOAD_CHECK_SECONDS) as answer:  # noqa: S310 - https
+            return bool(answer.status == 200)
+    except (OSError, ValueError):
+        return False
+
+
+def _property(archive: zipfile.ZipFile, names: set[str], file: str, key: str) -> str | None:
+    if file not in names:
+        return None
+    found = re.search(rf"^{key}=(.+)$", archive.read(file).decode(errors="replace"), re.MULTILINE)
+    return found.group(1).strip() if found else None
+
+
+def _numbers(version: str | None) -> list[int]:
+    return [int(number) for number in re.findall(r"\d+", version or "")]
+
+
+# Its process
+
+# What Spark needs of Java 17, which its own launcher gives, too.
+_OPENED = (
+    *("java.lang", "java.lang.invoke", "java.lang.reflect", "java.io", "java.net", "java.nio"),
+    *("java.util", "java.util.concurrent", "java.util.concurrent.atomic"),
+    *("sun.nio.ch", "sun.nio.cs", "sun.security.action", "sun.util.calendar"),
+)
+JAVA_ARGUMENTS = (
+    "-XX:+IgnoreUnrecognizedVMOptions",
+    *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED),
+    "-Djdk.reflect.useDirectMethodHandle=false",
+)
+
+
+@dataclass
+class Running:
+    """A job server that runs, and what its log has told so far.
+
+    Attributes:
+        endpoint: where it takes jobs; empty until it does.
+        ui: the address of Spark's web page, once the job has one.
+        tasks: how many of Spark's tasks have been finished.
+        executors: how many executors the cluster has given.
+        problem: what the log says is wrong beyond repair, in one line.
+        last: the last lines of the log.
+    """
+
+    process: subprocess.Popen[str]
+    endpoint: str = ""
+    ui: str | None = None
+    tasks: int = 0
+    executors: int = 0
+    problem: str | None = None
+    last: deque[str] = field(default_factory=lambda: deque(maxlen=200))
+    _waiting_since: float | None = None
+
+    def follow(self) -> None:
+        """Reads the log until its end; runs in a thread of its own."""
+        for line in self.process.stdout or ():
+            text = line.rstrip()
+            self.last.append(text)
+            _log.info("%s", text)
+            self._note(text)
+
+    def _note(self, line: str) -> None:
+        if match := re.search(r"JobService started on (\S+:\d+)", line):
+            self.endpoint = match.group(1)
+        elif match := re.search(r"Bound SparkUI to .*started at (http\S+)|SparkUI available at (http\S+)", line):
+            self.ui = match.group(1) or match.group(2)
+        elif match := re.search(r"Successfully started service 'SparkUI' on port (\d+)", line):
+            self.ui = self.ui or f"http://localhost:{match.group(1)}"
+        elif "Finished task" in line:
+            self.tasks += 1
+        elif "Registered executor" in line:
+            self.executors += 1
+        elif "All masters are unresponsive" in line:
+            self.problem = (
+                "the Spark master does not answer; check --spark_master_url, and that it is of the same Spark"
+            )
+        elif "serialVersionUID" in line or "InvalidClassException" in line:
+            self.problem = (
+                "the Spark of the job server is not that of the cluster, to the last number; make the right one with: "
+                "make spark-job-server SPARK_VERSION=…, and give --spark_version=…"
+            )
+        elif "Initial job has not accepted any resources" in line and not self.tasks:
+            now = time.monotonic()
+            self._waiting_since = self._waiting_since or now
+            if now - self._waiting_since >= _NO_EXECUTOR_SECONDS / 2:
+                self.problem = (
+                    "the cluster gives the job no executor: its cores or its memory are taken, or no worker is left; "
+                    f"see {self.ui or 'the page of the master'}, or ask for less with "
+                    "--job_server_jvm_properties=-Dspark.executor.memory=…"
+                )
+
+    def last_words(self) -> str:
+        """The line of the log that says best why it ended."""
+        errors = [line for line in self.last if re.search(r"Exception|Error|ERROR|Unsupported|cannot|Invalid", line)]
+        return (errors or [*self.last, "it said nothing"])[-1].strip()
+
+
+@contextmanager
+def running(
+    jar: Path, java: str, master: str, arguments: Sequence[str], environment: dict[str, str]
+) -> Iterator[Running]:
+    """A job server for the time of the context; nothing is left of it afterwards, nor when this process is killed.
+
+    Args:
+        jar: that of the job server.
+        java: the executable.
+        master: the URL of the Spark master.
+        arguments: those of Java, Spark's settings among them.
+        environment: what is added to this process's own.
+
+    Raises:
+        JobServerError: where it does not start.
+    """
+    with tempfile.TemporaryDirectory(prefix="torchbeam-spark-") as artifacts:
+        whole = [java, *JAVA_ARGUMENTS, *arguments, f"-Djava.io.tmpdir={artifacts}", "-jar", str(jar)]
+        whole += [
+            "--spark-master-url",
+            master,
+            "--job-port",
+            "0",
+            "--artifact-port",
+            "0",
+            "--expansion-port",
+            "-1",
+            "--artifacts-dir",
+            artifacts,
+        ]
+        _log.info("%s", " ".join(whole))
+        process = subprocess.Popen(  # noqa: S603 - Java, with the options of the user
+            [sys.executable, "-P", "-m", "pipelines.spark.tether", *whole],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=os.environ | environment,
+            start_new_session=True,  # Ctrl-C is for this process, which stops the job first
+        )
+        server = Running(process)
+        reader = threading.Thread(target=server.follow, name="job-server-log", daemon=True)
+        reader.start()
+        try:
+            _wait_for_start(server)
+            yield server
+        finally:
+            process.terminate()
+            try:
+                process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()  # and Java with it: it ends with its parent
+                process.wait()
+            reader.join(_STOP_SECONDS)
+
+
+def _wait_for_start(server: Running) -> None:
+    end = time.monotonic() + _START_SECONDS
+    while not server.endpoint:
+        code: Any = server.process.poll()
+        if code is not None:
+            raise JobServerError(f"the job server ended at its start with exit code {code}: {server.last_words()}")
+        if time.monotonic() > end:
+            raise JobServerError(f"the job server did not start in {_START_SECONDS:.0f} s: {server.last_words()}")
+        time.sleep(0.05)

@@ -1,0 +1,188 @@
+"""What can be learned of a standalone Spark master before anything is submitted to it.
+
+Whether it is there is asked on its own port, in its own protocol. Its Spark version, workers and cores are on its web
+page only, which may be on another port than the usual one or switched off: what is not known then is None, not guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import struct
+import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+
+from handlers.errors import UsageError
+
+SECONDS = 4.0  # for a connection, and again for each answer
+
+# Where 8080 is taken, Spark puts its page on the next free port.
+_UI_PORTS = range(8080, 8084)
+_PAGE_BYTES = 8 << 20
+_STREAM_REQUEST, _NO_SUCH_FILE = 6, b"/files/torchbeam"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a worker that is alive has left: cores, and memory in MiB."""
+
+    cores_free: int
+    memory_free: int
+
+
+@dataclass(frozen=True)
+class Master:
+    """A standalone master that answers.
+
+    Attributes:
+        url: as it was asked for.
+        ui: the address of its web page; None where that was not found, and then nothing below is known.
+        version: its Spark version, as `3.5.7`.
+        cores: the cores of its workers.
+        workers: those that are alive.
+        applications: the names of the applications that run.
+    """
+
+    url: str
+    ui: str | None = None
+    version: str | None = None
+    cores: int | None = None
+    workers: tuple[Worker, ...] = ()
+    applications: tuple[str, ...] = ()
+
+
+def is_standalone(url: str) -> bool:
+    """Whether `url` is that of a standalone master."""
+    return url.startswith("spark://")
+
+
+def addresses(url: str) -> list[tuple[str, int]]:
+    """Host and port of each master in `spark://host:port[,host:port…]`; raises `UsageError` where it is none."""
+    found = []
+    for part in url.removeprefix("spark://").split(","):
+        match = re.fullmatch(r"\[?([^\s/@\[\]]+?)\]?:(\d{1,5})", part)
+        if not is_standalone(url) or match is None or not 0 < int(match.group(2)) < 65536:
+            raise UsageError(f'--spark_master_url "{url}" must be spark://host:port, and the port is mostly 7077')
+        found.append((match.group(1), int(match.group(2))))
+    return found
+
+
+def ask_master(url: str, ui: str | None = None) -> Master:
+    """Asks a standalone master who it is; takes some seconds at most.
+
+    Args:
+        url: `spark://host:port`, or several between commas where there are standby masters.
+        ui: the address of its web page, where the user knows it; else it is looked for on the usual ports.
+
+    Raises:
+        UsageError: where none of the masters answers, or where there is no page of theirs at `ui`.
+    """
+    hosts = addresses(url)
+    with ThreadPoolExecutor(len(hosts)) as pool:
+        problems = list(pool.map(lambda address: _problem(*address), hosts))
+    if None not in problems:
+        host, port = hosts[0]
+        raise UsageError(
+            f"the Spark master {url} cannot be used: {host}:{port} {problems[0]}; start it "
+            "(sbin/start-master.sh), or check host, port and firewall"
+        )
+    up = [address for address, problem in zip(hosts, problems, strict=True) if problem is None]
+    pages = [_page(ui)] if ui else _usual_pages(host for host, _ in up)
+    ports = {port for _, port in up}
+    with ThreadPoolExecutor(len(pages)) as pool:
+        asked = list(pool.map(lambda page: (page, _state(page, ports)), pages))
+    found = [(page, state) for page, state in asked if state is not None]
+    if not found:
+        if ui:
+            raise UsageError(f"--spark_master_ui {ui} is no web page of the Spark master {url}; check host and port")
+        return Master(url)
+    # Of a master and its standbys the one that leads knows the workers.
+    page, state = next((each for each in found if each[1].get("status") == "ALIVE"), found[0])
+    return Master(
+        url,
+        page,
+        _version(page),
+        int(state["cores"]),
+        tuple(
+            Worker(int(each["coresfree"]), int(each["memoryfree"]))
+            for each in state["workers"]
+            if each.get("state") == "ALIVE"
+        ),
+        tuple(str(app.get("name")) for app in state.get("activeapps", ())),
+    )
+
+
+def _problem(host: str, port: int) -> str | None:
+    """What keeps a port from being used as a Spark master; None where nothing does.
+
+    A file that no master serves is asked for, which changes nothing there and is not even logged.
+    """
+    body = struct.pack(">bi", _STREAM_REQUEST, len(_NO_SUCH_FILE)) + _NO_SUCH_FILE
+    try:
+        with socket.create_connection((host, port), SECONDS) as connection:
+            connection.sendall(struct.pack(">q", 8 + len(body)) + body)
+            answer = connection.recv(1 << 12)
+    except TimeoutError:
+        return f"does not answer within {SECONDS:.0f} seconds"
+    except (socket.gaierror, UnicodeError):
+        return "is no host that is known here"
+    except OSError as error:
+        return f"refuses connections ({error.strerror or error})"
+    return "is a web page, and the port of a master is mostly 7077" if answer.startswith(b"HTTP") else None
+
+
+def _page(ui: str) -> str:
+    return (ui if "://" in ui else f"http://{ui}").rstrip("/")
+
+
+def _usual_pages(hosts: Iterable[str]) -> list[str]:
+    ports = [os.environ.get("SPARK_MASTER_WEBUI_PORT"), *_UI_PORTS]
+    named = [f"[{host}]" if ":" in host else host for host in hosts]
+    return [f"http://{host}:{port}" for host in named for port in ports if port]
+
+
+def _state(page: str, ports: set[int]) -> dict[str, Any] | None:
+    """What the page of a master says of it; None where it is not that of a master on one of `ports`."""
+    try:
+        state = json.loads(_get(f"{page}/json/"))
+        # The host may have other names; on this page's machine only one master has the port.
+        (address, *_) = addresses(state["url"])
+        return state if address[1] in ports and {"cores", "workers"} <= state.keys() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, UsageError):
+        return None
+
+
+def _version(page: str) -> str | None:
+    """The Spark version, which only the page for people shows."""
+    try:
+        found = re.search(r'class="version"[^>]*>\s*(\d[^<\s]*)', _get(page))
+    except (OSError, ValueError):
+        return None
+    return found.group(1) if found else None
+
+
+def _get(url: str) -> str:
+    """The text at `url`; OSError or ValueError where there is none to be had within some seconds."""
+    # No proxy: the page is in the user's own network. A URL of another kind, as file:, is not opened.
+    if not url.startswith(("http://", "https://")):
+        raise ValueError(f"{url} is no address of a web page")
+    deadline = time.monotonic() + SECONDS
+    text = b""
+    try:
+        with build_opener(ProxyHandler({})).open(url, timeout=SECONDS) as answer:
+            while piece := answer.read1(1 << 16):
+                text += piece
+                if time.monotonic() > deadline or len(text) > _PAGE_BYTES:
+                    raise TimeoutError(f"{url} does not end")
+    except URLError as error:
+        raise OSError(str(error)) from None
+    except Exception as error:  # http.client has errors of its own for what is no HTTP
+        raise OSError(str(error)) from error
+    return text.decode("utf-8", "replace")

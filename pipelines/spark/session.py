@@ -1,0 +1,164 @@
+"""A run on Spark from its start to its end: the job server, the job, and what can be told of it meanwhile."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import apache_beam as beam
+import grpc  # type: ignore[import-untyped,unused-ignore]
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, SparkRunnerOptions
+
+from handlers.errors import TorchbeamError
+from pipelines.spark.job_server import JobServer, JobServerError, Running, beams_own, running
+from pipelines.spark.progress import SparkProgress
+from pipelines.spark.submit import Submission
+from pipelines.spark.worker import NO_BEAM
+from transforms.accounting import Counts
+
+_POLL_SECONDS = 0.2
+_CANCEL_SECONDS = 20.0
+
+
+@dataclass
+class Session:
+    """A run on Spark.
+
+    Attributes:
+        options: Beam's, with the job server that takes the job.
+        server: that job server; None where the user has one that runs.
+    """
+
+    options: PipelineOptions
+    server: Running | None
+    progress: SparkProgress
+
+    def run(self, pipeline: beam.Pipeline) -> None:
+        """Runs a pipeline to its end; where this is interrupted, the job ends on the cluster, too.
+
+        Raises:
+            TorchbeamError: where the job failed, with what the log of the job server says where that is known.
+        """
+        # Waiting is done elsewhere, so that an interruption or the end of the job server is seen at once.
+        outcome: list[BaseException | None] = []
+        result = pipeline.run()
+        waiting = threading.Thread(target=_wait, args=(result, outcome), name="wait-for-job", daemon=True)
+        waiting.start()
+        try:
+            while waiting.is_alive():
+                waiting.join(_POLL_SECONDS)
+                self._check_server()
+        except BaseException:
+            _cancel(result)
+            raise
+        error = outcome[0] if outcome else None
+        if error is not None:
+            if self.server is not None:
+                # The log is read by another thread, and what is wrong may be in its last lines.
+                time.sleep(_POLL_SECONDS)
+                self._check_server()
+            raise _said_by_worker(error) or error
+
+    def so_far(self) -> Counts | None:
+        """What has been done, as far as Spark tells."""
+        return self.progress.so_far()
+
+    def state(self) -> str:
+        """How far Spark is."""
+        return self.progress.state()
+
+    def _check_server(self) -> None:
+        if self.server is None:
+            return
+        if self.server.problem:
+            raise TorchbeamError(self.server.problem)
+        if self.server.process.poll() is not None:
+            raise JobServerError(f"the job server ended before the job did: {self.server.last_words()}")
+
+
+def _said_by_worker(error: BaseException) -> RuntimeError | None:
+    """What a Python worker said, out of the Java exceptions around it."""
+    text = str(error)
+    if found := re.search(r"Error received from SDK harness for instruction \S+: (.*?)(\n\s+at |\Z)", text, re.DOTALL):
+        return RuntimeError(found.group(1).strip())
+    if found := re.search(r"Process died with exit code (\d+)", text):
+        code = int(found.group(1))
+        why = (
+            " the Python of the workers cannot import apache_beam" if code == NO_BEAM else "; see the executors' hosts"
+        )
+        return RuntimeError(
+            f"WorkerError: the worker command ended with exit code {code}{':' * (code == NO_BEAM)}{why}"
+        )
+    return None
+
+
+def _wait(result: Any, outcome: list[BaseException | None]) -> None:
+    try:
+        result.wait_until_finish()
+        outcome.append(None)
+    except BaseException as error:
+        outcome.append(error)
+
+
+def _cancel(result: Any) -> None:
+    """Ends the job on the cluster; what does not answer in time is ended with the job server."""
+
+    def ask() -> None:
+        with suppress(Exception):
+            result.cancel()
+
+    asking = threading.Thread(target=ask, name="cancel-job", daemon=True)
+    asking.start()
+    asking.join(_CANCEL_SECONDS)
+
+
+@contextmanager
+def spark_session(submission: Submission, options: PipelineOptions, *, verbose: bool = False) -> Iterator[Session]:
+    """The job server of a run, for the time of the context.
+
+    Args:
+        submission: what was settled before.
+        options: Beam's, made of the arguments of `submission`.
+        verbose: whether the job server logs all that it can.
+
+    Raises:
+        JobServerError: where it does not start.
+    """
+    if submission.job_server is None or submission.java is None:
+        yield Session(options, None, SparkProgress(None))
+        return
+    settings = [f"-Dlog4j2.configurationFile={Path(__file__).with_name('log4j2.properties')}"]
+    if verbose:
+        settings.append("-Dtorchbeam.log=info")
+    jar = _jar(submission.job_server)
+    master = options.view_as(SparkRunnerOptions).spark_master_url
+    _hush_threads()
+    arguments = [*settings, *submission.jvm_arguments]
+    with running(jar, submission.java.path, master, arguments, dict(submission.environment)) as server:
+        options.view_as(PortableOptions).job_endpoint = server.endpoint
+        yield Session(options, server, SparkProgress(server))
+
+
+def _hush_threads() -> None:
+    """Threads of Beam's own that lose the job server at the end of a run print a traceback each; nobody needs them."""
+    before = threading.excepthook
+
+    def hook(happened: threading.ExceptHookArgs) -> None:
+        if not issubclass(happened.exc_type, grpc.RpcError):
+            before(happened)
+
+    threading.excepthook = hook
+
+
+def _jar(server: JobServer) -> Path:
+    if server.jar is not None:
+        return server.jar
+    from apache_beam.utils.subprocess_server import JavaJarServer
+
+    return Path(JavaJarServer.local_jar(beams_own()))

@@ -1,0 +1,147 @@
+"""What a run on Spark needs beyond what the user said: the job server, the workers, and Spark's own settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptions, PortableOptions, SparkRunnerOptions
+
+from handlers.errors import UsageError
+from pipelines.spark.java import Java
+from pipelines.spark.job_server import JobServer, find_job_server
+
+_LOCAL_MASTER = re.compile(r"local(\[.+\])?$")
+# Threads that the libraries of a worker make for themselves, each for every core of the machine if nobody says less.
+_THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# Without this every stage of the job starts its workers, and loads the model, anew.
+_WORKERS_STAY_MILLISECONDS = 600_000
+
+
+@dataclass(frozen=True)
+class Submission:
+    """A run on Spark, ready to be started.
+
+    Attributes:
+        arguments: those for Beam, whole.
+        job_server: None where the user has one that runs (`--job_endpoint`).
+        java: what runs it; None with `job_server`.
+        jvm_arguments: those of the user, Spark's settings among them.
+        environment: what the job server's process is given beyond this one's.
+    """
+
+    arguments: tuple[str, ...]
+    job_server: JobServer | None
+    java: Java | None
+    jvm_arguments: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...]
+
+
+def is_local(master: str) -> bool:
+    """Whether Spark runs in the job server, on this machine."""
+    return _LOCAL_MASTER.match(master) is not None
+
+
+def master_url(options: PipelineOptions, arguments: Sequence[str]) -> str:
+    """The master of the run; where none was named, this machine with a task for each core (Beam has four of them)."""
+    if any(argument.split("=")[0] == "--spark_master_url" for argument in arguments):
+        return str(options.view_as(SparkRunnerOptions).spark_master_url)
+    return f"local[{os.cpu_count() or 1}]"
+
+
+def settle(
+    options: PipelineOptions, arguments: Sequence[str], java: Java | None, spark_version: str | None
+) -> Submission:
+    """Adds to the user's arguments what is missing; what the user gave stays.
+
+    Args:
+        options: the arguments as Beam reads them.
+        arguments: those that go to Beam.
+        java: the Java to use; None where the user's own job server does the work.
+        spark_version: that of the cluster, where it is known.
+
+    Raises:
+        UsageError: there is no job server, no worker command, or an option has a value that it cannot have.
+    """
+    master = master_url(options, arguments)
+    portable = options.view_as(PortableOptions)
+    server_options = options.view_as(JobServerOptions)
+    settings = spark_settings(server_options.job_server_jvm_properties)
+    added = [f"--spark_master_url={master}"]
+    if not int(portable.environment_cache_millis):
+        added.append(f"--environment_cache_millis={_WORKERS_STAY_MILLISECONDS}")
+    kind = portable.environment_type or ("LOOPBACK" if is_local(master) else "PROCESS")
+    added.append(f"--environment_type={kind}")
+    if kind == "PROCESS" and not portable.lookup_environment_option("process_command"):
+        added.append(f"--environment_config={_worker_config(portable.environment_config, settings)}")
+    if not any(argument.startswith("--app_name") for argument in arguments):
+        added.append("--app_name=torchbeam")
+    whole = (*arguments, *added)
+    if portable.job_endpoint or options.view_as(SparkRunnerOptions).spark_submit_uber_jar:
+        return Submission(whole, None, None, (), ())
+    job_server = find_job_server(options.view_as(SparkRunnerOptions).spark_job_server_jar, spark_version)
+    # The driver of a cluster on this machine, and Spark within the job server, need no address that others reach.
+    here = is_local(master) or re.match(r"spark://(localhost|127\.[\d.]+|\[::1\]):", master)
+    environment = {"SPARK_LOCAL_IP": "127.0.0.1"} if here and "SPARK_LOCAL_IP" not in os.environ else {}
+    return Submission(
+        (*whole,), job_server, java, tuple(server_options.job_server_jvm_properties), tuple(environment.items())
+    )
+
+
+def spark_settings(jvm_properties: Sequence[str]) -> dict[str, str]:
+    """Spark's settings among the job server's Java properties (`-Dspark.task.cpus=2`)."""
+    pairs = (text.removeprefix("-D").partition("=") for text in jvm_properties if text.startswith("-Dspark."))
+    return {name: value for name, _, value in pairs}
+
+
+def worker_command() -> str:
+    """The boot command of the workers: that of the Python that runs now. It must be on the other hosts, too."""
+    for folder in (Path(sys.executable).parent, Path(sys.prefix, "bin"), Path(sys.prefix, "Scripts")):
+        for name in ("torchbeam-worker", "torchbeam-worker.exe"):
+            if (folder / name).is_file():
+                return str((folder / name).absolute())
+    raise UsageError(
+        f"there is no torchbeam-worker beside {sys.executable}; install the package there (pip install torchbeam), or "
+        'name the one of the workers: --environment_type=PROCESS --environment_config=\'{"command": "/path/to/it"}\''
+    )
+
+
+def worker_environment(settings: dict[str, str]) -> dict[str, str]:
+    """What the workers are given: this process's way to modules, and as many threads a task as it has cores.
+
+    An executor runs a task on each `spark.task.cpus` of its cores, so this many threads keep all of them busy and no
+    more, however many workers (`--sdk_worker_parallelism`) share them.
+    """
+    threads = settings.get("spark.task.cpus", "1")
+    environment = {name: os.environ.get(name, threads) for name in _THREADS}
+    environment["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # see pipelines.score
+    folders = [str(Path(folder).absolute()) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
+    if sys.path[0] in ("", str(Path.cwd())):  # `python -m` looks there first, and finds the user's functions
+        folders.insert(0, str(Path.cwd()))
+    if folders:
+        environment["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(folders))
+    return environment
+
+
+def _worker_config(given: str | None, settings: dict[str, str]) -> str:
+    try:
+        config = json.loads(given) if given else {}
+        if not isinstance(config, dict):
+            raise ValueError("it is no object")
+    except ValueError as error:
+        raise UsageError(
+            f"--environment_config {given} is not what PROCESS takes, as "
+            f'\'{{"command": "/path/to/torchbeam-worker", "env": {{"NAME": "value"}}}}\': {error}'
+        ) from None
+    return json.dumps(
+        config
+        | {
+            "command": config.get("command") or worker_command(),
+            "env": worker_environment(settings) | config.get("env", {}),
+        }
+    )

@@ -1,0 +1,273 @@
+"""`torchbeam-worker`: the command that Spark's executors start for `--environment_type=PROCESS`.
+
+It keeps the contract of the boot command of Beam's containers: it is given `--id` and `--provision_endpoint`, asks
+there for the pipeline's options and for the other endpoints, fetches the files that were staged, and runs Beam's
+worker.
+
+The process that Spark starts only watches. Beam's worker is its child, whose last lines on stderr it keeps: where the
+child dies before it could take work, the watcher takes the work in its place and fails it with these lines, so that
+they are the error of the job. An executor throws away what its processes print, and tells their exit code only.
+
+Where a worker dies later, its executor is ended, too. The runner would give every retry to the worker that is gone,
+and fail the job within a second; so the retry comes to a new executor, with a new worker.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.spark.tether import end_with_parent
+
+# The watcher imports nothing but the standard library while all is well: there may be many on a host.
+
+NO_BEAM = 86  # exit code where this Python cannot even tell the job what is wrong
+LAST_LINES = 4
+STARTED_FD = "TORCHBEAM_WORKER_STARTED_FD"
+EXECUTOR = "TORCHBEAM_WORKER_EXECUTOR"
+
+
+@dataclass(frozen=True)
+class Boot:
+    """The arguments of the boot command. The endpoints are told by the provision service where they are missing."""
+
+    id: str
+    provision_endpoint: str
+    semi_persist_dir: str
+    endpoints: dict[str, str]
+
+    @staticmethod
+    def parse(argv: Sequence[str]) -> Boot:
+        """From the arguments that a runner gives; others are ignored, as Beam's own boot command does."""
+        parser = argparse.ArgumentParser(prog="torchbeam-worker", description=__doc__, allow_abbrev=False)
+        parser.add_argument("--id", required=True)
+        parser.add_argument("--provision_endpoint", required=True)
+        parser.add_argument("--semi_persist_dir", default="")
+        for name in ("logging", "artifact", "control"):
+            parser.add_argument(f"--{name}_endpoint", default="")
+        values, _ = parser.parse_known_args(argv)
+        endpoints = {name: getattr(values, f"{name}_endpoint") for name in ("logging", "artifact", "control")}
+        return Boot(values.id, values.provision_endpoint, values.semi_persist_dir, endpoints)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Watches over a worker until its end, and gives its exit code."""
+    arguments = sys.argv[1:] if argv is None else argv
+    boot = Boot.parse(arguments)
+    started, started_in_child = os.pipe()
+    child = subprocess.Popen(  # noqa: S603 - this module, with the arguments of the runner
+        # -P: the folder that it is started in may hold a package of the same name as ours
+        [sys.executable, "-P", "-m", "pipelines.spark.worker", *arguments],
+        stderr=subprocess.PIPE,
+        pass_fds=[started_in_child],
+        env=os.environ | {STARTED_FD: str(started_in_child), EXECUTOR: str(os.getppid())},
+    )
+    os.close(started_in_child)
+    told_to_end = False
+
+    def end(*_: object) -> None:
+        nonlocal told_to_end
+        told_to_end = True
+        child.kill()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    end_with_parent(child.kill)
+    last: deque[str] = deque(maxlen=LAST_LINES)
+    for line in child.stderr or ():
+        text = line.decode(errors="replace")
+        sys.stderr.write(text)
+        last.append(text.rstrip())
+    code = child.wait()
+    with os.fdopen(started, "rb") as pipe:
+        started_well = bool(pipe.read())
+    if told_to_end:
+        return 0
+    if started_well:
+        _end_executor(os.getppid())
+        return code if code >= 0 else 128 - code
+    return _fail_the_work(boot, last_words(code, list(last)))
+
+
+def _end_executor(pid: int) -> None:
+    """Ends the executor that started a worker which died; what else may have started it is left alone."""
+    with suppress(OSError):
+        if b"ExecutorBackend" in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGKILL)
+
+
+def last_words(code: int, lines: list[str]) -> str:
+    """What the job says of a worker that died at its start."""
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    said = [line for line in lines if line.strip()]
+    words = " / ".join(line.strip() for line in said) or "it said nothing"
+    return f"the worker on {platform.node()} {how} at its start: {words}"
+
+
+def _fail_the_work(boot: Boot, words: str) -> int:
+    """Answers whatever is asked of the worker with `words`, until the runner has had enough."""
+    print(words, file=sys.stderr)
+    try:
+        import grpc  # type: ignore[import-untyped,unused-ignore]
+        from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
+    except Exception:
+        return NO_BEAM
+    import queue
+
+    answers: queue.Queue[Any] = queue.Queue()
+    listened: set[str] = set()
+    who = [("worker_id", boot.id)]
+    with grpc.insecure_channel(boot.endpoints["control"] or _provision(boot).control_endpoint.url) as channel:
+        stub = beam_fn_api_pb2_grpc.BeamFnControlStub(channel)
+        with suppress(grpc.RpcError):  # until the runner closes the connection
+            for request in stub.Control(iter(answers.get, None), metadata=who):
+                bundle = request.process_bundle.process_bundle_descriptor_id
+                if bundle:
+                    wanted = beam_fn_api_pb2.GetProcessBundleDescriptorRequest(process_bundle_descriptor_id=bundle)
+                    _take_data(stub.GetProcessBundleDescriptor(wanted, metadata=who), who, listened)
+                error = f"WorkerError: {words}"
+                answers.put(beam_fn_api_pb2.InstructionResponse(instruction_id=request.instruction_id, error=error))
+    return 1
+
+
+def _take_data(bundle: Any, who: list[tuple[str, str]], listened: set[str]) -> None:
+    """Opens the stream on which the runner sends a bundle's data: before that it does not look at the answer."""
+    import grpc
+    from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
+
+    for transform in bundle.transforms.values():
+        if transform.spec.urn != "beam:runner:source:v1":
+            continue
+        url = beam_fn_api_pb2.RemoteGrpcPort.FromString(transform.spec.payload).api_service_descriptor.url
+        if url not in listened:
+            listened.add(url)
+            stream = beam_fn_api_pb2_grpc.BeamFnDataStub(grpc.insecure_channel(url)).Data(
+                iter(threading.Event().wait, None), metadata=who
+            )
+            threading.Thread(target=_drain, args=(stream,), daemon=True).start()
+
+
+def _drain(stream: Any) -> None:
+    with suppress(Exception):
+        deque(stream, maxlen=0)
+
+
+def _provision(boot: Boot) -> Any:
+    import grpc
+    from apache_beam.portability.api import beam_provision_api_pb2, beam_provision_api_pb2_grpc
+
+    with grpc.insecure_channel(boot.provision_endpoint) as channel:
+        stub = beam_provision_api_pb2_grpc.ProvisionServiceStub(channel)
+        request = beam_provision_api_pb2.GetProvisionInfoRequest()
+        return stub.GetProvisionInfo(request, metadata=[("worker_id", boot.id)], timeout=30).info
+
+
+# The child
+
+
+def _work(argv: Sequence[str]) -> None:
+    """Runs Beam's worker in this process, until the runner ends it."""
+    executor = int(os.environ.pop(EXECUTOR, "0"))
+    end_with_parent(lambda: _end_executor(executor))
+    boot = Boot.parse(argv)
+    from apache_beam.runners.worker import sdk_worker_main
+    from google.protobuf import json_format  # type: ignore[import-untyped,unused-ignore]
+
+    info = _provision(boot)
+    folder = tempfile.mkdtemp(prefix="torchbeam-worker-", dir=_scratch(boot))
+    try:
+        environment = {
+            "WORKER_ID": boot.id,
+            "PIPELINE_OPTIONS": json_format.MessageToJson(info.pipeline_options),
+            "LOGGING_API_SERVICE_DESCRIPTOR": f'url: "{boot.endpoints["logging"] or info.logging_endpoint.url}"',
+            "CONTROL_API_SERVICE_DESCRIPTOR": f'url: "{boot.endpoints["control"] or info.control_endpoint.url}"',
+            "SEMI_PERSISTENT_DIRECTORY": folder,
+            "RUNNER_CAPABILITIES": " ".join(info.runner_capabilities),
+        }
+        if info.status_endpoint.url:
+            environment["STATUS_API_SERVICE_DESCRIPTOR"] = f'url: "{info.status_endpoint.url}"'
+        _fetch_staged(boot, info, Path(folder, "staged"))
+        os.environ.update(environment)
+        _, harness, _ = sdk_worker_main.create_harness(environment)
+        os.write(int(os.environ[STARTED_FD]), b"1")
+        os.close(int(os.environ.pop(STARTED_FD)))
+        harness.run()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _scratch(boot: Boot) -> str | None:
+    """A folder that Spark clears away with the executor, where it has one."""
+    for name in ("SPARK_EXECUTOR_DIRS", "LOCAL_DIRS", "SPARK_LOCAL_DIRS"):
+        for folder in re.split(r"[:,]", os.environ.get(name, "")):
+            if folder and os.access(folder, os.W_OK):
+                return folder
+    return boot.semi_persist_dir or None
+
+
+def _fetch_staged(boot: Boot, info: Any, folder: Path) -> None:
+    """Fetches the files of the pipeline's environment, and installs the packages among them beside them."""
+    if not info.dependencies:
+        return
+    import grpc
+    from apache_beam.portability.api import beam_artifact_api_pb2, beam_artifact_api_pb2_grpc, beam_runner_api_pb2
+
+    folder.mkdir(parents=True)
+    with grpc.insecure_channel(boot.endpoints["artifact"] or info.artifact_endpoint.url) as channel:
+        service = beam_artifact_api_pb2_grpc.ArtifactRetrievalServiceStub(channel)
+        who = [("worker_id", boot.id)]
+        wanted = beam_artifact_api_pb2.ResolveArtifactsRequest(artifacts=info.dependencies)
+        for artifact in service.ResolveArtifacts(wanted, metadata=who).replacements:
+            staged = beam_runner_api_pb2.ArtifactStagingToRolePayload.FromString(artifact.role_payload)
+            if not staged.staged_name:
+                continue
+            with (folder / Path(staged.staged_name).name).open("wb") as file:
+                for block in service.GetArtifact(
+                    beam_artifact_api_pb2.GetArtifactRequest(artifact=artifact), metadata=who
+                ):
+                    file.write(block.data)
+    _install(folder)
+
+
+def _install(staged: Path) -> None:
+    """Installs what `--requirements_file`, `--setup_file` and `--extra_package` staged, for this worker alone."""
+    wanted: list[str] = []
+    if (staged / "requirements.txt").exists():
+        wanted += ["--find-links", str(staged), "--requirement", str(staged / "requirements.txt")]
+    listed = staged / "extra_packages.txt"
+    names = [*(listed.read_text().split() if listed.exists() else []), "workflow.tar.gz"]
+    wanted += [str(staged / name) for name in names if (staged / name).exists()]
+    if not wanted:
+        return
+    target = staged.parent / "packages"
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(target)]
+    subprocess.run([*pip, *wanted], check=True, stdout=sys.stderr)  # noqa: S603 - what the user staged
+    sys.path.insert(0, str(target))
+
+
+if __name__ == "__main__":
+    if STARTED_FD not in os.environ:
+        sys.exit(main())
+    # The last words of a worker are its stderr; threads of its own must not keep it alive.
+    try:
+        _work(sys.argv[1:])
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
+    os._exit(0)

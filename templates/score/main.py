@@ -1,0 +1,11 @@
+"""The Flex Template `score`: the launcher runs this file as a script, with the parameters as `--name=value`.
+
+Only this folder is on `sys.path` then, so that the package must be installed.
+"""
+
+import sys
+
+from pipelines.score import main
+
+if __name__ == "__main__":
+    sys.exit(main(["--runner=DataflowRunner", *sys.argv[1:]]))

@@ -1,0 +1,176 @@
+"""A real cluster: a standalone master and two workers, from the Spark that the pyspark package carries, on loopback."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+
+WAIT_SECONDS = 120.0
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = WAIT_SECONDS) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
+        time.sleep(0.05)
+
+
+def processes(command: str, session: int | None = None) -> list[int]:
+    """The processes with `command` in their command line, of a session (as `setsid` makes them), oldest first."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            state, _, _, of_session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+        except (OSError, ValueError):
+            continue
+        if command in line and state != "Z" and session in (None, int(of_session)):
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+@dataclass
+class Daemon:
+    """A master or a worker, with all that it starts: executors and their Python workers."""
+
+    process: subprocess.Popen[bytes]
+
+    def executors(self) -> list[int]:
+        return processes("CoarseGrainedExecutorBackend", self.process.pid)
+
+    def python_workers(self) -> list[int]:
+        """Beam's workers themselves, not the processes that watch over them."""
+        return processes("-m pipelines.spark.worker", self.process.pid)
+
+    def end(self) -> None:
+        for pid in [self.process.pid, *processes("", self.process.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@dataclass
+class Cluster:
+    """A standalone cluster.
+
+    Attributes:
+        url: that of its master.
+        ui: the master's web page.
+        workers: each with one core.
+    """
+
+    url: str
+    ui: str
+    master: Daemon
+    workers: list[Daemon] = field(default_factory=list)
+
+    @property
+    def arguments(self) -> list[str]:
+        return [f"--spark_master_url={self.url}", f"--spark_master_ui={self.ui}", "--shared_filesystem"]
+
+
+@contextmanager
+def started_cluster(folder: Path) -> Iterator[Cluster]:
+    spec = importlib.util.find_spec("pyspark")
+    if spec is None or spec.origin is None:
+        pytest.skip("there is no pyspark here: pip install pyspark==3.5.7")
+    home = Path(spec.origin).parent
+    master_port, ui_port = free_port(), free_port()
+    url, ui = f"spark://127.0.0.1:{master_port}", f"http://127.0.0.1:{ui_port}"
+    environment = os.environ | {
+        "SPARK_HOME": str(home),
+        "SPARK_LOCAL_IP": "127.0.0.1",
+        "SPARK_LOCAL_DIRS": str(folder / "local"),
+        "SPARK_WORKER_DIR": str(folder / "work"),
+        "SPARK_NO_DAEMONIZE": "1",
+    }
+    # What this process's own session has must not reach the workers by itself.
+    environment = {name: value for name, value in environment.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+
+    def start(name: str, *arguments: str) -> Daemon:
+        with (folder / f"{name.rpartition('.')[2]}-{free_port()}.log").open("wb") as log:
+            return Daemon(
+                subprocess.Popen(
+                    # Also where the tests are killed, nothing is left.
+                    [
+                        sys.executable,
+                        "-m",
+                        "pipelines.spark.tether",
+                        str(home / "bin" / "spark-class"),
+                        f"org.apache.spark.deploy.{name}",
+                        *arguments,
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=folder,
+                    env=environment,
+                    start_new_session=True,
+                )
+            )
+
+    daemons: list[Daemon] = []
+    try:
+        master = start("master.Master", "--host", "127.0.0.1", "--port", str(master_port), "--webui-port", str(ui_port))
+        daemons.append(master)
+        wait_for(lambda: _alive_workers(ui) is not None, "the master's page")
+        cluster = Cluster(url, ui, master)
+        for _ in range(2):
+            worker = start(
+                *("worker.Worker", "--host", "127.0.0.1", "--webui-port", "0", "--cores", "1", "--memory", "1200m", url)
+            )
+            daemons.append(worker)
+            cluster.workers.append(worker)
+        wait_for(lambda: _alive_workers(ui) == 2, "two workers")
+        yield cluster
+    finally:
+        for daemon in daemons:
+            daemon.end()
+
+
+def _alive_workers(ui: str) -> int | None:
+    try:
+        with urlopen(f"{ui}/json/", timeout=5) as page:
+            return int(json.load(page)["aliveworkers"])
+    except OSError:
+        return None
+
+
+class Run:
+    """The command, in a process of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.score", "--runner=SparkRunner", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def finish(self, seconds: float = 240.0) -> tuple[int, str, str]:
+        """Exit code, standard output and standard error."""
+        try:
+            out, err = self.process.communicate(timeout=seconds)
+        finally:
+            self.process.kill()
+        return self.process.returncode, out, err
