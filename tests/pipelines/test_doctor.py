@@ -182,7 +182,7 @@ class TestProblems:
         assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
         code, lines = examine(output=f"doctored://{tmp_path}/locked/out")
         assert code == 2
-        assert "403 Forbidden; check the path and your access" in lines["output"][1]
+        assert "403 Forbidden; check your access to it" in lines["output"][1]
 
     def test_finished_run_in_the_way(
         self, examine: Examine, tmp_path: Path, model: Path, good_rows: Path, capsys: pytest.CaptureFixture[str]
