@@ -81,7 +81,7 @@ def _run(options: ScoreOptions) -> dict[str, Any]:
 
     job = score_job.prepare(options, model)
     report = score_job.run(job)
-    show_summary(report, options.sink.output)
+    show_summary(report, job.publication)
     return report
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
 
 import transforms.chunk_coder  # noqa: F401 - registers the coder of chunks
 from handlers import errors
@@ -24,22 +25,26 @@ from handlers.placement import Placement
 from handlers.predictor import Predictor
 from handlers.scorer import Chain, make_plan
 from pipelines import runners
+from pipelines.options import SinkOptions
 from pipelines.score import ScoreOptions
 from pipelines.watch import Watch
 from transforms import progress
 from transforms.accounting import Counts, FileOutcomes
+from transforms.bigquery_tables import Tables, plan_tables, table_schema
 from transforms.publish import (
     Publication,
     Publish,
     clean_up,
     left_over,
     read_report,
+    report_exists,
     run_finished,
     temporary_folder,
 )
 from transforms.score import Score
 from transforms.sinks import WriteChunks
 from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_split
+from transforms.sources.formats.bigquery import EMULATOR, is_bigquery
 
 SAMPLE_ROWS = 1000
 SAMPLE_SPLITS = 20  # of which some may be empty; where all are, further ones are looked into
@@ -54,7 +59,7 @@ class Job:
     input: Input
     handler: ColumnarModelHandler
     publication: Publication
-    options: beam.options.pipeline_options.PipelineOptions
+    options: PipelineOptions
 
 
 def prepare(options: ScoreOptions, model: ModelDir) -> Job:
@@ -64,10 +69,10 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         UsageError: for whatever the user must mend.
         BrokenModelError: where the model cannot score anything.
     """
-    _check_output(options)
     pipeline_options = runners.pipeline_options(options.run.runner, options.beam)
+    folder, tables = _check_output(options.sink, pipeline_options)
     runners.check_paths(
-        options.run, options.beam, [options.source.input, options.sink.output, options.model.model, options.sink.report]
+        options.run, options.beam, [options.source.input, folder, options.model.model, options.sink.report]
     )
     inputs = [spec for spec in model.spec.inputs if spec.encoder == "numeric" and "float" in (spec.dtype or "float32")]
     numeric = [name for spec in inputs for name in spec.patterns]
@@ -93,7 +98,7 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         options.sink.columns,
     )
     publication = Publication(
-        output=options.sink.output,
+        output=folder,
         run_id=uuid.uuid4().hex[:12],
         predictions=plan.output,
         dead_letters=dead_letter_schema(source.schema),
@@ -103,7 +108,11 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         model_name=model.spec.name,
         model_version=model.version,
         runner=options.run.runner,
+        tables=tables,
     )
+    if tables is not None:
+        table_schema(publication.predictions)
+        table_schema(publication.dead_letters)
     return Job(source, ColumnarModelHandler(model, plan, placement, batching, hints), publication, pipeline_options)
 
 
@@ -167,24 +176,37 @@ def run(job: Job) -> dict[str, Any]:
     return read_report(publication.report_file)
 
 
-def _check_output(options: ScoreOptions) -> None:
-    output = options.sink.output
-    if output.startswith("bigquery:"):
-        raise UsageError(
-            f"--output={output}: tables are not written; write Parquet to gs://… and load it, see docs/bigquery.md"
-        )
+def _check_output(sink: SinkOptions, pipeline_options: PipelineOptions) -> tuple[str, Tables | None]:
+    """The folder that files are written to, and the tables that they are loaded into."""
+    if is_bigquery(sink.output):
+        return _check_tables(sink, pipeline_options.view_as(GoogleCloudOptions).temp_location)
+    output = sink.output
     if "://" not in output:
         there = next(folder for folder in (Path(output), *Path(output).absolute().parents) if folder.exists())
         if not there.is_dir() or not os.access(there, os.W_OK):
             raise UsageError(f"--output {output} cannot be written: {there} is no folder that you may write to")
-    if options.sink.overwrite:
-        return
-    if run_finished(output, options.sink.report):
-        raise UsageError(f"--output {output} holds a finished run; write elsewhere, or replace it with --overwrite")
-    if left_over(output):
-        raise UsageError(
-            f"--output {output} holds files of another run; write elsewhere, or replace it with --overwrite"
-        )
+    if not sink.overwrite:
+        if run_finished(output, sink.report):
+            raise UsageError(f"--output {output} holds a finished run; write elsewhere, or replace it with --overwrite")
+        if left_over(output):
+            raise UsageError(
+                f"--output {output} holds files of another run; write elsewhere, or replace it with --overwrite"
+            )
+    return output, None
+
+
+def _check_tables(sink: SinkOptions, temp_location: str | None) -> tuple[str, Tables]:
+    what = f"--output={sink.output}"
+    if sink.output_format != "parquet":
+        raise UsageError(f"{what} is loaded from Parquet; leave out --output_format={sink.output_format}")
+    if sink.report is None:
+        raise UsageError(f"{what} needs --report=FILE, which says that the run is finished")
+    # BigQuery loads from Cloud Storage only; a server that stands in for it may read the disk.
+    if temp_location is None or not (temp_location.startswith("gs://") or os.environ.get(EMULATOR)):
+        raise UsageError(f"{what} needs --temp_location=gs://bucket/folder, for the files that are loaded from there")
+    if not sink.overwrite and report_exists(sink.report):
+        raise UsageError(f"--report {sink.report} is of a finished run; name another, or replace it with --overwrite")
+    return temp_location, plan_tables(sink.output, overwrite=sink.overwrite)
 
 
 def _sample(source: Input) -> pa.RecordBatch:
