@@ -30,7 +30,7 @@ from pipelines.score import ScoreOptions
 from pipelines.watch import Watch
 from transforms import progress
 from transforms.accounting import Counts, FileOutcomes
-from transforms.bigquery_tables import Tables, plan_tables, table_schema
+from transforms.bigquery_tables import Tables, loadable, plan_tables, table_schema
 from transforms.publish import (
     Publication,
     Publish,
@@ -97,11 +97,16 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         Chain.of(model.spec, options.model.preprocess, options.model.postprocess),
         options.sink.columns,
     )
+    columns = [plan.output, dead_letter_schema(source.schema)]
+    if tables is not None:
+        columns = [loadable(each) for each in columns]
+        for each in columns:
+            table_schema(each)
     publication = Publication(
         output=folder,
         run_id=uuid.uuid4().hex[:12],
-        predictions=plan.output,
-        dead_letters=dead_letter_schema(source.schema),
+        predictions=columns[0],
+        dead_letters=columns[1],
         output_format=options.sink.output_format,
         report_path=options.sink.report,
         overwrite=options.sink.overwrite,
@@ -110,9 +115,6 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         runner=options.run.runner,
         tables=tables,
     )
-    if tables is not None:
-        table_schema(publication.predictions)
-        table_schema(publication.dead_letters)
     return Job(source, ColumnarModelHandler(model, plan, placement, batching, hints), publication, pipeline_options)
 
 

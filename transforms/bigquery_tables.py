@@ -139,6 +139,26 @@ def _config(schema: pa.Schema, *, append: bool, overwrite: bool) -> Any:
 # Columns
 
 
+def loadable(schema: pa.Schema) -> pa.Schema:
+    """`schema` with the types of its columns, and of what is in them, such that `table_schema` has something for them.
+
+    Values stay what they are; a time with a part of a microsecond does not, and cannot be cast.
+    """
+    return pa.schema([each.with_type(_loadable(each.type)) for each in schema])
+
+
+def _loadable(kind: pa.DataType) -> pa.DataType:
+    if _is_list(kind) and (inner := _loadable(kind.value_type)) != kind.value_type:
+        return pa.list_(inner)
+    if pa.types.is_struct(kind):
+        return pa.struct([each.with_type(_loadable(each.type)) for each in kind])
+    if pa.types.is_timestamp(kind) and kind.unit == "ns":
+        return pa.timestamp("us", kind.tz)
+    return {pa.time64("ns"): pa.time64("us"), pa.uint64(): pa.decimal128(20, 0), pa.float16(): pa.float32()}.get(
+        kind, kind
+    )
+
+
 def table_schema(schema: pa.Schema) -> list[Any]:
     """The `SchemaField`s of a table that holds the columns of `schema`, all of which may be null.
 
