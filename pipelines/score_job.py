@@ -30,7 +30,7 @@ from pipelines.score import ScoreOptions
 from pipelines.watch import Watch
 from transforms import progress
 from transforms.accounting import Counts, FileOutcomes
-from transforms.bigquery_tables import Tables, loadable, plan_tables, table_schema
+from transforms.bigquery_tables import Tables, check_columns, loadable, plan_tables
 from transforms.publish import (
     Publication,
     Publish,
@@ -100,8 +100,7 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
     columns = [plan.output, dead_letter_schema(source.schema)]
     if tables is not None:
         columns = [loadable(each) for each in columns]
-        for each in columns:
-            table_schema(each)
+        check_columns(tables, *columns)
     publication = Publication(
         output=folder,
         run_id=uuid.uuid4().hex[:12],

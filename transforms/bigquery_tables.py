@@ -70,21 +70,56 @@ def plan_tables(output: str, *, overwrite: bool) -> Tables:
     return tables
 
 
-def _check_table(client: Any, output: str, name: str, overwrite: bool) -> None:
-    from google.api_core.exceptions import NotFound
+def check_columns(tables: Tables, predictions: pa.Schema, dead_letters: pa.Schema) -> None:
+    """Raises `UsageError` where the tables cannot have these columns, or are there, empty, with others."""
+    client = bigquery.rest_client(tables.project)
+    for name, schema in ((tables.predictions_table, predictions), (tables.dead_letters_table, dead_letters)):
+        wanted = table_schema(schema)
+        there = None if tables.overwrite else _find_table(client, f"{bigquery.PREFIX}{name}", name)
+        if there is not None and (misfit := _misfit(wanted, there.schema)):
+            raise UsageError(f"{name} is there and {misfit}; change or drop it, or replace it with --overwrite")
 
-    try:
-        table = client.get_table(name, retry=bigquery.rest_retry())
-    except NotFound:
+
+def _misfit(wanted: Sequence[Any], there: Sequence[Any], parent: str = "") -> str | None:
+    found = {each.name.lower(): each for each in there}
+    for each in wanted:
+        path, match = parent + each.name, found.get(each.name.lower())
+        if match is None:
+            return f'has no column "{path}"'
+        if (_kind(match), match.mode == "REPEATED") != (_kind(each), each.mode == "REPEATED"):
+            return f'its column "{path}" is {match.mode} {_kind(match)}, not {each.mode} {_kind(each)}'
+        if inner := _misfit(each.fields, match.fields, f"{path}."):
+            return inner
+    return None
+
+
+def _kind(column: Any) -> str:
+    """The type by its present name; BigQuery answers with older ones."""
+    older = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL", "STRUCT": "RECORD"}
+    return str(older.get(column.field_type, column.field_type))
+
+
+def _check_table(client: Any, output: str, name: str, overwrite: bool) -> None:
+    table = _find_table(client, output, name)
+    if table is None:
         return
-    except Exception as error:
-        raise _unusable(output, error) from error
     if table.table_type != "TABLE":
         raise UsageError(f"--output={output}: {name} is a {table.table_type.lower()} and no table; write elsewhere")
     if not overwrite and (table.num_rows or table.streaming_buffer):
         raise UsageError(
             f"--output={output}: {name} has rows; name another table, or replace what is there with --overwrite"
         )
+
+
+def _find_table(client: Any, output: str, name: str) -> Any:
+    from google.api_core.exceptions import NotFound
+
+    try:
+        return client.get_table(name, retry=bigquery.rest_retry())
+    except NotFound:
+        return None
+    except Exception as error:
+        raise _unusable(output, error) from error
 
 
 def _unusable(output: str, error: Exception) -> UsageError:

@@ -70,7 +70,9 @@ class FakeTables:
                     return _error(404, f"Not found: Table {name}")
                 reference = {"projectId": project, "datasetId": dataset, "tableId": table}
                 kind = "VIEW" if name in self.views else "TABLE"
-                return 200, {"tableReference": reference, "type": kind, "numRows": str(self.tables[name].num_rows)}
+                schema = {"fields": _older(self.schemas.get(name, []))}
+                count = str(self.tables[name].num_rows)
+                return 200, {"tableReference": reference, "type": kind, "numRows": count, "schema": schema}
             case ["jobs"]:
                 assert body is not None
                 job_id = body["jobReference"]["jobId"]
@@ -102,6 +104,15 @@ class FakeTables:
         self.tables[name] = pa.concat_tables([there, loaded]) if append else loaded
         self.schemas[name] = load["schema"]["fields"]
         return {"status": {"state": "DONE"}, "statistics": {"load": {"outputRows": str(loaded.num_rows)}}}
+
+
+def _older(columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The columns as BigQuery answers with them: by its first names of types."""
+    older = {"INT64": "INTEGER", "FLOAT64": "FLOAT", "BOOL": "BOOLEAN"}
+    return [
+        each | {"type": older.get(each["type"], each["type"]), "fields": _older(each.get("fields", []))}
+        for each in columns
+    ]
 
 
 def _arrow(column: dict[str, Any]) -> pa.Field:

@@ -156,6 +156,12 @@ class TestRuns:
         assert fake.tables[TABLE].num_rows == fake.tables[DEAD].num_rows == 0
         assert "dead_letter" in fake.tables[DEAD].schema.names
 
+    def test_an_empty_table_is_filled(self, fake: FakeTables, run: Score, tmp_path: Path) -> None:
+        assert run(table=rows().slice(0, 0))[0] == 0
+        code, said = run(report=tmp_path / "other.json")
+        assert code == 0, said
+        assert (fake.tables[TABLE].num_rows, fake.tables[DEAD].num_rows) == (ROWS - 3, 3)
+
     def test_files_that_cannot_be_read_are_listed_beside_the_report(
         self, fake: FakeTables, run: Score, tmp_path: Path
     ) -> None:
@@ -242,6 +248,19 @@ class TestRefusals:
         fake.tables[TABLE] = rows().slice(0, 0)
         fake.views = {TABLE}
         self.check(fake, run, f"{TABLE} is a view and no table")
+
+    def test_an_empty_table_of_other_columns(self, fake: FakeTables, run: Score) -> None:
+        assert run(table=rows().slice(0, 0))[0] == 0
+        fake.jobs.clear()
+        there = fake.schemas[DEAD]
+        fake.schemas[DEAD] = there[1:]
+        again = {"report": "other.json"}
+        self.check(fake, run, f'{DEAD} is there and has no column "id"; change or drop it', **again)
+        fake.schemas[DEAD] = [there[0] | {"type": "STRING"}, *there[1:]]
+        self.check(fake, run, 'its column "id" is NULLABLE STRING, not NULLABLE INT64', **again)
+        letter = there[-1] | {"fields": there[-1]["fields"][1:]}
+        fake.schemas[DEAD] = [*there[:-1], letter]
+        self.check(fake, run, 'has no column "dead_letter.stage"', **again)
 
     def test_columns_that_it_cannot_hold(self, fake: FakeTables, run: Score) -> None:
         odd = rows().append_column("unit price", pa.array(range(ROWS)))
