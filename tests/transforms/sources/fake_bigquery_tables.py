@@ -142,7 +142,10 @@ def serve_tables(fake: FakeTables) -> Iterator[str]:
             self._reply(None)
 
         def _reply(self, body: dict[str, Any] | None) -> None:
-            status, answer = fake.answer(self.command, self.path.split("?")[0], body)
+            try:
+                status, answer = fake.answer(self.command, self.path.split("?")[0], body)
+            except Exception as error:  # an answer, since clients ask for minutes where a connection breaks off
+                status, answer = _error(400, repr(error))
             data = json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
