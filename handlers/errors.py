@@ -30,7 +30,7 @@ class BrokenFileError(TorchbeamError):
 
 
 class ServiceError(TorchbeamError):
-    """A service that the input comes from fails, which is no fault of any row: the runner may try again."""
+    """A service that rows come from or go to fails, which is no fault of any row: the runner may try again."""
 
 
 class DeviceLostError(TorchbeamError):

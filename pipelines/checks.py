@@ -21,6 +21,7 @@ from handlers.scorer import Plan, Scorer
 from pipelines import runners, score_job
 from pipelines.checkup import Finding, Outcome, SkipError
 from pipelines.ignored import ignored_options
+from pipelines.outputs import settle_output
 from pipelines.score import ScoreOptions
 from transforms.publish import join
 from transforms.sinks import create
@@ -128,9 +129,9 @@ def write_output(options: ScoreOptions) -> Finding[None]:
     """The output is free, and a file can be written where it will be."""
     if not options.sink.output:
         raise SkipError("no --output was given")
-    score_job.check_output(options)
-    for folder in [options.sink.output, *([_folder(options.sink.report)] if options.sink.report else [])]:
-        _probe(folder)
+    folder, _ = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
+    for place in [folder, *([_folder(options.sink.report)] if options.sink.report else [])]:
+        _probe(place)
     return Finding(f"{options.sink.output} can be written", None)
 
 

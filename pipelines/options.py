@@ -170,7 +170,10 @@ class SinkOptions:
 
     TITLE = "sink"
 
-    output: str = option("directory of the run, local, gs:// or s3://")
+    output: str = option(
+        "directory of the run, local, gs:// or s3://; or bigquery:project.dataset.table, with dead letters in "
+        "<table>_dead_letters, by way of files under --temp_location=gs://…"
+    )
     output_format: str = option(
         "format of predictions and dead letters (default: parquet)",
         "parquet",
@@ -180,7 +183,9 @@ class SinkOptions:
         "input columns carried into the output, between commas, * for all (default: *)", ("*",), parse=names
     )
     overwrite: bool = flag("replace a finished run under --output")
-    report: str | None = option("where the report goes (default: <output>/report.json)", None, metavar="FILE")
+    report: str | None = option(
+        "where the report goes (default: <output>/report.json); required for a table", None, metavar="FILE"
+    )
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ def _run(options: ScoreOptions) -> dict[str, Any] | None:
         print(f"{PROG}: warning: {line}", file=sys.stderr)
     report = score_job.run(job, wait=options.run.wait)
     if report is not None:
-        show_summary(report, options.sink.output)
+        show_summary(report, job.publication)
     return report
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
 import uuid
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -27,16 +25,16 @@ from handlers.scorer import Chain, Plan, make_plan
 from handlers.spec import ModelSpec
 from pipelines import dataflow, runners
 from pipelines.options import ModelOptions
+from pipelines.outputs import settle_output
 from pipelines.score import ScoreOptions
 from pipelines.watch import Watch
 from transforms.accounting import Counts, FileOutcomes
+from transforms.bigquery_tables import check_columns, loadable
 from transforms.publish import (
     Publication,
     Publish,
     clean_up,
-    left_over,
     read_report,
-    run_finished,
     temporary_folder,
 )
 from transforms.score import Score
@@ -67,26 +65,31 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         UsageError: for whatever the user must mend.
         BrokenModelError: where the model cannot score anything.
     """
-    check_output(options)
+    folder, tables = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
     runners.check_paths(
-        options.run, options.beam, [options.source.input, options.sink.output, options.model.model, options.sink.report]
+        options.run, options.beam, [options.source.input, folder, options.model.model, options.sink.report]
     )
     launch = runners.settle(options.run, options.beam)
     batching = Batching(batch_size=options.model.batch_size)
     source = settle_input(options, model.spec)
     hints = ResourceHints(options.model.accelerator, options.model.min_ram)
     plan = settle_plan(options, model, load_here(options, model), sample_rows(source))
+    columns = [plan.output, dead_letter_schema(source.schema)]
+    if tables is not None:
+        columns = [loadable(each) for each in columns]
+        check_columns(tables, *columns)
     publication = Publication(
-        output=options.sink.output,
+        output=folder,
         run_id=uuid.uuid4().hex[:12],
-        predictions=plan.output,
-        dead_letters=dead_letter_schema(source.schema),
+        predictions=columns[0],
+        dead_letters=columns[1],
         output_format=options.sink.output_format,
         report_path=options.sink.report,
         overwrite=options.sink.overwrite,
         model_name=model.spec.name,
         model_version=model.version,
         runner=options.run.runner,
+        tables=tables,
     )
     return Job(
         source,
@@ -221,33 +224,6 @@ def _checked_pipeline(options: PipelineOptions) -> beam.Pipeline:
         return beam.Pipeline(options=options)
     except ValueError as error:  # options that do not go together; a runner's own checks are made here, too
         raise UsageError(errors.one_line(error)) from None
-
-
-def check_output(options: ScoreOptions) -> None:
-    """Refuses an output that cannot be written, or that holds a run already."""
-    output = options.sink.output
-    if output.startswith("bigquery:"):
-        raise UsageError(
-            f"--output={output}: tables are not written; write Parquet to gs://… and load it, see docs/bigquery.md"
-        )
-    if "://" not in output:
-        there = next(folder for folder in (Path(output), *Path(output).absolute().parents) if folder.exists())
-        if not there.is_dir() or not os.access(there, os.W_OK):
-            raise UsageError(f"--output {output} cannot be written: {there} is no folder that you may write to")
-    if not options.sink.overwrite:
-        try:
-            finished = run_finished(output, options.sink.report)
-            others = not finished and left_over(output)
-        except Exception as error:
-            raise UsageError(f"--output {output} cannot be looked into: {stores.explain(error)}") from error
-        if finished:
-            raise UsageError(f"--output {output} holds a finished run; write elsewhere, or replace it with --overwrite")
-        if others:
-            raise UsageError(
-                f"--output {output} holds files of another run; write elsewhere, or replace it with --overwrite"
-            )
-    if "://" in output and runners.in_process(options.run.runner):  # workers elsewhere may have rights of their own
-        stores.check_writable(output)
 
 
 def sample_rows(source: Input) -> pa.RecordBatch:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from transforms.accounting import Counts
+from transforms.publish import Publication
 
 LOG_SECONDS = 15.0
 
@@ -91,7 +92,7 @@ class Watch:
         return rows, f"{rows:,} rows, {rows / max(seconds, 1e-9):,.0f} rows/s{dead}{state and f' ({state})'}"
 
 
-def show_summary(report: dict[str, Any], output: str) -> None:
+def show_summary(report: dict[str, Any], publication: Publication) -> None:
     """Prints what became of the rows of a finished run, and where everything is, on stdout."""
     console = Console(highlight=False)
     table = Table.grid(padding=(0, 2))
@@ -109,8 +110,8 @@ def show_summary(report: dict[str, Any], output: str) -> None:
     console.print(table)
     model = report["model"]
     print(f"\nmodel        {model['name']}, version {model['version']}")
-    print(f"predictions  {output.rstrip('/')}/predictions")
+    print(f"predictions  {publication.predictions_at}")
     if report["rows_dead"]:
-        print(f"dead letters {output.rstrip('/')}/dead_letters (mend, then score them with --input)")
+        print(f"dead letters {publication.dead_letters_at} (mend, then score them with --input)")
     if report["files_dead"]:
-        print(f"failed files {output.rstrip('/')}/failed_files.jsonl")
+        print(f"failed files {publication.failed_files_at}")

@@ -30,6 +30,7 @@ from apache_beam.pvalue import AsList, AsSingleton, PCollection
 from handlers.errors import TorchbeamError
 from handlers.stores import explain
 from transforms.accounting import AccountingError, CombineCounts, Counts, report
+from transforms.bigquery_tables import Tables, load
 from transforms.sink_formats import dead_letter_format, sink
 from transforms.sinks import Part, create, write_empty
 
@@ -48,13 +49,14 @@ class Publication:
     """What is published, and where.
 
     Attributes:
-        output: the folder of the run, local or remote.
+        output: the folder of the run, local or remote; where it goes to tables, one for the files until then.
         run_id: of letters and digits; part of every file name.
         predictions: the schema of the predictions.
         dead_letters: the schema of the dead letters.
         report_path: where the report goes, if not to `<output>/report.json`.
         overwrite: whether a finished run under `output` is replaced.
         started: when the run began, in Unix time.
+        tables: where it goes, if not to files under `output`; then `report_path` must be given.
     """
 
     output: str
@@ -68,11 +70,29 @@ class Publication:
     model_version: str = ""
     runner: str = ""
     started: float = 0.0
+    tables: Tables | None = None
 
     @property
     def report_file(self) -> str:
         """Where the report goes."""
         return self.report_path or join(self.output, REPORT)
+
+    @property
+    def predictions_at(self) -> str:
+        """The folder or the table of the predictions."""
+        return f"bigquery:{self.tables.predictions_table}" if self.tables else join(self.output, PREDICTIONS)
+
+    @property
+    def dead_letters_at(self) -> str:
+        """The folder or the table of the dead letters."""
+        return f"bigquery:{self.tables.dead_letters_table}" if self.tables else join(self.output, DEAD_LETTERS)
+
+    @property
+    def failed_files_at(self) -> str:
+        """The list of the files that could not be read; beside the report where there is no folder of the run."""
+        if self.tables is None:
+            return join(self.output, FAILED_FILES)
+        return f"{self.report_file.removesuffix('.json')}.{FAILED_FILES}"
 
     @property
     def dead_letter_format(self) -> str:
@@ -88,6 +108,11 @@ def temporary_folder(output: str, run_id: str) -> str:
 def run_finished(output: str, report_path: str | None = None) -> bool:
     """Whether there is a finished run under `output`."""
     return bool(_reports(output, report_path))
+
+
+def report_exists(report_path: str) -> bool:
+    """Whether there is a report at `report_path`."""
+    return _exists(report_path)
 
 
 def left_over(output: str) -> list[str]:
@@ -128,7 +153,41 @@ def publish(
     _remove(_reports(run.output, run.report_path))
     for name, schema, output_format, parts in folders:
         _publish_parts(run.run_id, join(run.output, name), schema, output_format, parts)
-    _publish_failed_files(join(run.output, FAILED_FILES), failed_files)
+    _finish(run, failed_files, report)
+
+
+def publish_tables(
+    run: Publication,
+    predictions: Sequence[Part],
+    dead_letters: Sequence[Part],
+    failed_files: Sequence[dict[str, Any]],
+    report: dict[str, Any],
+) -> None:
+    """Loads the files of a run into its tables and writes its report; may be called again after an interruption.
+
+    Raises `ServiceError` where they cannot be loaded, and `AccountingError` where a table has not got all of its rows.
+    """
+    assert run.tables is not None  # noqa: S101 - the caller has looked
+    _remove([path for path in [run.report_file] if _exists(path)])
+    # The predictions last: whoever waits for them finds the dead letters, too.
+    for name, schema, parts in (
+        (DEAD_LETTERS, run.dead_letters, dead_letters),
+        (PREDICTIONS, run.predictions, predictions),
+    ):
+        files = sorted(part.path for part in parts)
+        if not files:
+            # A table without rows is made, or emptied, in the same way.
+            files = [join(temporary_folder(run.output, run.run_id), f"{name}-empty.parquet")]
+            write_empty(files[0], schema, run.output_format)
+        table = run.tables.dead_letters_table if name == DEAD_LETTERS else run.tables.predictions_table
+        loaded = load(run.tables, table, f"torchbeam-{run.run_id}-{name}", schema, files)
+        if loaded != (expected := sum(part.rows for part in parts)):
+            raise AccountingError(f"{expected} rows were to be loaded into {table}, but BigQuery tells of {loaded}")
+    _finish(run, failed_files, report)
+
+
+def _finish(run: Publication, failed_files: Sequence[dict[str, Any]], report: dict[str, Any]) -> None:
+    _publish_failed_files(run.failed_files_at, failed_files)
     _remove_tree(temporary_folder(run.output, run.run_id))
     _write_text(run.report_file, json.dumps(report | {"run_id": run.run_id}, indent=2) + "\n")
 
@@ -257,7 +316,7 @@ def publish_run(
     _check_rows(PREDICTIONS, predictions, counts.rows_scored)
     _check_rows(DEAD_LETTERS, dead_letters, counts.rows_dead)
     try:
-        publish(run, predictions, dead_letters, failed_files, found)
+        (publish_tables if run.tables else publish)(run, predictions, dead_letters, failed_files, found)
     except TorchbeamError:
         raise
     except Exception as error:

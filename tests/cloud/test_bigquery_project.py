@@ -25,6 +25,8 @@ pytestmark = [
     pytest.mark.skipif(not PROJECT, reason="set TORCHBEAM_GCP_PROJECT to a project of Google Cloud to run this"),
 ]
 
+BUCKET = os.environ.get("TORCHBEAM_GCP_BUCKET")
+
 ROWS = 10_000
 ORDERS = f"SELECT id, id / 7 AS a FROM UNNEST(GENERATE_ARRAY(0, {ROWS - 1})) AS id"
 TYPES = """
@@ -123,3 +125,30 @@ def test_a_table_is_scored(table: str, tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = net(torch.tensor(scored["a"].to_pylist()).reshape(-1, 1)).flatten()
     assert torch.allclose(torch.tensor(scored["prediction"].to_pylist()), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.skipif(not BUCKET, reason="set TORCHBEAM_GCP_BUCKET to gs://bucket/folder in the US to run this")
+def test_a_table_as_output(table: str, tmp_path: Path) -> None:
+    net = torch.nn.Linear(1, 1)
+    inputs = [{"name": "input", "columns": ["a"]}]
+    arguments = {"in_features": 1, "out_features": 1}
+    ModelDir.save(net, tmp_path / "m", task="regression", inputs=inputs, arguments=arguments)
+    orders = table.removeprefix("bigquery:")
+    query = f"SELECT id, IF(id < 10, NULL, a) AS a, [id] AS list, CURRENT_DATETIME() AS at FROM `{orders}`"
+    common = [f"--model={tmp_path / 'm'}", f"--temp_location={BUCKET}", f"--report={tmp_path / 'report.json'}"]
+    assert score.main([f"--input=bigquery:{query}", f"--output={table}_scored", *common]) == 0
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert (found["rows_scored"], found["rows_dead"]) == (ROWS - 10, 10)
+    scored = read(f"{table}_scored")
+    assert sorted(scored.column("id").to_pylist()) == list(range(10, ROWS))
+    assert scored.schema.field("list").type == pa.list_(pa.int64())
+    assert scored.schema.field("at").type == pa.timestamp("us")
+    dead = read(f"{table}_scored_dead_letters")
+    assert sorted(dead.column("id").to_pylist()) == list(range(10))
+
+    again = [f"--input=bigquery:SELECT id, a FROM `{orders}` LIMIT 7", f"--output={table}_scored", *common]
+    assert score.main(again) == 2  # there are rows
+    assert score.main([*again, "--overwrite"]) == 0
+    assert read(f"{table}_scored").num_rows == 7
+    emptied = plan_input(f"{table}_scored_dead_letters")
+    assert [piece for split in emptied.splits for piece in read_split(split, emptied.schema)] == []

@@ -53,9 +53,10 @@ def change(model: Path, **fields: object) -> None:
 
 
 class TestBigQuery:
-    def test_tables_are_not_written(self, refused: Refused) -> None:
-        line = refused(output="bigquery:p.d.t")
-        assert "--output=bigquery:p.d.t: tables are not written; write Parquet to gs://… and load it" in line
+    def test_a_table_as_output_needs_a_report_and_a_place_for_files(self, refused: Refused) -> None:
+        assert "--output=bigquery:p.d.t needs --report=FILE" in refused(output="bigquery:p.d.t")
+        line = refused(output="bigquery:p.d.t", report="r.json", temp_location="/tmp")
+        assert "--output=bigquery:p.d.t needs --temp_location=gs://bucket/folder" in line
         assert not Path("bigquery:p.d.t").exists()
 
     def test_a_table_is_within_reach_of_all_workers(self) -> None:

@@ -29,12 +29,14 @@ EXTENSIONS: tuple[str, ...] = ()
 COMPRESSED = False
 
 PREFIX = "bigquery:"
+# The environment variable that names another server than Google's.
+EMULATOR = "BIGQUERY_EMULATOR_HOST"
 _TABLE = re.compile(r"([a-z0-9:.-]+)[.:]([A-Za-z0-9_]+)\.([^\s.`]+)")
 _QUERY = re.compile(r"\(|(select|with)\b", re.IGNORECASE)
 # For how long a server that cannot be reached is asked again, in seconds: before the run somebody waits for the answer.
 _BEFORE_RUN = 30
 _IN_RUN = 600
-_WAY_OUT = "check the name, the credentials of this process and its roles (see docs/bigquery.md)"
+WAY_OUT = "check the name, the credentials of this process and its roles (see docs/bigquery.md)"
 
 
 def is_bigquery(name: str) -> bool:
@@ -58,11 +60,11 @@ def find(name: str) -> list[InputFile]:
 def _result_of(query: str) -> str:
     """Runs `query` and gives the table that holds its result, which BigQuery keeps for a day."""
     try:
-        job = _query_client().query(query)
+        job = rest_client(billed_project()).query(query)
         job.result(max_results=1)
         table = job.destination
     except Exception as error:
-        raise UsageError(f"the query of --input failed: {one_line(error)}; {_WAY_OUT}") from error
+        raise UsageError(f"the query of --input failed: {one_line(error)}; {WAY_OUT}") from error
     if table is None:
         raise UsageError("the query of --input gives no rows to read; write a SELECT")
     return f"{table.project}.{table.dataset_id}.{table.table_id}"
@@ -78,7 +80,7 @@ def plan(files: Sequence[InputFile], _numeric: Callable[[str], bool]) -> Plan:
     project, dataset, name = match.groups()
     try:
         session = _read_client().create_read_session(
-            parent=f"projects/{_billed_project() or project}",
+            parent=f"projects/{billed_project() or project}",
             read_session=types.ReadSession(
                 table=f"projects/{project}/datasets/{dataset}/tables/{name}", data_format=types.DataFormat.ARROW
             ),
@@ -86,7 +88,7 @@ def plan(files: Sequence[InputFile], _numeric: Callable[[str], bool]) -> Plan:
         )
         columns = pa.ipc.read_schema(pa.py_buffer(session.arrow_schema.serialized_schema))
     except Exception as error:
-        raise UsageError(f"{table.path} cannot be read: {one_line(error)}; {_WAY_OUT}") from error
+        raise UsageError(f"{table.path} cannot be read: {one_line(error)}; {WAY_OUT}") from error
     splits = [Split(table.path, NAME, stream=(number, each.name)) for number, each in enumerate(session.streams)]
     return Plan(plain_schema(columns), splits)
 
@@ -142,16 +144,24 @@ def _read_client_of(emulator: str | None) -> Any:
     return BigQueryReadClient(transport=BigQueryReadGrpcTransport(channel=channel))  # type: ignore[no-untyped-call]
 
 
-def _query_client() -> Any:
+def rest_client(project: str | None) -> Any:
+    """A client of all but reading, whose jobs run in `project`; None for that of the credentials."""
     from google.auth.credentials import AnonymousCredentials
     from google.cloud.bigquery import Client
 
-    if os.environ.get("BIGQUERY_EMULATOR_HOST"):
-        return Client(project=_billed_project() or "emulator", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
-    return Client(project=_billed_project())
+    if os.environ.get(EMULATOR):
+        return Client(project=project or "emulator", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
+    return Client(project=project)
 
 
-def _billed_project() -> str | None:
+def rest_retry() -> Any:
+    """For how long a call of `rest_client` is tried again before the run."""
+    from google.cloud.bigquery.retry import DEFAULT_RETRY
+
+    return DEFAULT_RETRY.with_timeout(_BEFORE_RUN)
+
+
+def billed_project() -> str | None:
     """The project that pays for reading, where the environment says it; else the client or the table tells."""
     return os.environ.get("GOOGLE_CLOUD_PROJECT")
 
