@@ -35,7 +35,7 @@ T = TypeVar("T")
 
 # A batch by default: so many examples, or fewer where they are large. Beam's own choice, by timing, is often a handful
 # where other work shares the processor, and then a batch's own costs are most of the time.
-BATCH_EXAMPLES = 1024
+BATCH_EXAMPLES = 2048
 BATCH_BYTES = 16 << 20
 _LEAST = BATCH_BYTES // BATCH_EXAMPLES
 NUMBER_BYTES = 32  # about what a number of Python takes
@@ -76,7 +76,7 @@ class TorchModelHandler(MeteredHandler[Any, PredictionResult, ExampleScorer]):
         large_model: one copy of the model for all processes of a host, as Beam takes it.
         model_copies: so many copies for all processes of a host, as Beam takes it.
         env_vars: set in the worker before the model is loaded, beside those of the model directory.
-        batching: see `BeamBatching`; by default batches of up to 1,024 examples or 16 MiB.
+        batching: see `BeamBatching`; by default batches of up to 2,048 examples or 16 MiB.
 
     Raises:
         UsageError: where the model directory is not valid, or an option is unknown or wrong.
@@ -164,7 +164,7 @@ class TorchModelHandler(MeteredHandler[Any, PredictionResult, ExampleScorer]):
         found = answers.in_order()
         if not answers.failures and not answers.results:  # the common case, at a third of the cost
             kept = examples if keep else repeat(None)
-            return list(map(PredictionResult._make, zip(kept, found, repeat(model_id), strict=False)))
+            return list(map(_result, zip(kept, found, repeat(model_id), strict=False)))
         results = []
         for example, answer in zip(examples, found, strict=True):
             if isinstance(answer, PredictionResult):  # of an inference_fn
@@ -182,6 +182,9 @@ class TorchModelHandler(MeteredHandler[Any, PredictionResult, ExampleScorer]):
         """Refuses, before the pipeline runs, what cannot be keyword arguments."""
         if inference_args and not all(isinstance(name, str) for name in inference_args):
             raise UsageError("inference_args must be keyword arguments of the model's forward, by name")
+
+
+_result = functools.partial(tuple.__new__, PredictionResult)  # its _make, at half the cost
 
 
 def skip_failures(function: Callable[[Any], T]) -> Callable[[Any], T | Any]:

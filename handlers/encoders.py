@@ -93,6 +93,21 @@ class BoundInput:
                 self._note_nonfinite(torch.isfinite(tensor).numpy(), batch, errors)
         return tensor.reshape(rows, *self.shape), errors
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether every value that it takes is a number and becomes a float."""
+        return self.spec.encoder == "numeric" and self.dtype.is_floating_point
+
+    def tensor_of(self, numbers: np.ndarray) -> torch.Tensor | None:
+        """What `encode` gives, from `numbers` of (rows, columns), for an input that is plain and has no lists.
+
+        None where one is not finite and may not be; `encode` tells the rows apart.
+        """
+        tensor = torch.from_numpy(numbers).to(self.dtype)
+        if not self.spec.allow_nonfinite and not torch.isfinite(tensor).all():
+            return None
+        return tensor.reshape(len(numbers), *self.shape)
+
     def _write(self, target: np.ndarray, batch: pa.RecordBatch, name: str, errors: RowErrors) -> None:
         """Writes the values of one column into `target`, of (rows, width); 0 where a row has none."""
         rows, width = target.shape
@@ -102,7 +117,7 @@ class BoundInput:
             target[:] = 0
             return
         array = batch.column(place)
-        if self._plain and width == 1 and not array.null_count and is_machine_number(array.type):  # the hot path
+        if self.is_plain and width == 1 and not array.null_count and is_machine_number(array.type):  # the hot path
             target[:, 0] = array.to_numpy()
             return
         if (problem := type_problem(array.type, self.spec)) is not None:
@@ -158,10 +173,6 @@ class BoundInput:
         target[...] = values.numbers.reshape(target.shape)
         if values.nulls is not None and self.spec.fill is not None:
             target[values.nulls.reshape(target.shape)] = self._fill_value
-
-    @property
-    def _plain(self) -> bool:
-        return self.spec.encoder == "numeric" and self.dtype.is_floating_point
 
     @property
     def _fill_value(self) -> Any:

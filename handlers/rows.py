@@ -44,9 +44,10 @@ class RowTable:
 
     def encode(self, examples: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, dict[str, torch.Tensor], Failures]:
         """The places of the examples that can be encoded (int64, ascending), their tensors, and the others' failures."""
-        batch = self._floats(examples) if self._plain_floats else None
+        if self._plain_floats and (floats := self._floats(examples)) is not None:
+            return np.arange(len(examples)), floats, {}
         failures: Failures = {}
-        rows = Rows(self._batch(examples, failures) if batch is None else batch, np.arange(len(examples)))
+        rows = Rows(self._batch(examples, failures), np.arange(len(examples)))
         for step in self._steps:
             before, (rows, failed) = rows, step.run(rows)
             for failure in failed:
@@ -79,8 +80,7 @@ class RowTable:
                 names = dict.fromkeys(name for bound in self._bound for name in bound.columns)
                 self._columns = () if self._steps else tuple(names)
                 self._plain_floats = not self._steps and all(
-                    bound.dtype.is_floating_point and bound.spec.encoder == "numeric" and set(bound.widths) == {1}
-                    for bound in self._bound
+                    bound.is_plain and set(bound.widths) == {1} for bound in self._bound
                 )
             return self._bound
 
@@ -98,8 +98,8 @@ class RowTable:
                     continue
             raise
 
-    def _floats(self, examples: Sequence[Mapping[str, Any]]) -> pa.RecordBatch | None:
-        """The columns, all of numbers, ten times faster than one by one; None where some value is no number."""
+    def _floats(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor] | None:
+        """The tensors where every value is a number, ten times faster than by way of columns; None where one is not."""
         names = self._columns
         values = map(itemgetter(*names), examples)
         flat = values if len(names) == 1 else itertools.chain.from_iterable(values)
@@ -107,7 +107,14 @@ class RowTable:
             matrix = np.fromiter(flat, np.float64, len(examples) * len(names)).reshape(len(examples), len(names))
         except (KeyError, TypeError, ValueError):
             return None
-        return pa.RecordBatch.from_arrays([pa.array(column) for column in np.ascontiguousarray(matrix.T)], names=names)
+        tensors = {}
+        for item in self._bound or ():
+            places = [names.index(name) for name in item.columns]
+            tensor = item.tensor_of(matrix if places == list(range(len(names))) else matrix[:, places])
+            if tensor is None:
+                return None
+            tensors[item.spec.name] = tensor
+        return tensors
 
     def _batch(self, examples: Sequence[Mapping[str, Any]], failures: Failures) -> pa.RecordBatch:
         names = self._columns or dict.fromkeys(itertools.chain.from_iterable(examples))

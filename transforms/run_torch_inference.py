@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -128,8 +129,8 @@ class _BatchHandler(ModelHandler[Any, _Batch, Any]):
     """A handler with its functions around it, that gives one `_Batch` for all elements it is given."""
 
     def __init__(self, handler: ModelHandler[Any, Any, Any]) -> None:
-        self._before: list[Callable[[Any], Any]] = list(handler.get_preprocess_fns())
-        self._after: list[Callable[[Any], Any]] = list(handler.get_postprocess_fns())
+        self._before = _one_after_the_other(list(handler.get_preprocess_fns()))
+        self._after = _one_after_the_other(list(handler.get_postprocess_fns()))
         core: Any = handler
         while hasattr(core, "_base"):  # Beam's wrappers for the functions, whose work is done here
             core = core._base
@@ -157,15 +158,14 @@ class _BatchHandler(ModelHandler[Any, _Batch, Any]):
                 raise BrokenModelError(f"the handler gave {len(found)} results for {len(part)} examples")
             origins += [elements[place] for place in places]
             results += found
-        good, scored = [], []
-        for origin, result in zip(origins, results, strict=True):
-            failure = failure_of(result)
-            if failure is None:
-                good.append(origin)
-                scored.append(result)
-            else:
-                done.dead_letters.append(_dead_letter(origin, failure, _model_id(result)))
-        _, predictions = _apply(self._after, good, scored, "postprocess", done)
+        if any(map(failure_of, results)):
+            pairs = list(zip(origins, results, strict=True))
+            for origin, result in pairs:
+                if failure := failure_of(result):
+                    done.dead_letters.append(_dead_letter(origin, failure, _model_id(result)))
+            pairs = [pair for pair in pairs if not failure_of(pair[1])]
+            origins, results = [origin for origin, _ in pairs], [result for _, result in pairs]
+        _, predictions = _apply(self._after, origins, results, "postprocess", done)
         done.predictions.extend(predictions)
         return [done]
 
@@ -233,29 +233,27 @@ class _SplitBatch(beam.DoFn):
             yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, letter)
 
 
+def _one_after_the_other(functions: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any] | None:
+    if len(functions) < 2:  # the common case, at no cost
+        return functions[0] if functions else None
+    return lambda value: functools.reduce(lambda found, function: function(found), functions, value)
+
+
 def _apply(
-    functions: Sequence[Callable[[Any], Any]],
-    origins: Sequence[Any],
-    values: Sequence[Any],
-    stage: str,
-    done: _Batch,
+    function: Callable[[Any], Any] | None, origins: Sequence[Any], values: Sequence[Any], stage: str, done: _Batch
 ) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Runs `functions` one after the other on each of `values`; gives the origins and results of those that went well."""
-    if not functions:
+    """Runs `function` on each of `values`; gives the origins and results of those that went well."""
+    if function is None:
         return origins, values
-    first, *others = functions
-    kept, results = [], []
-    for origin, value in zip(origins, values, strict=True):
+    results: list[Any] = []
+    failed = set()
+    for place, value in enumerate(values):
         try:
-            result = first(value)
-            for function in others:
-                result = function(result)
+            results.append(function(value))
         except Exception as error:
-            done.dead_letters.append(_dead_letter(origin, failed_prediction(stage, error), _model_id(value)))
-        else:
-            kept.append(origin)
-            results.append(result)
-    return kept, results
+            done.dead_letters.append(_dead_letter(origins[place], failed_prediction(stage, error), _model_id(value)))
+            failed.add(place)
+    return [origin for place, origin in enumerate(origins) if place not in failed] if failed else origins, results
 
 
 def _split(result: Any) -> Iterator[Any]:
