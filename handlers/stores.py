@@ -138,7 +138,7 @@ def _list_gs(bucket: str, prefix: str, options: PipelineOptions) -> None:
 _LIST = {"s3": _list_s3, "gs": _list_gs}
 
 
-def check_writable(folder: str) -> None:
+def check_writable(option: str, folder: str) -> None:
     """Writes a small file into a remote `folder` and removes it, which is what a run does there at its end.
 
     Raises:
@@ -154,7 +154,7 @@ def check_writable(folder: str) -> None:
         done = "cleaned up"
         FileSystems.delete([path])
     except Exception as error:
-        raise UsageError(f"--output {folder} cannot be {done}: {explain(error)}; check your access to it") from error
+        raise UsageError(f"{option} {folder} cannot be {done}: {explain(error)}; check your access to it") from error
 
 
 def create_empty(path: str) -> None:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import tempfile
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pyarrow as pa
 import torch
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from handlers.errors import BrokenModelError, UsageError, one_line
+from handlers.errors import BrokenModelError, one_line
 from handlers.model_dir import ModelDir
 from handlers.placement import visible_gpus
 from handlers.predictor import Predictor
@@ -21,10 +17,8 @@ from handlers.scorer import Plan, Scorer
 from pipelines import runners, score_job
 from pipelines.checkup import Finding, Outcome, SkipError
 from pipelines.ignored import ignored_options
-from pipelines.outputs import settle_output
+from pipelines.outputs import check_writable, folder_of, settle_output
 from pipelines.score import ScoreOptions
-from transforms.publish import join
-from transforms.sinks import create
 from transforms.sources import Input
 
 _SHOWN = 6  # names of columns in a line
@@ -130,8 +124,9 @@ def write_output(options: ScoreOptions) -> Finding[None]:
     if not options.sink.output:
         raise SkipError("no --output was given")
     folder, _ = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
-    for place in [folder, *([_folder(options.sink.report)] if options.sink.report else [])]:
-        _probe(place)
+    check_writable("--output", folder)
+    if options.sink.report:
+        check_writable("--report", folder_of(options.sink.report))
     return Finding(f"{options.sink.output} can be written", None)
 
 
@@ -140,30 +135,6 @@ def _answers(predictor: Predictor, zeros: Mapping[str, torch.Tensor]) -> Finding
         error = failures[0][1]
         raise BrokenModelError(f"the model fails on rows of zeros: {type(error).__name__}: {one_line(error)}")
     return Finding("the model answers rows of zeros", None)
-
-
-def _probe(folder: str) -> None:
-    """Writes a small file where the output will be, and removes it; no folder is made."""
-    if "://" not in folder:
-        here = Path(folder).absolute()
-        there = next(each for each in (here, *here.parents) if each.exists())
-        try:
-            with tempfile.NamedTemporaryFile(prefix="_torchbeam-doctor-", dir=there) as file:
-                file.write(b"torchbeam")
-        except OSError as error:
-            raise UsageError(f"{folder} cannot be written: {there}: {error.strerror or error}") from None
-        return
-    path = join(folder, f"_torchbeam-doctor-{uuid.uuid4().hex[:12]}")
-    try:
-        with create(path) as file:
-            file.write(b"torchbeam")
-        FileSystems.delete([path])
-    except Exception as error:
-        raise UsageError(f"{folder} cannot be written: {one_line(error)}; check the path and your access") from None
-
-
-def _folder(path: str) -> str:
-    return path.rpartition("/")[0] or "."
 
 
 def _names(names: Sequence[str]) -> str:

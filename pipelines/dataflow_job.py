@@ -1,7 +1,5 @@
 """Submitting a pipeline to Dataflow, and following it there."""
 
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import sys

@@ -6,38 +6,43 @@ follows from its temporary one alone, so an attempt that is given other files, b
 neither takes one for another nor leaves one too many.
 """
 
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import json
-import shutil
 import time
-import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from glob import escape
-from pathlib import Path
 from typing import Any, TypedDict
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import AsList, AsSingleton, PCollection
 
 from handlers.errors import TorchbeamError
 from handlers.stores import explain
-from transforms.accounting import AccountingError, CombineCounts, Counts, report
+from transforms.accounting import AccountingError, Counts, report, total
 from transforms.bigquery_tables import Tables, load
+from transforms.file_ops import (
+    exists,
+    files_in,
+    join,
+    name_of,
+    present,
+    read_text,
+    remove,
+    remove_tree,
+    rename,
+    write_text,
+)
 from transforms.sink_formats import dead_letter_format, sink
-from transforms.sinks import Part, create, write_empty
+from transforms.sinks import Part, write_empty
 
 PREDICTIONS = "predictions"
 DEAD_LETTERS = "dead_letters"
 FAILED_FILES = "failed_files.jsonl"
 REPORT = "report.json"
+PARTS = "part-*"
 
 
 class PublishError(TorchbeamError):
@@ -110,24 +115,19 @@ def run_finished(output: str, report_path: str | None = None) -> bool:
     return bool(_reports(output, report_path))
 
 
-def report_exists(report_path: str) -> bool:
-    """Whether there is a report at `report_path`."""
-    return _exists(report_path)
-
-
 def left_over(output: str) -> list[str]:
     """The parts under `output`, of whatever run.
 
     Where no run is finished they are from one that was ended while it published, or whose report went elsewhere;
     without `overwrite` nothing can be published beside them.
     """
-    return [path for name in (PREDICTIONS, DEAD_LETTERS) for path in _parts(join(output, name))]
+    return [path for name in (PREDICTIONS, DEAD_LETTERS) for path in files_in(join(output, name), PARTS)]
 
 
 def clean_up(output: str, run_id: str) -> None:
     """Removes the temporary folder of a run that failed, as well as it can."""
     with suppress(Exception):  # the run has failed with an error of its own, which is the one to be told
-        _remove_tree(temporary_folder(output, run_id))
+        remove_tree(temporary_folder(output, run_id))
 
 
 def publish(
@@ -150,7 +150,7 @@ def publish(
         _refuse_to_mix(run)
     for name, _, _, parts in folders:
         _check_complete(join(run.output, name), _moves(parts, join(run.output, name), run.run_id))
-    _remove(_reports(run.output, run.report_path))
+    remove(_reports(run.output, run.report_path))
     for name, schema, output_format, parts in folders:
         _publish_parts(run.run_id, join(run.output, name), schema, output_format, parts)
     _finish(run, failed_files, report)
@@ -168,7 +168,7 @@ def publish_tables(
     Raises `ServiceError` where they cannot be loaded, and `AccountingError` where a table has not got all of its rows.
     """
     assert run.tables is not None  # noqa: S101 - the caller has looked
-    _remove([path for path in [run.report_file] if _exists(path)])
+    remove([path for path in [run.report_file] if exists(path)])
     # The predictions last: whoever waits for them finds the dead letters, too.
     for name, schema, parts in (
         (DEAD_LETTERS, run.dead_letters, dead_letters),
@@ -188,8 +188,8 @@ def publish_tables(
 
 def _finish(run: Publication, failed_files: Sequence[dict[str, Any]], report: dict[str, Any]) -> None:
     _publish_failed_files(run.failed_files_at, failed_files)
-    _remove_tree(temporary_folder(run.output, run.run_id))
-    _write_text(run.report_file, json.dumps(report | {"run_id": run.run_id}, indent=2) + "\n")
+    remove_tree(temporary_folder(run.output, run.run_id))
+    write_text(run.report_file, json.dumps(report | {"run_id": run.run_id}, indent=2) + "\n")
 
 
 def _publish_parts(run_id: str, folder: str, schema: pa.Schema, output_format: str, parts: Sequence[Part]) -> None:
@@ -197,30 +197,30 @@ def _publish_parts(run_id: str, folder: str, schema: pa.Schema, output_format: s
     extension = sink(output_format).extension
     empty = join(folder, f"part-{run_id}-empty{extension}")
     wanted = set(moves.values()) or {empty}
-    _remove(sorted(set(_parts(folder)) - wanted))
+    remove(sorted(set(files_in(folder, PARTS)) - wanted))
     if not moves:
         write_empty(empty, schema, output_format)
         return
     # What is not under its temporary name has its final one: an earlier attempt got so far.
-    _rename([(path, moves[path]) for path in sorted(_present(moves))])
+    rename([(path, moves[path]) for path in sorted(present(moves))])
 
 
 def _moves(parts: Sequence[Part], folder: str, run_id: str) -> dict[str, str]:
     """From temporary to final name: `part-<run_id>-<what tells this file from all others>.<extension>`."""
-    return {part.path: join(folder, f"part-{run_id}-{_name(part.path).removeprefix('part-')}") for part in parts}
+    return {part.path: join(folder, f"part-{run_id}-{name_of(part.path).removeprefix('part-')}") for part in parts}
 
 
 def _check_complete(folder: str, moves: Mapping[str, str]) -> None:
-    waiting, published = _present(moves), set(_parts(folder))
+    waiting, published = present(moves), set(files_in(folder, PARTS))
     lost = [path for path, final in moves.items() if path not in waiting and final not in published]
     if lost:
         raise PublishError(f"files to be published in {folder} are gone: {len(lost)}, {lost[0]} the first; run again")
 
 
 def _refuse_to_mix(run: Publication) -> None:
-    others = [path for path in left_over(run.output) if not _name(path).startswith(f"part-{run.run_id}-")]
+    others = [path for path in left_over(run.output) if not name_of(path).startswith(f"part-{run.run_id}-")]
     if others:
-        raise PublishError(f"{run.output} holds files of another run ({_name(others[0])}): --overwrite replaces them")
+        raise PublishError(f"{run.output} holds files of another run ({name_of(others[0])}): --overwrite replaces them")
     for path in _reports(run.output, run.report_path):
         if _read_run_id(path) != run.run_id:
             raise PublishError(f"{path} is the report of another run: --overwrite replaces it")
@@ -229,13 +229,12 @@ def _refuse_to_mix(run: Publication) -> None:
 def _reports(output: str, report_path: str | None) -> list[str]:
     """The reports of finished runs: under `output`, and at `report_path` where it is elsewhere."""
     default = join(output, REPORT)
-    return [path for path in sorted({default, report_path or default}) if _exists(path)]
+    return [path for path in sorted({default, report_path or default}) if exists(path)]
 
 
 def _read_run_id(report_file: str) -> str | None:
     try:
-        with FileSystems.open(report_file, compression_type=CompressionTypes.UNCOMPRESSED) as file:
-            found = json.loads(file.read()).get("run_id")
+        found = json.loads(read_text(report_file)).get("run_id")
     except (ValueError, AttributeError):
         return None
     return str(found)
@@ -243,17 +242,16 @@ def _read_run_id(report_file: str) -> str | None:
 
 def read_report(report_file: str) -> dict[str, Any]:
     """The report of a finished run."""
-    with FileSystems.open(report_file, compression_type="uncompressed") as file:
-        found: dict[str, Any] = json.loads(file.read())
+    found: dict[str, Any] = json.loads(read_text(report_file))
     return found
 
 
 def _publish_failed_files(path: str, failed_files: Sequence[dict[str, Any]]) -> None:
     if failed_files:
         ordered = sorted(failed_files, key=lambda failed: str(failed["path"]))
-        _write_text(path, "".join(json.dumps(failed, ensure_ascii=False) + "\n" for failed in ordered))
-    elif _exists(path):
-        _remove([path])
+        write_text(path, "".join(json.dumps(failed, ensure_ascii=False) + "\n" for failed in ordered))
+    elif exists(path):
+        remove([path])
 
 
 # The transform
@@ -279,7 +277,7 @@ class Publish(beam.PTransform[Any, Any]):
 
     def expand(self, outputs: Outputs) -> PCollection[dict[str, Any]]:
         """Waits for all of `outputs`, as side inputs of a single element."""
-        counts = outputs["counts"] | "Count" >> beam.CombineGlobally(CombineCounts())
+        counts = outputs["counts"] | "Count" >> beam.CombineGlobally(total)
         published: PCollection[dict[str, Any]] = (
             outputs["counts"].pipeline
             | "Once" >> beam.Create([self.run])
@@ -330,93 +328,3 @@ def _check_rows(name: str, parts: Iterable[Part], expected: int) -> None:
         raise AccountingError(
             f"{expected} rows were counted for {name}, but its files hold {written}: nothing is published"
         )
-
-
-# Files, local or remote. Beam's own functions take a path for a pattern, and a local folder may be named `[x]`.
-
-
-def join(folder: str, name: str) -> str:
-    """`name` in `folder`."""
-    return f"{folder.rstrip('/')}/{name}"
-
-
-def _name(path: str) -> str:
-    return path.rsplit("/", 1)[-1]
-
-
-def _is_local(path: str) -> bool:
-    return FileSystems.get_scheme(path) is None
-
-
-def _exists(path: str) -> bool:
-    return Path(path).exists() if _is_local(path) else bool(FileSystems.exists(path))
-
-
-def _matches(pattern: str) -> Iterator[str]:
-    for match in FileSystems.match([pattern]):
-        yield from (found.path for found in match.metadata_list)
-
-
-def _parts(folder: str) -> list[str]:
-    if _is_local(folder):
-        return [join(folder, path.name) for path in Path(folder).glob("part-*")]
-    return list(_matches(join(escape(folder), "part-*")))
-
-
-def _present(paths: Iterable[str]) -> set[str]:
-    """Those of `paths` that are there; remote folders are listed, which takes fewer calls than asking for each file."""
-    local = {path for path in paths if _is_local(path) and _exists(path)}
-    remote = {path for path in paths if not _is_local(path)}
-    folders = {path.rsplit("/", 1)[0] for path in remote}
-    return local | (remote & {found for folder in folders for found in _matches(join(escape(folder), "*"))})
-
-
-def _remove(paths: Sequence[str]) -> None:
-    for path in paths:
-        if _is_local(path):
-            Path(path).unlink(missing_ok=True)
-    # Of the remote file systems only Google's takes what is to be deleted for a pattern.
-    remote = [escape(path) if path.startswith("gs://") else path for path in paths if not _is_local(path)]
-    if remote:
-        FileSystems.delete(remote)
-
-
-def _remove_tree(folder: str) -> None:
-    if _is_local(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-        return
-    if FileSystems.get_filesystem(folder).has_dirs():
-        if _exists(folder):
-            _remove([folder])
-        return
-    _remove(list(_matches(join(escape(folder), "**"))))
-
-
-def _rename(moves: Sequence[tuple[str, str]]) -> None:
-    local = [(source, target) for source, target in moves if _is_local(target)]
-    for source, target in local:
-        _rename_local(source, target)
-    remote = [move for move in moves if not _is_local(move[1])]
-    for folder in {target.rsplit("/", 1)[0] for _, target in remote}:
-        if not _exists(folder):
-            FileSystems.mkdirs(folder)
-    if remote:
-        FileSystems.rename([source for source, _ in remote], [target for _, target in remote])
-
-
-def _rename_local(source: str, target: str) -> None:
-    Path(target).parent.mkdir(parents=True, exist_ok=True)
-    Path(source).replace(target)
-
-
-def _write_text(path: str, text: str) -> None:
-    """Writes a whole file or none: by renaming on a local disk; remote stores show a file once it is closed."""
-    if not _is_local(path):
-        with create(path) as file:
-            file.write(text.encode())
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"_{target.name}-{uuid.uuid4().hex[:12]}")
-    temporary.write_text(text)
-    temporary.replace(target)

@@ -1,7 +1,5 @@
 """Bringing chunks to one size: larger ones are cut, smaller ones merged."""
 
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """`RunTorchInference`: examples through a model, and what could not be scored as dead letters of whole examples."""
 
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import functools
@@ -114,7 +112,7 @@ class RunTorchInference(beam.PTransform[Any, Any]):
                 metrics_namespace=self.metrics_namespace,
                 **self.options,
             )
-            | "Split" >> beam.ParDo(_SplitBatch()).with_outputs(_DEAD_LETTERS, main="predictions")
+            | "Split" >> beam.FlatMap(_split_batch).with_outputs(_DEAD_LETTERS, main="predictions")
         )
         return Inferences(outputs.predictions, outputs[_DEAD_LETTERS])
 
@@ -226,11 +224,10 @@ class _BatchHandler(ModelHandler[Any, _Batch, Any]):
         return bool(core.override_metrics(metrics_namespace))
 
 
-class _SplitBatch(beam.DoFn):
-    def process(self, batch: _Batch) -> Iterator[Any]:
-        yield from batch.predictions
-        for letter in batch.dead_letters:
-            yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, letter)
+def _split_batch(batch: _Batch) -> Iterator[Any]:
+    yield from batch.predictions
+    for letter in batch.dead_letters:
+        yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, letter)
 
 
 def _one_after_the_other(functions: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any] | None:

@@ -1,7 +1,5 @@
 """`Score`: chunks of rows through RunInference, with every row accounted for."""
 
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import pickle

@@ -5,8 +5,6 @@ the file is closed. `transforms.publish` gives the files their final names; what
 the temporary folder.
 """
 
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import time
@@ -15,18 +13,16 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.io.filesystem import CompressionTypes
-from apache_beam.io.filesystems import FileSystems
 from apache_beam.pvalue import PCollection
 from apache_beam.transforms.window import GlobalWindows
 
 from handlers.errors import TorchbeamError
 from handlers.stores import create_empty, explain, mend_s3
+from transforms.file_ops import create, is_local
 from transforms.sink_formats import Encoder, sink
 from transforms.sink_formats.parquet import GROUP_ROWS
 
@@ -46,21 +42,13 @@ class Part:
     rows: int
 
 
-def create(path: str) -> pa.NativeFile:
-    """Opens `path`, local or remote, for writing; its folders are made."""
-    if FileSystems.get_scheme(path) is None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        return pa.OSFile(path, "wb")
-    return pa.PythonFile(FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED), mode="w")
-
-
 def write_empty(path: str, schema: pa.Schema, output_format: str) -> None:
     """Writes a file of no rows to `path`, with its schema or header where the format has one."""
     content = pa.BufferOutputStream()
     encoder = sink(output_format).encoder(content, schema)
     encoder.write(schema.empty_table())
     encoder.close()
-    if not content.tell() and FileSystems.get_scheme(path) is not None:
+    if not content.tell() and not is_local(path):
         create_empty(path)
         return
     with create(path) as file:

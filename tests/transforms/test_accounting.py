@@ -7,7 +7,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
 from handlers.errors import TorchbeamError
-from transforms.accounting import AccountingError, CombineCounts, Counts, FileOutcome, FileOutcomes, report
+from transforms.accounting import AccountingError, Counts, FileOutcome, FileOutcomes, report, total
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ def test_counts_add_up() -> None:
 
 def test_counts_are_combined_in_a_pipeline() -> None:
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        total = pipeline | beam.Create([ONE, TWO, ONE]) | beam.CombineGlobally(CombineCounts())
-        assert_that(total, equal_to([BOTH + ONE]))
+        added = pipeline | beam.Create([ONE, TWO, ONE]) | beam.CombineGlobally(total)
+        assert_that(added, equal_to([BOTH + ONE]))
 
 
 def test_of_nothing_the_counts_are_zero() -> None:
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        total = pipeline | beam.Create([]) | beam.CombineGlobally(CombineCounts())
-        assert_that(total, equal_to([Counts()]))
+        added = pipeline | beam.Create([]) | beam.CombineGlobally(total)
+        assert_that(added, equal_to([Counts()]))
 
 
 def test_the_report_has_the_shape_of_the_contract() -> None:
@@ -99,7 +99,7 @@ def test_a_file_with_one_broken_split_is_dead_and_its_rows_are_those_of_all_spli
     ]
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         outcomes = pipeline | beam.Create(records) | FileOutcomes()
-        counts = outcomes | beam.Map(FileOutcome.counts) | beam.CombineGlobally(CombineCounts())
+        counts = outcomes | beam.Map(FileOutcome.counts) | beam.CombineGlobally(total)
         failed = outcomes | beam.Filter(lambda outcome: outcome.error is not None) | beam.Map(FileOutcome.failed)
         assert_that(counts, equal_to([Counts(files_read=1, files_dead=2)]), label="counts")
         assert_that(

@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import apache_beam as beam
@@ -16,14 +17,15 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
 from handlers.chunks import DEAD_LETTER, dead_letter_schema, dead_letters, with_provenance
+from transforms import file_ops
 from transforms import publish as publishing
 from transforms.accounting import AccountingError, Counts
+from transforms.file_ops import join
 from transforms.publish import (
     Publication,
     Publish,
     PublishError,
     clean_up,
-    join,
     left_over,
     publish,
     publish_run,
@@ -189,18 +191,26 @@ def failing(call: Callable[..., Any], at: int) -> Callable[..., Any]:
     return once
 
 
-@pytest.mark.parametrize("step", ["_rename_local", "_remove_tree", "_write_text", "write_empty"])
+@pytest.mark.parametrize(
+    ("module", "step"),
+    [
+        (file_ops, "_rename_local"),
+        (publishing, "remove_tree"),
+        (publishing, "write_text"),
+        (publishing, "write_empty"),
+    ],
+)
 @pytest.mark.parametrize("at", [1, 2, 3])
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_an_interrupted_attempt_is_taken_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, at: int, overwrite: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, step: str, at: int, overwrite: bool
 ) -> None:
     if overwrite:
         old = publication(tmp_path, run_id="old")
         publish(old, parts(old, "predictions", [batch(70, 71)]), [], [{"path": "x", "error": "e", "rows": 0}], REPORT)
     run = publication(tmp_path, overwrite=overwrite)
     arguments = (parts(run, "predictions", [batch(0), batch(1), batch(2)]), [], [], REPORT)
-    monkeypatch.setattr(publishing, step, failing(getattr(publishing, step), at))
+    monkeypatch.setattr(module, step, failing(getattr(module, step), at))
     try:
         publish(run, *arguments)
     except StopHereError:
@@ -216,7 +226,7 @@ def test_an_attempt_that_is_given_other_files_publishes_those(tmp_path: Path, mo
     run = publication(tmp_path)
     first = parts(run, "predictions", [batch(0), batch(1), batch(2)])
     with monkeypatch.context() as patch:
-        patch.setattr(publishing, "_rename_local", failing(publishing._rename_local, 3))
+        patch.setattr(file_ops, "_rename_local", failing(file_ops._rename_local, 3))
         with pytest.raises(StopHereError):
             publish(run, first, [], [], REPORT)
     again = parts(run, "predictions", [batch(0)])  # a worker was lost, and the first bundle was computed again

@@ -1,7 +1,5 @@
 """CSV with a header: text is quoted and null is empty."""
 
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import pyarrow as pa

@@ -1,7 +1,5 @@
 """JSON lines: one JSON object a line, dates and times in ISO 8601."""
 
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import base64

@@ -1,7 +1,5 @@
 """Parquet: every type, snappy."""
 
-# mypy: allow-untyped-calls
-
 from __future__ import annotations
 
 import pyarrow as pa

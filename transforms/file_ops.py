@@ -1,0 +1,124 @@
+"""Files and folders, on a disk or in an object store, by path.
+
+Beam's own functions take a path for a pattern, and a local folder may be named `[x]`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from glob import escape
+from pathlib import Path
+
+import pyarrow as pa
+from apache_beam.io.filesystem import CompressionTypes
+from apache_beam.io.filesystems import FileSystems
+
+
+def join(folder: str, name: str) -> str:
+    """`name` in `folder`."""
+    return f"{folder.rstrip('/')}/{name}"
+
+
+def name_of(path: str) -> str:
+    """The last part of `path`."""
+    return path.rsplit("/", 1)[-1]
+
+
+def is_local(path: str) -> bool:
+    """Whether `path` is on a disk of this host."""
+    return FileSystems.get_scheme(path) is None
+
+
+def exists(path: str) -> bool:
+    """Whether there is a file, or on a disk a folder, at `path`."""
+    return Path(path).exists() if is_local(path) else bool(FileSystems.exists(path))
+
+
+def _matches(pattern: str) -> Iterator[str]:
+    for match in FileSystems.match([pattern]):
+        yield from (found.path for found in match.metadata_list)
+
+
+def files_in(folder: str, pattern: str) -> list[str]:
+    """The files of a folder whose names fit `pattern`; none where there is no such folder."""
+    if is_local(folder):
+        return [join(folder, path.name) for path in Path(folder).glob(pattern)]
+    return list(_matches(join(escape(folder), pattern)))
+
+
+def present(paths: Iterable[str]) -> set[str]:
+    """Those of `paths` that are there; remote folders are listed, which takes fewer calls than asking for each file."""
+    local = {path for path in paths if is_local(path) and exists(path)}
+    remote = {path for path in paths if not is_local(path)}
+    folders = {path.rsplit("/", 1)[0] for path in remote}
+    return local | (remote & {found for folder in folders for found in _matches(join(escape(folder), "*"))})
+
+
+def remove(paths: Sequence[str]) -> None:
+    """Removes files, which on a disk may be gone already."""
+    for path in paths:
+        if is_local(path):
+            Path(path).unlink(missing_ok=True)
+    # Of the remote file systems only Google's takes what is to be deleted for a pattern.
+    remote = [escape(path) if path.startswith("gs://") else path for path in paths if not is_local(path)]
+    if remote:
+        FileSystems.delete(remote)
+
+
+def remove_tree(folder: str) -> None:
+    """Removes a folder with all that is in it; none there is no error."""
+    if is_local(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        return
+    if FileSystems.get_filesystem(folder).has_dirs():
+        if exists(folder):
+            remove([folder])
+        return
+    remove(list(_matches(join(escape(folder), "**"))))
+
+
+def rename(moves: Sequence[tuple[str, str]]) -> None:
+    """Gives each file, by its present path, another path; folders are made."""
+    local = [(source, target) for source, target in moves if is_local(target)]
+    for source, target in local:
+        _rename_local(source, target)
+    remote = [move for move in moves if not is_local(move[1])]
+    for folder in {target.rsplit("/", 1)[0] for _, target in remote}:
+        if not exists(folder):
+            FileSystems.mkdirs(folder)
+    if remote:
+        FileSystems.rename([source for source, _ in remote], [target for _, target in remote])
+
+
+def _rename_local(source: str, target: str) -> None:
+    Path(target).parent.mkdir(parents=True, exist_ok=True)
+    Path(source).replace(target)
+
+
+def create(path: str) -> pa.NativeFile:
+    """Opens `path`, local or remote, for writing; its folders are made."""
+    if is_local(path):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        return pa.OSFile(path, "wb")
+    return pa.PythonFile(FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED), mode="w")
+
+
+def read_text(path: str) -> str:
+    """The text of a whole file."""
+    with FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED) as file:
+        return str(file.read(), "utf-8")
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes a whole file or none: by renaming on a local disk; remote stores show a file once it is closed."""
+    if not is_local(path):
+        with create(path) as file:
+            file.write(text.encode())
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"_{target.name}-{uuid.uuid4().hex[:12]}")
+    temporary.write_text(text)
+    temporary.replace(target)
