@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 import uuid
@@ -30,13 +29,7 @@ from pipelines.score import ScoreOptions
 from pipelines.watch import Watch
 from transforms.accounting import Counts, FileOutcomes
 from transforms.bigquery_tables import check_columns, loadable
-from transforms.publish import (
-    Publication,
-    Publish,
-    clean_up,
-    read_report,
-    temporary_folder,
-)
+from transforms.publish import Publication, Publish, clean_up, read_report, temporary_folder
 from transforms.score import Score
 from transforms.sinks import WriteChunks
 from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_split
@@ -44,7 +37,7 @@ from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_spli
 SAMPLE_ROWS = 1000
 SAMPLE_SPLITS = 20  # of which some may be empty; where all are, further ones are looked into
 
-_log = logging.getLogger(__name__)
+_STEP = re.compile(r" \[while running .*$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -194,7 +187,9 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
         raise
     except BaseException as error:
         clean_up(publication.output, publication.run_id)
-        if isinstance(error, Exception) and not isinstance(error, TorchbeamError):
+        if isinstance(error, TorchbeamError):  # of a worker in this process; Beam has added the name of the step
+            error.args = (_STEP.sub("", str(error)), *error.args[1:])
+        elif isinstance(error, Exception):
             raise _cause(error) from error
         raise
     try:
@@ -258,7 +253,7 @@ def _cause(error: Exception) -> BaseException:
     pattern = re.compile(r"(?:[a-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)): (.+)")
     for line in reversed(lines):
         if match := pattern.match(line):
-            name, message = match.group(1), re.sub(r" \[while running .*$", "", match.group(2))
+            name, message = match.group(1), _STEP.sub("", match.group(2))
             kind = getattr(errors, name, None)
             if isinstance(kind, type) and issubclass(kind, TorchbeamError):
                 return kind(message)
