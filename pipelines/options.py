@@ -213,7 +213,7 @@ class RunOptions:
         metavar="VERSION",
     )
     spark_master_ui: str | None = option(
-        "web page of the Spark master (default: looked for on its host, port 8080)", None, metavar="HOST:PORT"
+        "web page of the Spark master (default: looked for on its host, ports 8080 to 8083)", None, metavar="HOST:PORT"
     )
     verbose: bool = flag("show the logs of Beam and the tracebacks of errors")
 

@@ -20,7 +20,7 @@ from pipelines.options import IN_PROCESS, Command, ModelOptions, RunOptions, Sin
 PROG = "torchbeam score"
 COMMAND = Command(
     prog=PROG,
-    description="Score Parquet, CSV, JSON lines or text files with a PyTorch model, on this machine or on a cluster.",
+    description="Score Parquet, CSV, JSON lines, Avro or text files, or BigQuery, with a PyTorch model, here or on a cluster.",
     usage="--input=… --model=… --output=…",
     exit_codes="0 finished, 1 failed, 2 wrong usage, 3 above --max_failure_rate or nothing could be scored",
 )

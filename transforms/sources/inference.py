@@ -40,7 +40,8 @@ def text_type(values: pa.Array, *, numeric: bool) -> pa.DataType:
     values = pc.utf8_trim_whitespace(values.drop_null())
     if not len(values):
         return pa.float64() if numeric else pa.string()
-    for candidate in (*(() if numeric else (pa.int64(),)), pa.bool_(), pa.float64(), *_TEMPORAL):
+    # Floats before flags, which 0 and 1 in text would be, too.
+    for candidate in (*(() if numeric else (pa.int64(),)), pa.float64(), pa.bool_(), *_TEMPORAL):
         if (numeric or not _changes(values, candidate)) and _casts(values, candidate):
             return candidate
     if numeric and len(numbers := _numbers(values)):

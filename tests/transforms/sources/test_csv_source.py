@@ -49,6 +49,14 @@ def test_types(read: Any, tmp_path: Path) -> None:
     assert rows[2] == dict.fromkeys(types(plan_input(path))) | {SOURCE: path, ROW: 2}
 
 
+def test_zeros_and_ones_are_numbers_and_words_are_flags(read: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "n.csv", "visits,member\n0,true\n1,false\n")
+    found = plan_input(path, numeric_columns=["visits", "member"])
+    assert types(found) == {"visits": pa.float64(), "member": pa.bool_()}
+    rows, dead = read(found)
+    assert (rows[1]["visits"], rows[1]["member"], dead) == (1.0, False, [])
+
+
 def test_numeric_columns_take_their_type_from_the_numbers(read: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "n.csv", "age,f_a,f_b,zip,word\n1,1.5,,01,a\nabc,x,,02,b\n3,2,,03,c\n")
     found = plan_input(path, numeric_columns=["age", "f_*", "zip", "word"])
