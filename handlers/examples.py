@@ -20,8 +20,9 @@ from handlers.collate import Collate, Collator, shape_of
 from handlers.errors import UsageError
 from handlers.failures import FailedPrediction, failed_prediction
 from handlers.model_dir import ModelDir
+from handlers.outputs import Form
 from handlers.placement import Placement
-from handlers.predictor import Form, Predictor
+from handlers.predictor import Predictor
 from handlers.ragged import Padding, Ragged
 from handlers.spec import ModelSpec
 from handlers.state_dict import StateDict

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,14 +18,13 @@ from handlers.errors import BrokenModelError, DeviceLostError, TorchbeamError, o
 from handlers.faults import Health, device_lost, out_of_memory
 from handlers.formats import LoadedModel
 from handlers.isolation import Isolated, isolate
+from handlers.outputs import Form, Outputs, TokenOutputs, fill_up, named_outputs, to_cpu
 from handlers.placement import Placement
 from handlers.ragged import Padding, Ragged
 from handlers.stats import Load, Stats
 from handlers.work import Work
 
 Inputs = Mapping[str, torch.Tensor | Ragged]
-Outputs = dict[str, torch.Tensor | Ragged]
-Form = Literal["tensor", "sequence", "mapping"]
 R = TypeVar("R")
 
 MAX_ROWS = 8192
@@ -103,7 +102,7 @@ class Predictor:
         self._lock = threading.Lock()
         self._limit: int | None = None  # places (rows × tokens) that fitted into memory, once it has run out
         self._purge = False
-        self._per_token: dict[str, bool] = {}
+        self._tokens = TokenOutputs()
         self._health = Health()
         module = model.module
         if isinstance(module, torch.nn.Module):
@@ -152,7 +151,11 @@ class Predictor:
                 return outputs
             stats.tokens += int(work.lengths[low:high].sum())
             stats.places += (high - low) * int(work.longest[low])
-            return self._cut(outputs, work, tensors, low, high, arguments or {})
+
+            def again(row: int, padding: int) -> Outputs:
+                return self._forward(work.tensors(low + row, low + row + 1, padding), 1, arguments or {})[1]
+
+            return self._tokens.cut(outputs, work.primary_lengths[low:high], work.padding.cut, again)
 
         def zeros() -> Exception | None:
             blank = {name: torch.zeros_like(tensor) for name, tensor in work.tensors(0, 1).items()}
@@ -294,10 +297,13 @@ class Predictor:
         """One call of the model."""
         fixed = self.model.rows
         if fixed is not None and rows < fixed:
-            inputs = {name: _fill_up(tensor, fixed) for name, tensor in inputs.items()}
+            inputs = {name: fill_up(tensor, fixed) for name, tensor in inputs.items()}
         with torch.inference_mode(), self._autocast():
-            raw = self._call({name: tensor.contiguous().to(self.device) for name, tensor in inputs.items()}, arguments)
-            form, named = _named(raw)
+            # Copies: a model may write into what it is given, and rows are run again when others fail.
+            raw = self._call(
+                {name: tensor.to(self.device, copy=True).contiguous() for name, tensor in inputs.items()}, arguments
+            )
+            form, named = named_outputs(raw)
             for name, tensor in named.items():
                 got = len(tensor) if tensor.dim() else 0
                 if got != (fixed or rows):
@@ -305,7 +311,7 @@ class Predictor:
                         f'the model gave {got} rows of "{name}" for {fixed or rows}; it must give one a row, '
                         "with the rows along the first axis"
                     )
-            return form, {name: _to_cpu(tensor[:rows]) for name, tensor in named.items()}
+            return form, {name: to_cpu(tensor[:rows]) for name, tensor in named.items()}
 
     def _call(self, tensors: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]) -> Any:
         """Calls the model with its inputs by name; a single input goes in first, whatever it is called."""
@@ -322,44 +328,6 @@ class Predictor:
                 break
             leading.append(rest.pop(name))
         return self._called(*leading, **rest, **arguments)
-
-    def _cut(
-        self,
-        outputs: Outputs,
-        work: Work,
-        tensors: Mapping[str, torch.Tensor],
-        low: int,
-        high: int,
-        arguments: Mapping[str, Any],
-    ) -> Outputs:
-        """Cuts the outputs that have one place a token back to the length of their rows."""
-        longest = int(tensors[work.primary].shape[1])
-        candidates = [
-            name
-            for name, output in outputs.items()
-            if isinstance(output, torch.Tensor) and output.dim() > 1 and output.shape[1] == longest
-        ]
-        if work.padding.cut is not None:
-            candidates = [name for name in candidates if name in work.padding.cut]
-        elif any(name not in self._per_token for name in candidates):
-            # An output may have this many places by chance (an embedding of 384 for 384 tokens): those that have one a
-            # token change with the padding, so one row is tried with another length.
-            other = longest - 1 if longest > 1 else 2
-            short = {name: work.resize(name, tensor[:1], other) for name, tensor in tensors.items()}
-            probed: Outputs = {}
-
-            def probe() -> None:
-                probed.update(self._forward(short, 1, arguments)[1])
-
-            _error_of(probe)
-            for name in candidates:
-                shape = getattr(probed.get(name), "shape", (1, other))
-                self._per_token[name] = len(shape) > 1 and shape[1] == other
-        cut = [name for name in candidates if work.padding.cut is not None or self._per_token[name]]
-        lengths = work.primary_lengths[low:high]
-        whole = {name: output for name, output in outputs.items() if isinstance(output, torch.Tensor)}
-        cut_back: Outputs = {name: Ragged.cut(whole[name], lengths) for name in cut}
-        return outputs | cut_back
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._precision == torch.float32:
@@ -393,32 +361,3 @@ def _takes_any_name(module: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-
-
-def _named(outputs: object) -> tuple[Form, dict[str, torch.Tensor]]:
-    """The tensors among a model's outputs by name: `output`, `output_0` and on for a tuple, the keys of a mapping."""
-    form: Form = "sequence"
-    if isinstance(outputs, torch.Tensor):
-        return "tensor", {"output": outputs}
-    named: dict[str, torch.Tensor] = {}
-    if isinstance(outputs, Mapping):
-        form = "mapping"
-        named = {str(name): value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
-    elif isinstance(outputs, list | tuple):
-        names = getattr(outputs, "_fields", None) or [f"output_{index}" for index in range(len(outputs))]
-        named = {name: value for name, value in zip(names, outputs, strict=True) if isinstance(value, torch.Tensor)}
-    if not named:
-        raise BrokenModelError(
-            f"the model gave a {type(outputs).__name__}; it must give a tensor, or tensors in a tuple or dict"
-        )
-    return form, named
-
-
-def _to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor = tensor.float()
-    return tensor.to("cpu")
-
-
-def _fill_up(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    return torch.cat([tensor, tensor[-1:].expand(rows - len(tensor), *tensor.shape[1:])])

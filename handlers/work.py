@@ -52,25 +52,19 @@ class Work:
         """Places that the rows low … high-1 take, padding included; rows where nothing is padded."""
         return high - low if self.longest is None else (high - low) * int(self.longest[low])
 
-    def tensors(self, low: int, high: int) -> dict[str, torch.Tensor]:
-        """The inputs of the rows low … high-1 of the working order, padded, with the mask."""
+    def tensors(self, low: int, high: int, more: int = 0) -> dict[str, torch.Tensor]:
+        """The inputs of the rows low … high-1 of the working order, padded to the longest and `more`, with the mask."""
         if self._order is None:
             return {name: tensor[low:high] for name, tensor in self._dense.items()}
         places = self._order[low:high]
         index = torch.from_numpy(places)
         tensors = {name: tensor[index] for name, tensor in self._dense.items()}
         for name, ragged in self._ragged.items():
-            length = max(1, int(ragged.lengths[places].max()))
+            length = max(1, int(ragged.lengths[places].max())) + more
             tensors[name], mask = ragged.pad(places, length, self.padding.value)
             if name == self.primary and self.padding.mask:
                 tensors[self.padding.mask] = mask.to(self.padding.mask_dtype)
         return tensors
-
-    def resize(self, name: str, tensor: torch.Tensor, length: int) -> torch.Tensor:
-        """`tensor`, the input `name`, with `length` places a row, shorter or longer, where it has places at all."""
-        if name not in self._ragged and name != self.padding.mask:
-            return tensor
-        return tensor[:, :length] if tensor.shape[1] >= length else torch.cat([tensor, tensor[:, :1]], dim=1)
 
     def failures(self, found: Sequence[tuple[int, Exception]]) -> list[tuple[int, Exception]]:
         """`found`, by the rows as they came."""

@@ -259,3 +259,59 @@ def test_a_function_of_the_users_is_isolated_and_counted():
     assert [place for place, _ in applied.failures] == [13]
     with pytest.raises(BrokenModelError, match="inference_fn gave 3 results for 4 examples"):
         found.apply(lambda batch, *_: batch[1:], [1, 2, 3, 4])
+
+
+class Shifts(torch.nn.Module):
+    """Writes into what it is given, and fails on poison."""
+
+    def forward(self, x):
+        x -= 10
+        if (x >= POISON).any():
+            raise ValueError("poison")
+        return x
+
+
+def test_a_model_that_writes_into_its_input_gives_each_row_the_same_answer():
+    x = rows(4, [3])
+    result = predictor(Shifts()).predict({"x": x})
+    assert result.outputs["output"].tolist() == [[-10], [-9], [-8]]
+    assert torch.equal(x, rows(4, [3]))
+
+
+class Classes(torch.nn.Module):
+    """Three logits a row from two sequences of one length, as many as there are tokens in the first of the batches."""
+
+    def forward(self, ids, types, attention_mask):
+        if ids.shape != types.shape or ids.shape != attention_mask.shape:
+            raise ValueError("of another length")
+        total = ((ids + types) * attention_mask).sum(dim=1)
+        return torch.stack([total, total + 1, total + 2], dim=1)
+
+
+def test_outputs_as_long_as_the_rows_by_chance_are_never_cut():
+    found = predictor(Classes(), parameters=("ids", "types", "attention_mask"))
+    padding = Padding(mask="attention_mask")
+    zeros = torch.zeros(1, 3, dtype=torch.int64)
+    alike = found.predict({"ids": Ragged.of([torch.ones(3)]), "types": zeros}, padding=padding)
+    assert alike.outputs["output"].tolist() == [[3, 4, 5]]
+    both = {name: Ragged.of([torch.ones(2), torch.ones(3)]) for name in ("ids", "types")}
+    unlike = found.predict(both, padding=padding)
+    assert unlike.outputs["output"].tolist() == [[4, 5, 6], [6, 7, 8]]
+
+
+class Together(torch.nn.Module):
+    """One value a token, but for two rows at least."""
+
+    def forward(self, ids):
+        if len(ids) < 2:
+            raise ValueError("two rows, please")
+        return ids * 2
+
+
+def test_outputs_of_which_nothing_can_be_told_are_an_error_that_says_so():
+    found = predictor(Together(), parameters=("ids",))
+    ragged = {"ids": Ragged.of([torch.ones(2), torch.ones(3)])}
+    with pytest.raises(BrokenModelError, match=r'"output" has one place a token .*two rows, please.* option cut of'):
+        found.predict(ragged)
+    result = found.predict(ragged, padding=Padding(cut=("output",)))
+    assert [row.tolist() for row in result.outputs["output"].rows()] == [[2, 2], [2, 2, 2]]
