@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import inspect
 import typing
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +23,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from handlers.chunks import exact_cast, single_batch
+from handlers.chunks import ROW_ID, exact_cast, single_batch
 from handlers.errors import UsageError, one_line
 from handlers.functions import import_function
 from handlers.isolation import isolate
-
-ROW_ID = "__row_id__"
 
 # The index of frames starts here, so that an index that was reset is never taken for the rows' own.
 FIRST_INDEX = 1 << 40
@@ -119,19 +118,21 @@ def _join(parts: Sequence[Rows]) -> tuple[Rows, list[int]]:
     """All rows of `parts`, and the ids of those whose columns have no common type with the columns of most rows."""
     if len(parts) == 1:
         return parts[0], []
-    by_size = sorted(range(len(parts)), key=lambda place: -parts[place].batch.num_rows)
-    schema = parts[by_size[0]].batch.schema
-    fitting = []
-    for place in by_size:
+    by_schema: dict[pa.Schema, list[int]] = defaultdict(list)
+    for place, part in enumerate(parts):
+        by_schema[part.batch.schema].append(place)
+    fitting: list[int] = []
+    table = pa.Table.from_batches([parts[0].batch])
+    for places in sorted(by_schema.values(), key=lambda places: -sum(len(parts[place].ids) for place in places)):
+        wanted = sorted([*fitting, *places])
+        tables = [pa.Table.from_batches([parts[place].batch]) for place in wanted]
         try:
-            schema = pa.unify_schemas([schema, parts[place].batch.schema], promote_options="permissive")
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            table = pa.concat_tables(tables, promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # the types have nothing in common, or a value does not fit
             continue
-        fitting.append(place)
-    kept = [parts[place] for place in sorted(fitting)]
-    table = pa.concat_tables([pa.Table.from_batches([part.batch]) for part in kept], promote_options="permissive")
-    misfits = [int(id_) for place in set(by_size) - set(fitting) for id_ in parts[place].ids]
-    return Rows(single_batch(table), np.concatenate([part.ids for part in kept])), sorted(misfits)
+        fitting = wanted
+    misfits = [int(id_) for place in set(range(len(parts))) - set(fitting) for id_ in parts[place].ids]
+    return Rows(single_batch(table), np.concatenate([parts[place].ids for place in fitting])), sorted(misfits)
 
 
 def function_step(name: str, stage: str) -> Step:

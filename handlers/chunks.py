@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 SOURCE = "__source__"
 ROW = "__row__"
 PROVENANCE = (SOURCE, ROW)
+# The number of a row in its chunk, which functions on record batches are given beside the columns.
+ROW_ID = "__row_id__"
 
 SOURCE_FIELD = pa.field(SOURCE, pa.dictionary(pa.int32(), pa.string()))
 ROW_FIELD = pa.field(ROW, pa.int64())
@@ -142,6 +144,8 @@ def exact_cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _same_values(one: pa.Array, other: pa.Array) -> bool:
+    if pa.types.is_float16(one.type):  # for which Arrow has no comparisons
+        one, other = one.cast(pa.float32()), other.cast(pa.float32())
     if pa.types.is_floating(one.type):
         both_nan = pc.and_(pc.is_nan(one), pc.is_nan(other))
         return bool(pc.all(pc.or_(pc.equal(one, other), both_nan)).as_py() is not False)

@@ -10,7 +10,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from handlers.chains import ROW_ID, Rows, Step
+from handlers.chains import Rows, Step
+from handlers.chunks import ROW_ID
 from handlers.errors import UsageError, one_line
 
 MADE_UP_ROWS = 24
@@ -51,8 +52,10 @@ def feature_step(features: dict[str, str]) -> Step:
 
 
 def _for_polars(array: pa.Array) -> pa.Array:
-    """Polars 2.1 cannot take a slice of fixed-size lists with nulls."""
-    return array.cast(pa.list_(array.type.value_type)) if pa.types.is_fixed_size_list(array.type) else array
+    """Whole numbers as int64, since Polars computes in the type of its columns, where 1 - 2 may be 255."""
+    if pa.types.is_fixed_size_list(array.type):  # of which Polars 2.1 cannot take a slice with nulls
+        return array.cast(pa.list_(array.type.value_type))
+    return array.cast(pa.int64()) if pa.types.is_integer(array.type) and array.type != pa.uint64() else array
 
 
 def feature_columns(features: dict[str, str]) -> frozenset[str]:

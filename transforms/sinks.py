@@ -20,6 +20,7 @@ import pyarrow as pa
 from apache_beam.pvalue import PCollection
 from apache_beam.transforms.window import GlobalWindows
 
+from handlers.chunks import exact_cast
 from handlers.errors import TorchbeamError
 from handlers.stores import create_empty, explain, mend_s3
 from transforms.file_ops import create, is_local
@@ -79,8 +80,8 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
     if column.type == kind:
         return column
     if pa.types.is_dictionary(kind) and not pa.types.is_dictionary(column.type):
-        return column.cast(kind.value_type).dictionary_encode().cast(kind)
-    return column.cast(kind)
+        return exact_cast(column, kind.value_type).dictionary_encode().cast(kind)
+    return exact_cast(column, kind)
 
 
 class _Roll:

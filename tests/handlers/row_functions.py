@@ -153,6 +153,13 @@ def row_mixed_types(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "new": "poison" if row["a"] == POISON else 1}
 
 
+def row_sometimes_fraction(row: dict[str, Any]) -> dict[str, Any]:
+    """A fraction for rows below zero, and else a whole number that float64 has not."""
+    if row["a"] == 666:
+        raise ValueError("poison")
+    return {"a": row["a"], "new": 0.5 if row["a"] < 0 else 2**60 + 1}
+
+
 def row_large(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, "f": 1e39 if row["a"] == POISON else row["f"]}
 

@@ -120,6 +120,11 @@ class TestFunctions:
         assert rows.batch.to_pydict() == {"a": [1, 2, 4], "new": [1, 1, 1]}
         assert failures == dict.fromkeys([2, 4], "ArrowTypeError")
 
+    def test_rows_whose_columns_have_a_common_type_that_does_not_hold_their_values(self) -> None:
+        rows, failures = run("row_sometimes_fraction", numbers(1, 2, POISON, -4, POISON, 5))
+        assert rows.batch.to_pydict() == {"a": [1, 2, 5], "new": [2**60 + 1] * 3}
+        assert failures == {2: "ValueError", 3: "ArrowTypeError", 4: "ValueError"}
+
 
 class TestNames:
     @pytest.mark.parametrize(

@@ -104,6 +104,13 @@ class TestFeatures:
         assert features(batch, f='"Agg" + "Len"').column("f").to_pylist() == [3]
         assert features(batch, f="\"Over\" = 'Len'").column("f").to_pylist() == [False]
 
+    def test_small_integers_do_not_wrap(self) -> None:
+        batch = pa.record_batch({"u": pa.array([1, None], pa.uint8()), "i": pa.array([100, 2], pa.int8())})
+        found = features(batch, less="u - 2", square="i * i")
+        assert found.column("less").to_pylist() == [-1, None]
+        assert found.column("square").to_pylist() == [10_000, 4]
+        assert found.schema.field("u").type == pa.uint8()
+
     def test_no_rows(self) -> None:
         assert features(self.batch.slice(0, 0), f="a + 1").schema.field("f").type == pa.float64()
 

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 import pyarrow as pa
 
-from handlers.chunks import DEAD_LETTER, PROVENANCE
+from handlers.chunks import DEAD_LETTER, PROVENANCE, ROW_ID
 from handlers.errors import UsageError
 from transforms.sources.blocks import CHUNK_ROWS, ReadOptions, Split, is_dead_letter
 from transforms.sources.files import InputFile, find_files
@@ -67,7 +67,7 @@ def plan_input(
     replay = DEAD_LETTER in plan.schema.names and is_dead_letter(plan.schema.field(DEAD_LETTER).type)
     schema = _without(plan.schema, [DEAD_LETTER] if replay else [])
     schema = _with_partitions(schema, files)
-    if taken := sorted({*PROVENANCE, DEAD_LETTER}.intersection(schema.names)):
+    if taken := sorted({*PROVENANCE, DEAD_LETTER, ROW_ID}.intersection(schema.names)):
         raise UsageError(f'column "{taken[0]}" of {pattern} has a reserved name; rename it')
     splits = [replace(split, replay=replay) for split in plan.splits]
     if limit is not None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers.chunks import DEAD_LETTER, DEAD_LETTER_TYPE, ROW, SOURCE, chunk_schema
+from handlers.chunks import DEAD_LETTER, DEAD_LETTER_TYPE, ROW, ROW_ID, SOURCE, chunk_schema
 from handlers.errors import BrokenFileError, UsageError
 from transforms.sources import Split, plan_input, read_split
 from transforms.sources.formats import parquet
@@ -189,7 +189,7 @@ def test_replay_of_a_struct_with_fewer_fields(read: Any, tmp_path: Path) -> None
     assert dead == []
 
 
-@pytest.mark.parametrize("name", [SOURCE, ROW, DEAD_LETTER])
+@pytest.mark.parametrize("name", [SOURCE, ROW, ROW_ID, DEAD_LETTER])
 def test_reserved_names(tmp_path: Path, name: str) -> None:
     with pytest.raises(UsageError, match=f'column "{name}" .* reserved name'):
         plan_input(write(tmp_path / "1.parquet", {name: [1]}))
