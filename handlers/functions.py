@@ -9,12 +9,15 @@ from typing import Any
 
 from handlers.errors import UsageError, one_line
 
+# What the modules held when they were made importable: a file may change, or go, once its module is imported.
+_contents: dict[str, bytes] = {}
+
 
 def add_to_path(folder: Path) -> None:
     """Makes the modules of `folder` importable, ahead of all others.
 
-    Raises `UsageError` where one of them was imported from elsewhere with other contents: this process would go on using
-    the other one, without a word.
+    Raises `UsageError` where one of them was imported already with other contents, from elsewhere or from before it was
+    changed: this process would go on using the other one, without a word.
     """
     entry = str(folder)
     if not folder.is_dir():
@@ -22,12 +25,21 @@ def add_to_path(folder: Path) -> None:
     for file in sorted(folder.rglob("*.py")):
         parts = file.relative_to(folder).with_suffix("").parts
         name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-        known = getattr(sys.modules.get(name), "__file__", None)
-        if known and not Path(known).samefile(file) and Path(known).read_bytes() != file.read_bytes():
-            raise UsageError(f'module "{name}" of {folder} is imported from {known} already; give it another name')
-    if entry not in sys.path:
-        sys.path.insert(0, entry)
-        importlib.invalidate_caches()
+        content = file.read_bytes()
+        if known := getattr(sys.modules.get(name), "__file__", None):
+            before = _contents.get(name)
+            if before is None and Path(known).exists():
+                before = Path(known).read_bytes()
+            if before != content:
+                raise UsageError(
+                    f'module "{name}" of {folder} is imported already with other contents, from {known}; give it another '
+                    "name, or start a new process"
+                )
+        _contents[name] = content
+    if entry in sys.path:
+        sys.path.remove(entry)
+    sys.path.insert(0, entry)
+    importlib.invalidate_caches()
 
 
 def import_function(name: str, what: str) -> Any:

@@ -24,6 +24,7 @@ from handlers.spec import ModelSpec
 
 MAIN_OUTPUTS = ("logits", "output", "prediction", "predictions")
 FEW_CLASSES = 10
+NOT_A_NUMBER = "the model gave NaN, or more than float32 holds, for this row"
 
 Columns = dict[str, pa.Array]
 
@@ -35,6 +36,10 @@ def decode(spec: ModelSpec, outputs: Mapping[str, torch.Tensor]) -> Columns:
         BrokenModelError: where the outputs do not fit the task, or the number of labels.
     """
     if spec.task == "raw":
+        for name, tensor in outputs.items():
+            if tensor.is_complex() or 0 in tensor.shape[1:]:
+                what = f"of {str(tensor.dtype).removeprefix('torch.')} and (rows{''.join(f', {n}' for n in tensor.shape[1:])})"
+                raise BrokenModelError(f'the model gave "{name}" {what}, for which there is no type of column')
         return {name: _nested(tensor.contiguous().numpy()) for name, tensor in outputs.items()}
     main = _main(outputs)
     return {"classification": _classes, "multilabel": _labels, "regression": _numbers}[spec.task](spec, main.float())
@@ -48,18 +53,19 @@ def of_no_rows(spec: ModelSpec) -> Columns:
 
 
 def not_a_number(spec: ModelSpec, outputs: Mapping[str, torch.Tensor]) -> np.ndarray:
-    """Mask of (rows,): the rows for which the model gave NaN, or logits of which softmax makes NaN.
+    """Mask of (rows,): the rows for which the model gave NaN, logits of which softmax makes NaN, or more than float32 holds.
 
     Only the output that a task decodes counts; of raw outputs NaN may be the meaning.
     """
     main = _main(outputs)
     bad = torch.zeros(len(main), dtype=torch.bool)
     # A sum is finite only where all are, and one sum over all is fast.
-    if spec.task != "raw" and main.is_floating_point() and not bool(torch.isfinite(main.sum())):
+    if spec.task != "raw" and main.is_floating_point() and not bool(torch.isfinite(main.sum(dtype=torch.float32))):
         values = main.reshape(len(main), -1)
+        bad = (torch.isinf(values.float()) & ~torch.isinf(values)).any(dim=1)
         if spec.task == "classification" and spec.output == "logits" and values.shape[1] > 1:
             values = values.float().softmax(dim=1)
-        bad = torch.isnan(values).any(dim=1)
+        bad |= torch.isnan(values).any(dim=1)
     mask: np.ndarray = bad.numpy()
     return mask
 

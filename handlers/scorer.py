@@ -178,7 +178,7 @@ class Scorer:
             return Rows(self._output(chunk, ids, {}), ids), found
         bad = heads.not_a_number(self._spec, outputs)
         if bad.any():
-            found += [Failure(int(id_), "head", "NotANumber", "the model gave NaN for this row") for id_ in ids[bad]]
+            found += [Failure(int(id_), "head", "NotANumber", heads.NOT_A_NUMBER) for id_ in ids[bad]]
             outputs = {name: tensor[~bad] for name, tensor in outputs.items()}
             ids = ids[~bad]
         result = Rows(self._output(chunk, ids, heads.decode(self._spec, outputs)), ids)

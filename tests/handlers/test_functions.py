@@ -1,5 +1,6 @@
 """Names of users' functions: found, or refused in one line."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -74,5 +75,21 @@ def test_a_module_of_two_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     add_to_path(tmp_path / "one")
     assert import_function("twofold.rows:f", "loader")() == 1
     add_to_path(tmp_path / "same")
-    with pytest.raises(UsageError, match=r'module "twofold.rows" of .*two is imported from .*one.* already'):
+    with pytest.raises(UsageError, match=r'module "twofold.rows" of .*two is imported already .* from .*one'):
         add_to_path(tmp_path / "two")
+
+
+def test_a_module_that_was_changed_since_it_was_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder, copy = tmp_path / "changed", tmp_path / "copy"
+    for each in (folder, copy):
+        each.mkdir()
+        (each / "changing_rows.py").write_text("def f(): return 1")
+    add_to_path(folder)
+    assert import_function("changing_rows:f", "loader")() == 1
+    add_to_path(folder)
+    (folder / "changing_rows.py").write_text("def f(): return 2")
+    with pytest.raises(UsageError, match=r'"changing_rows" of .* with other contents, .*start a new process'):
+        add_to_path(folder)
+    shutil.rmtree(folder)
+    add_to_path(copy)  # what was imported is known, though it is gone

@@ -120,6 +120,17 @@ class TestRaw:
         assert columns["b"].to_pylist() == outputs["b"].tolist()
         assert columns["c"].to_pylist() == [[True], [False]]
 
+    @pytest.mark.parametrize(
+        ("tensor", "what"),
+        [
+            (torch.zeros(2, 0), r"of float32 and \(rows, 0\)"),
+            (torch.zeros(2, 3, dtype=torch.complex64), r"of complex64 and \(rows, 3\)"),
+        ],
+    )
+    def test_what_no_column_holds(self, tensor: torch.Tensor, what: str) -> None:
+        with pytest.raises(BrokenModelError, match=f'"output" {what}, for which there is no type of column'):
+            decode("raw", tensor)
+
     def test_a_tensor_that_is_not_contiguous(self) -> None:
         values = torch.arange(6.0).reshape(3, 2).T
         assert decode("raw", values)["output"].to_pylist() == values.tolist()
@@ -146,6 +157,11 @@ class TestNotANumber:
             True,
         ]
         assert self.bad("classification", [self.inf, 0.0]) == [False, False]  # sigmoid of infinity is 1
+
+    def test_numbers_that_float32_does_not_hold(self) -> None:
+        large = torch.tensor([1e39, self.inf, 1.0], dtype=torch.float64)
+        assert heads.not_a_number(spec("regression"), {"output": large}).tolist() == [True, False, False]
+        assert heads.not_a_number(spec("raw"), {"output": large}).tolist() == [False, False, False]
 
     def test_raw_outputs_may_be_nan(self) -> None:
         assert self.bad("raw", [self.nan]) == [False]
