@@ -6,6 +6,7 @@ the run, so that a step which is retried waits for the job of an earlier attempt
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -150,10 +151,14 @@ def load(tables: Tables, table: str, job: str, schema: pa.Schema, files: Sequenc
 def _begin(client: Any, tables: Tables, table: str, job: str, files: Sequence[str], config: Any) -> Any:
     from google.api_core.exceptions import Conflict
 
-    try:
-        return client.load_table_from_uri(files, table, job_id=job, location=tables.location, job_config=config)
-    except Conflict:  # an earlier attempt has begun it
-        return client.get_job(job, location=tables.location)
+    for name in itertools.chain([job], (f"{job}-again-{number}" for number in itertools.count(1))):
+        try:
+            return client.load_table_from_uri(files, table, job_id=name, location=tables.location, job_config=config)
+        except Conflict:  # an earlier attempt has begun it
+            begun = client.get_job(name, location=tables.location)
+            if begun.error_result is None:
+                return begun
+    raise AssertionError  # there is no last name
 
 
 def _config(schema: pa.Schema, *, append: bool, overwrite: bool) -> Any:

@@ -321,6 +321,21 @@ class TestRetries:
             assert not any(Path(publication.output).iterdir())
         assert sorted(fake.jobs) == ["torchbeam-r1-dead_letters-0", "torchbeam-r1-predictions-0"]
 
+    def test_a_job_that_failed_is_followed_by_another(self, fake: FakeTables, publication: Publication) -> None:
+        (part,), counts = self.parts(publication, 3), Counts(rows_read=3, rows_scored=3)
+        fake.refuse = {TABLE: "something went wrong"}
+        for _ in range(2):
+            with pytest.raises(ServiceError, match="something went wrong"):
+                publish_run(publication, [part], [], [], counts)
+        fake.refuse = {}
+        publish_run(publication, [part], [], [], counts)
+        assert fake.tables[TABLE]["n"].to_pylist() == [0, 1, 2]
+        assert [name for name in sorted(fake.jobs) if "predictions" in name] == [
+            "torchbeam-r1-predictions-0",
+            "torchbeam-r1-predictions-0-again-1",
+            "torchbeam-r1-predictions-0-again-2",
+        ]
+
     def test_rows_that_are_not_those_of_the_run_are_told(self, fake: FakeTables, publication: Publication) -> None:
         (part,) = self.parts(publication, 3)
         pq.write_table(pa.table({"n": [1]}, schema=self.SCHEMA), part.path)
