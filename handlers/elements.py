@@ -11,6 +11,8 @@ import os
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
+from operator import countOf
+from types import NoneType
 from typing import Any, TypedDict, TypeVar, Unpack
 
 import torch
@@ -39,6 +41,7 @@ BATCH_EXAMPLES = 2048
 BATCH_BYTES = 16 << 20
 _LEAST = BATCH_BYTES // BATCH_EXAMPLES
 NUMBER_BYTES = 32  # about what a number of Python takes
+_NUMBERS = frozenset((float, int, bool, NoneType))
 
 
 class BeamBatching(TypedDict, total=False):
@@ -176,7 +179,7 @@ class TorchModelHandler(MeteredHandler[Any, PredictionResult, ExampleScorer]):
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         """About how many bytes the examples take, by the first of them (Beam's own pickles the whole batch to know)."""
-        return len(batch) * _size(batch[0]) if len(batch) else 0
+        return len(batch) * example_bytes(batch[0]) if len(batch) else 0
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
         """Refuses, before the pipeline runs, what cannot be keyword arguments."""
@@ -206,25 +209,27 @@ def failure_of(result: Any) -> FailedPrediction | None:
     return None
 
 
+def example_bytes(example: Any) -> int:
+    """About how many bytes an example takes; a list is taken to be of values like its first."""
+    if isinstance(example, torch.Tensor):
+        return example.nbytes
+    if isinstance(example, Mapping):
+        return sum(map(example_bytes, example.values()))
+    if isinstance(example, str | bytes):
+        return len(example)
+    if isinstance(example, list | tuple):
+        return len(example) * example_bytes(example[0]) if example else 0
+    return int(getattr(example, "nbytes", NUMBER_BYTES))
+
+
 def _weight(element: Any) -> int:
     """What an element, keyed or not, counts in a batch of `BATCH_BYTES`; never more, or Beam would emit an empty batch."""
     if type(element) is tuple and len(element) == 2:
         element = element[1]
-    # Every element is looked at, and rows of plain numbers are the common case: the first value stands for all.
     if type(element) is dict and len(element) <= _LEAST // NUMBER_BYTES:
-        for value in element.values():
-            if type(value) is float or type(value) is int:
-                return _LEAST
-            break
-    size = _size(element)
+        # Every element is looked at, and rows of plain numbers, most of all floats, are the common case.
+        values = element.values()
+        if countOf(map(type, values), float) == len(values) or _NUMBERS.issuperset(map(type, values)):
+            return _LEAST
+    size = example_bytes(element)
     return _LEAST if size <= _LEAST else min(BATCH_BYTES, size)
-
-
-def _size(example: Any) -> int:
-    if isinstance(example, torch.Tensor):
-        return example.nbytes
-    if isinstance(example, Mapping):
-        return sum(map(_size, example.values()))
-    if isinstance(example, str | bytes):
-        return len(example)
-    return int(getattr(example, "nbytes", NUMBER_BYTES))

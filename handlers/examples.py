@@ -65,7 +65,7 @@ class Recipe:
         slot = None
         device = None
         if self.copies is not None:
-            device, slot = self.placement.resolve_alone(self.copies)
+            device, slot = self.placement.resolve_alone(self.copies, self.source.path)
         predictor = Predictor(self.source.load(), self.placement, device=device)
         scorer = ExampleScorer(self, predictor, predictor.load_since(started))
         if slot is not None:

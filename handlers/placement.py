@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -59,23 +61,25 @@ class Placement:
             for process, slot in _held:
                 if process == os.getpid() and self._index in (None, slot.gpu):
                     return torch.device("cuda", slot.gpu)
-            slot = self.take(self.copies)
+            slot = self.take(self.copies, _identity)
             _held.append((os.getpid(), slot))
             return torch.device("cuda", slot.gpu)
 
-    def resolve_alone(self, copies: int) -> tuple[torch.device, Slot | None]:
+    def resolve_alone(self, copies: int, model: str) -> tuple[torch.device, Slot | None]:
         """The device for one of several `copies` of a model, each with a slot of its own even where they share a process.
 
-        The slot is to be kept as long as the model.
+        The slot is to be kept as long as the model. Every model, by its path, has slots of its own: while one takes the
+        place of another both are there.
         """
         if self._on_cpu():
             return torch.device("cpu"), None
-        slot = self.take(max(copies, self.copies))
+        of_model = hashlib.sha256(model.encode()).hexdigest()[:12]
+        slot = self.take(max(copies, self.copies), lambda gpu: f"{_identity(gpu)}-{of_model}")
         return torch.device("cuda", slot.gpu), slot
 
-    def take(self, copies: int) -> Slot:
+    def take(self, copies: int, identify: Callable[[int], str]) -> Slot:
         """A free slot on a GPU that will do."""
-        return take_slot(visible_gpus(), copies, gpu=self._index, identify=_identity)
+        return take_slot(visible_gpus(), copies, gpu=self._index, identify=identify)
 
     @property
     def _index(self) -> int | None:

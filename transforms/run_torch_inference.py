@@ -11,14 +11,13 @@ from typing import Any, NamedTuple
 import apache_beam as beam
 from apache_beam.ml.inference.base import (
     KeyedModelHandler,
-    MaybeKeyedModelHandler,
     ModelHandler,
     PredictionResult,
     RunInference,
 )
 from apache_beam.pvalue import PCollection
 
-from handlers.elements import TorchModelHandler, failure_of
+from handlers.elements import TorchModelHandler, example_bytes, failure_of
 from handlers.errors import BrokenModelError, TorchbeamError, UsageError
 from handlers.failures import FailedPrediction, failed_prediction
 
@@ -132,7 +131,8 @@ class _BatchHandler(ModelHandler[Any, _Batch, Any]):
         core: Any = handler
         while hasattr(core, "_base"):  # Beam's wrappers for the functions, whose work is done here
             core = core._base
-        self._core = MaybeKeyedModelHandler(core) if isinstance(core, TorchModelHandler) else core
+        self._core = core
+        self._maybe_keyed = isinstance(core, TorchModelHandler)
         self._by_key = isinstance(core, KeyedModelHandler) and not core._single_model
         self._env_vars = getattr(handler, "_env_vars", {})
         self._plain = core if isinstance(core, TorchModelHandler) else getattr(core, "_unkeyed", core)
@@ -168,31 +168,33 @@ class _BatchHandler(ModelHandler[Any, _Batch, Any]):
         return [done]
 
     def _groups(self, inputs: Sequence[Any]) -> Iterable[Sequence[int]]:
-        """Elements that are run together. A handler with a model a key gives its results sorted by key."""
-        if not self._by_key:
+        """Elements that are run together: those with and those without a key, or those of one key.
+
+        (A handler with a model a key gives its results sorted by key.)
+        """
+        if not self._by_key and (not self._maybe_keyed or len(set(map(_is_pair, inputs))) == 1):
             return [range(len(inputs))]
         places = defaultdict(list)
         for place, element in enumerate(inputs):
-            places[element[0]].append(place)
+            places[element[0] if self._by_key else _is_pair(element)].append(place)
         return places.values()
 
     def _run(self, elements: list[Any], model: Any, inference_args: dict[str, Any] | None) -> list[Any]:
         try:
+            if self._maybe_keyed and _is_pair(elements[0]):
+                keys, examples = zip(*elements, strict=True)
+                return list(zip(keys, self._core.run_inference(examples, model, inference_args), strict=True))
             return list(self._core.run_inference(elements, model, inference_args))
         except TorchbeamError:
             raise
-        except KeyError as error:
-            if not self._by_key:
+        except KeyError:
+            if not self._by_key or elements[0][0] in self._core._key_to_id_map:
                 raise
-            missing = KeyError(f"no model is mapped to the key {elements[0][0]!r}")
-            failure = failed_prediction("forward", missing.with_traceback(error.__traceback__))
+            failure = FailedPrediction("forward", "KeyError", f"no model is mapped to the key {elements[0][0]!r}")
             return [(key, PredictionResult(example, failure)) for key, example in elements]
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
-        first = batch[0]
-        if type(first) is tuple and len(first) == 2:
-            first = first[1]
-        return len(batch) * int(TorchModelHandler.get_num_bytes(self._plain, [first]))
+        return len(batch) * example_bytes(batch[0][1] if _is_pair(batch[0]) else batch[0]) if batch else 0
 
     def get_metrics_namespace(self) -> str:
         return str(self._core.get_metrics_namespace())
@@ -264,12 +266,17 @@ def _split(result: Any) -> Iterator[Any]:
     yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, _dead_letter(origin, failure, inner.model_id))
 
 
+def _is_pair(element: Any) -> bool:
+    """Whether an element, which may be a tuple of another kind, has a key."""
+    return type(element) is tuple and len(element) == 2
+
+
 def _dead_letter(origin: Any, failure: FailedPrediction, model_id: str | None) -> DeadLetter:
-    key, example = origin if type(origin) is tuple and len(origin) == 2 else (None, origin)
+    key, example = origin if _is_pair(origin) else (None, origin)
     return DeadLetter(key, example, failure.stage, failure.error_type, failure.message, failure.traceback, model_id)
 
 
 def _model_id(result: Any) -> str | None:
-    if type(result) is tuple and len(result) == 2:
+    if _is_pair(result):
         result = result[1]
     return result.model_id if isinstance(result, PredictionResult) else None

@@ -373,3 +373,13 @@ def test_large_examples_are_never_in_an_empty_batch(line):
 
     assert elements._weight(("key", torch.ones(elements.BATCH_BYTES))) == elements.BATCH_BYTES
     assert elements._weight({"a": 1.0}) == elements.BATCH_BYTES // elements.BATCH_EXAMPLES
+
+
+def test_what_an_example_weighs():
+    import handlers.elements as elements
+
+    least = elements.BATCH_BYTES // elements.BATCH_EXAMPLES
+    assert elements._weight({"a": 1.0, "b": None, "c": 3}) == least
+    assert elements._weight({"id": 1, "image": np.zeros(250_000, np.float32)}) == 1_000_032
+    assert elements._weight([0.0] * 100_000) == 100_000 * elements.NUMBER_BYTES
+    assert elements._weight({"words": [["ab"] * 1000] * 10}) == 20_000

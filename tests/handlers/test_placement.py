@@ -118,10 +118,12 @@ def test_all_models_of_a_process_share_its_slot():
 
 @pytest.mark.usefixtures("two_gpus")
 def test_copies_of_a_shared_model_have_a_slot_each():
-    found = [Placement().resolve_alone(copies=2) for _ in range(4)]
+    found = [Placement().resolve_alone(2, "models/a") for _ in range(4)]
     assert [device.index for device, _ in found] == [0, 1, 0, 1]
     with pytest.raises(UsageError, match="all 4 slots"):
-        Placement().resolve_alone(copies=2)
+        Placement().resolve_alone(2, "models/a")
+    found.append(Placement().resolve_alone(2, "models/b"))  # which takes the place of the other
+    assert found[-1][0].index == 0
     for _, slot in found:
         slot.close()
 

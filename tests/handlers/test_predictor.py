@@ -266,7 +266,7 @@ class Shifts(torch.nn.Module):
 
     def forward(self, x):
         x -= 10
-        if (x >= POISON).any():
+        if (x >= POISON / 2).any():
             raise ValueError("poison")
         return x
 

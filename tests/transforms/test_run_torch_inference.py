@@ -146,3 +146,27 @@ def test_a_broken_model_ends_the_job(source):
     _ = examples | RunTorchInference(TorchModelHandler(source, inference_fn=short, min_batch_size=3))
     with pytest.raises(BrokenModelError, match="inference_fn gave 2 results for 3 examples"):
         pipeline.run()
+
+
+def test_examples_with_and_without_a_key(source):
+    elements = [("a", torch.ones(1)), torch.zeros(1), ("b", torch.ones(1)), ("not", "a", "pair")]
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        found = pipeline | beam.Create([elements]) | beam.FlatMap(list) | RunTorchInference(TorchModelHandler(source))
+
+        def shown(element):
+            is_keyed = not hasattr(element, "inference")
+            return (element[0], element[1].inference.item()) if is_keyed else (None, element.inference.item())
+
+        assert_that(
+            found.predictions | beam.Map(shown) | beam.Map(str), check(["('a', 2.0)", "('b', 2.0)", "(None, 0.0)"])
+        )
+        letters = found.dead_letters | beam.Map(lambda dead: (dead.key, dead.example, dead.error_type))
+        assert_that(letters, check([(None, ("not", "a", "pair"), "WrongType")]), label="dead")
+
+
+def test_batches_of_which_the_first_is_empty(source):
+    """As Beam makes them where a single element weighs more than a batch may."""
+    handler = TorchModelHandler(source, min_batch_size=5, max_batch_size=10, element_size_fn=lambda _: 20)
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        found = pipeline | beam.Create([torch.ones(1), torch.zeros(1)]) | RunTorchInference(handler)
+        assert_that(found.predictions | beam.Map(lambda result: result.inference.item()), check([0.0, 2.0]))
