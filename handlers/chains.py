@@ -26,7 +26,7 @@ import pyarrow.compute as pc
 from handlers.chunks import ROW_ID, exact_cast, single_batch
 from handlers.errors import UsageError, one_line
 from handlers.functions import import_function
-from handlers.isolation import isolate
+from handlers.isolation import Isolated, isolate
 
 # The index of frames starts here, so that an index that was reset is never taken for the rows' own.
 FIRST_INDEX = 1 << 40
@@ -84,16 +84,26 @@ class Step:
 
         A row that is in neither was left out by the function: it is dropped.
         """
+        broken: list[ContractError] = []
 
         def call(low: int, high: int) -> Rows:
-            result = self.call(Rows(rows.batch.slice(low, high - low), rows.ids[low:high]))
-            if len(result.ids) != result.batch.num_rows:  # Arrow cannot count rows that have no column
-                raise ContractError("gave rows without a single column")
+            try:
+                result = self.call(Rows(rows.batch.slice(low, high - low), rows.ids[low:high]))
+                if len(result.ids) != result.batch.num_rows:  # Arrow cannot count rows that have no column
+                    raise ContractError("gave rows without a single column")
+            except ContractError as error:
+                broken.append(error)
+                raise
             return result
 
-        if not rows.batch.num_rows:
+        count = rows.batch.num_rows
+        if not count:
             return self._of_nothing(rows), []
-        found = isolate(call, 0, rows.batch.num_rows)
+        found = isolate(call, 0, count)
+        if (
+            broken and not found.failures
+        ):  # no row is to blame, so what came back of fewer rows cannot be trusted either
+            found = Isolated(failures=[(row, broken[0]) for row in range(count)])
         failures = [
             Failure(int(rows.ids[row]), self.stage, type(error).__name__, f"{self.name}: {one_line(error)}")
             for row, error in found.failures
@@ -169,6 +179,8 @@ def _on_batch(function: Callable[[pa.RecordBatch], Any], rows: Rows) -> Rows:
         result = single_batch(result)
     if not isinstance(result, pa.RecordBatch):
         raise ContractError(f"gave a {type(result).__name__}, not a pa.RecordBatch")
+    if len(set(result.schema.names)) != len(result.schema.names):
+        raise ContractError("gave a record batch with two columns of one name")
     if ROW_ID in result.schema.names:
         ids = result.column(ROW_ID).to_numpy(zero_copy_only=False).astype(np.int64)
         _check_ids(ids, rows.ids)

@@ -20,6 +20,7 @@ import torch
 
 from handlers.errors import TorchbeamError, UsageError, one_line
 from handlers.functions import import_function
+from handlers.isolation import contained
 from handlers.spec import Format, ModelSpec
 
 _ENVIRONMENT = threading.Lock()
@@ -131,7 +132,7 @@ def save_weights(
 
 def _call(function: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> Any:
     try:
-        return function(*args, **kwargs)
+        return contained(lambda: function(*args, **kwargs))
     except TorchbeamError:
         raise
     except Exception as error:

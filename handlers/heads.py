@@ -76,6 +76,8 @@ def _main(outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
 
 def _classes(spec: ModelSpec, values: torch.Tensor) -> Columns:
     matrix = _matrix(values, spec)
+    if not matrix.shape[1]:
+        raise BrokenModelError("the model gave an output of (rows, 0); task classification needs a class at least")
     if matrix.shape[1] == 1:
         positive = matrix.sigmoid() if spec.output == "logits" else matrix
         matrix = torch.cat([1 - positive, positive], dim=1)

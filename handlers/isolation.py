@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from handlers.errors import TorchbeamError
 
@@ -24,6 +24,16 @@ class Isolated(Generic[R]):
     failures: list[tuple[int, Exception]] = field(default_factory=list)
 
 
+def contained(call: Callable[..., R], *arguments: Any) -> R:
+    """Calls `call`; what would end the process, such as sys.exit in a user's code, is an error like any other."""
+    try:
+        return call(*arguments)
+    except (Exception, KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as end:
+        raise RuntimeError(f"{type(end).__name__}: {end}") from end
+
+
 def isolate(
     call: Callable[[int, int], R],
     start: int,
@@ -41,7 +51,7 @@ def isolate(
     while ranges:
         low, high = ranges.pop()
         try:
-            found.results.append((low, high, call(low, high)))
+            found.results.append((low, high, contained(call, low, high)))
         except TorchbeamError:
             raise
         except Exception as error:

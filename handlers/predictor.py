@@ -17,7 +17,7 @@ import torch
 from handlers.errors import BrokenModelError, DeviceLostError, TorchbeamError, one_line
 from handlers.faults import Health, device_lost, out_of_memory
 from handlers.formats import LoadedModel
-from handlers.isolation import Isolated, isolate
+from handlers.isolation import Isolated, contained, isolate
 from handlers.outputs import Form, Outputs, TokenOutputs, fill_up, named_outputs, to_cpu
 from handlers.placement import Placement
 from handlers.ragged import Padding, Ragged
@@ -227,7 +227,7 @@ class Predictor:
             self._purge = False
             started = time.perf_counter()
             try:
-                result = run(low, high)
+                result = contained(run, low, high)
             except TorchbeamError:
                 raise
             except Exception as error:

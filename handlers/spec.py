@@ -118,7 +118,7 @@ class ModelSpec(_Strict):
     output: Literal["logits", "probabilities"] = "logits"
     labels: tuple[str, ...] | None = None
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    env_vars: dict[str, str] = {}
+    env_vars: dict[Annotated[str, Field(pattern=r"^[^=\x00]+$")], Annotated[str, Field(pattern=r"^[^\x00]*$")]] = {}
     preprocess: tuple[FunctionName, ...] = ()
     postprocess: tuple[FunctionName, ...] = ()
 

@@ -39,13 +39,18 @@ def connect(paths: Mapping[str, str], options: PipelineOptions) -> None:
         scheme = FileSystems.get_scheme(path)
         if scheme is None:
             continue
+        if scheme not in _LIST:
+            raise UsageError(
+                f"--{flag} {path}: paths of {scheme}:// are not read here; use a local path, gs:// or s3://"
+            )
+        if not path.partition("://")[2].strip("/"):
+            raise UsageError(f"--{flag} {path} names no bucket")
         if scheme == "s3" and importlib.util.find_spec("boto3") is None:
             raise UsageError(f"--{flag} {path}: s3:// needs boto3; pip install 'torchbeam[aws]'")
         try:
             FileSystems.get_filesystem(path)
-            if scheme in _LIST:
-                bucket, _, prefix = path.partition("://")[2].partition("/")
-                _LIST[scheme](bucket, prefix.split("*")[0].split("?")[0].split("[")[0], options)
+            bucket, _, prefix = path.partition("://")[2].partition("/")
+            _LIST[scheme](bucket, prefix.split("*")[0].split("?")[0].split("[")[0], options)
         except Exception as error:
             raise UsageError(
                 f"--{flag} {path} cannot be reached: {explain(error)}; check the bucket and your access to it"

@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 from apache_beam.options.pipeline_options import PipelineOptions
 
+from handlers.batching import ResourceHints
 from handlers.errors import BrokenModelError, one_line
 from handlers.model_dir import ModelDir
 from handlers.placement import visible_gpus
@@ -39,6 +40,7 @@ def runner(options: ScoreOptions) -> Finding[PipelineOptions]:
 
 def ignored(options: ScoreOptions) -> Finding[None]:
     """Options that were given and would have no effect."""
+    ResourceHints(options.model.accelerator, options.model.min_ram)  # which a run refuses, ignored or not
     lines = ignored_options(options.run.runner, options.model, options.beam)
     return Finding(". ".join(lines) or f"{options.run.runner} heeds all that were given", None, bool(lines))
 

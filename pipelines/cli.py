@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import sys
+from typing import NoReturn
+
+from pipelines import process
 
 COMMANDS = {
     "score": "score a table with a PyTorch model",
@@ -25,3 +28,8 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     code: int = importlib.import_module(f"pipelines.{arguments[0]}").main(arguments[1:])
     return code
+
+
+def start() -> NoReturn:
+    """The console script."""
+    process.run(main)

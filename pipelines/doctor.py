@@ -6,7 +6,6 @@ are in `pipelines.checks` and `pipelines.spark.checks`; this module has the comm
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from importlib import metadata
@@ -15,9 +14,10 @@ from packaging.requirements import Requirement
 
 from handlers.errors import TorchbeamError, UsageError, one_line
 from handlers.model_dir import ModelDir
+from pipelines import process
 from pipelines.checkup import Checkup, Finding, SkipError, State
 from pipelines.options import Command
-from pipelines.score import FINISHED, INTERRUPTED, WRONG_USAGE, ScoreOptions, set_up_logging
+from pipelines.score import FINISHED, WRONG_USAGE, ScoreOptions, set_up_logging
 
 PROG = "torchbeam doctor"
 COMMAND = Command(
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         return WRONG_USAGE
     except KeyboardInterrupt:
         print(f"{PROG}: interrupted", file=sys.stderr)
-        return INTERRUPTED
+        return process.INTERRUPTED
 
 
 def _examine(options: ScoreOptions) -> int:
@@ -117,10 +117,4 @@ def _count(number: int, what: str) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        code = main()
-    except SystemExit as end:  # --help
-        sys.exit(end.code)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # threads of libraries that were asked and did not answer would keep the process alive
+    process.run(main)

@@ -83,6 +83,15 @@ def rate(text: str) -> float:
     return value
 
 
+def path(text: str) -> str:
+    """A path, table or query."""
+    if not text.strip():
+        raise ValueError("is empty; leave it out or give it a value")
+    if "\0" in text:
+        raise ValueError("holds a NUL")
+    return text
+
+
 def names(text: str) -> tuple[str, ...]:
     """Names between commas."""
     found = tuple(name.strip() for name in text.split(",") if name.strip())
@@ -115,7 +124,8 @@ class SourceOptions:
 
     input: str = option(
         "file, directory or pattern (quote it), local, gs:// or s3://; or bigquery:project.dataset.table, "
-        "'bigquery:SELECT …'"
+        "'bigquery:SELECT …'",
+        parse=path,
     )
     input_format: str | None = option(
         "format of the input (default: from the extension)", None, choices=("parquet", "csv", "jsonl", "avro", "text")
@@ -129,7 +139,7 @@ class ModelOptions:
 
     TITLE = "model"
 
-    model: str = option("model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://")
+    model: str = option("model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://", parse=path)
     batch_size: int | None = option(
         "rows of a micro-batch, one call of the model; auto chooses by the bytes of a row (default: auto)",
         None,
@@ -172,7 +182,8 @@ class SinkOptions:
 
     output: str = option(
         "directory of the run, local, gs:// or s3://; or bigquery:project.dataset.table, with dead letters in "
-        "<table>_dead_letters, by way of files under --temp_location=gs://…"
+        "<table>_dead_letters, by way of files under --temp_location=gs://…",
+        parse=path,
     )
     output_format: str = option(
         "format of predictions and dead letters (default: parquet)",
@@ -184,7 +195,7 @@ class SinkOptions:
     )
     overwrite: bool = flag("replace a finished run under --output")
     report: str | None = option(
-        "where the report goes (default: <output>/report.json); required for a table", None, metavar="FILE"
+        "where the report goes (default: <output>/report.json); required for a table", None, parse=path, metavar="FILE"
     )
 
 
@@ -218,10 +229,11 @@ class RunOptions:
     verbose: bool = flag("show the logs of Beam and the tracebacks of errors")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Errors are one line and end with exit code 2, as all wrong usage does."""
 
     def error(self, message: str) -> NoReturn:
+        """Raises it."""
         raise UsageError(message)
 
 
@@ -238,7 +250,7 @@ class Command:
 
 def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:
     """A parser with the flags of `groups`, each under its title."""
-    made = _Parser(
+    made = Parser(
         prog=command.prog,
         description=command.description,
         usage=f"{command.prog} {command.usage} [options]",
@@ -256,7 +268,7 @@ def _argument(item: dataclasses.Field[Any], strict: bool) -> dict[str, Any]:
     about = item.metadata
     settings: dict[str, Any] = {"help": about["help"].replace("%", "%%"), "type": _checked(item.name, about["parse"])}
     if item.default is dataclasses.MISSING:
-        settings |= {"required": True} if strict else {"default": ""}
+        settings |= {"required": strict, "action": _Once}
     else:
         settings["default"] = item.default
     if about.get("switch"):
@@ -268,6 +280,15 @@ def _argument(item: dataclasses.Field[Any], strict: bool) -> dict[str, Any]:
     if about.get("repeatable"):
         settings["action"] = _Append
     return settings
+
+
+class _Once(argparse.Action):
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            raise UsageError(f"{option_string} is given twice; a pattern or a directory stands for many files")
+        setattr(namespace, self.dest, values)
 
 
 class _Append(argparse.Action):
@@ -288,5 +309,9 @@ def _checked(name: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def pick(kind: type[T], values: argparse.Namespace) -> T:
-    """The options of one dataclass out of all that were parsed."""
-    return kind(**{item.name: getattr(values, item.name) for item in fields(kind)})  # type: ignore[arg-type]
+    """The options of one dataclass out of all that were parsed; required ones that need not be there are empty."""
+    found = {}
+    for item in fields(kind):  # type: ignore[arg-type]
+        value = getattr(values, item.name)
+        found[item.name] = "" if value is None and item.default is dataclasses.MISSING else value
+    return kind(**found)

@@ -14,8 +14,9 @@ from pipelines import runners
 from pipelines.options import SinkOptions
 from pipelines.score import ScoreOptions
 from transforms.bigquery_tables import Tables, plan_tables
-from transforms.file_ops import exists
-from transforms.publish import left_over, run_finished
+from transforms.file_ops import exists, is_local, join
+from transforms.publish import DEAD_LETTERS, FAILED_FILES, PREDICTIONS, left_over, reports, run_of
+from transforms.sources import Input
 from transforms.sources.formats.bigquery import EMULATOR, is_bigquery
 
 
@@ -33,9 +34,8 @@ def settle_output(options: ScoreOptions, pipeline_options: PipelineOptions) -> t
         _check_folder(sink)
     places = {"--output": folder} | ({"--report": folder_of(sink.report)} if sink.report else {})
     for option, place in places.items():
-        if "://" not in place or runners.in_process(
-            options.run.runner
-        ):  # workers elsewhere may have rights of their own
+        # Workers elsewhere may have rights of their own.
+        if is_local(place) or runners.in_process(options.run.runner):
             check_writable(option, place)
     return folder, tables
 
@@ -46,11 +46,11 @@ def check_writable(option: str, folder: str) -> None:
     Raises:
         UsageError: it may not be written, or not be removed.
     """
-    if "://" in folder:
+    if not is_local(folder):
         stores.check_writable(option, folder)
         return
     here = Path(folder).absolute()
-    there = next(each for each in (here, *here.parents) if each.exists())
+    there = next(each for each in (here, *here.parents) if os.path.lexists(each))
     if not there.is_dir():
         raise UsageError(f"{option} {folder} cannot be written: {there} is no folder")
     try:
@@ -65,20 +65,70 @@ def folder_of(path: str) -> str:
     return path.rpartition("/")[0] or "."
 
 
+def check_apart(source: Input, model: str, folder: str, report: str | None) -> None:
+    """Refuses outputs that would take the place of what the run reads, or become part of it.
+
+    Raises:
+        UsageError: names both.
+    """
+    for option, path in (("--output", folder), ("--report", report)):
+        if path and _lies_in(path, model):
+            raise UsageError(f"{option} {path} lies in the model, --model {model}; write elsewhere")
+    replaced = {name: _place(join(folder, name)) for name in (PREDICTIONS, DEAD_LETTERS)}
+    for path in sorted({split.path for split in source.splits}):
+        place = _place(path)
+        if report and place == _place(report):
+            raise UsageError(f"--report {report} is a file of the input; name another")
+        if any(place.startswith(f"{each}/") for each in replaced.values()):
+            raise UsageError(f"{path}, of the input, is part of a run in --output {folder}; write elsewhere")
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    return f"{_place(path)}/".startswith(f"{_place(folder)}/")
+
+
+def _place(path: str) -> str:
+    """A path as it can be compared: without links, where it is local."""
+    return os.path.realpath(path) if is_local(path) else path.rstrip("/")
+
+
 def _check_folder(sink: SinkOptions) -> None:
     output = sink.output
-    if sink.overwrite:
-        return
+    if is_local(output):
+        _check_kinds(Path(output))
     try:
-        finished = run_finished(output, sink.report)
-        others = not finished and left_over(output)
+        for path in reports(output, sink.report):
+            _check_report(path, sink)
+        others = [] if sink.overwrite else left_over(output)
+    except UsageError:
+        raise
     except Exception as error:
         raise UsageError(f"--output {output} cannot be looked into: {stores.explain(error)}") from error
-    if finished:
-        raise UsageError(f"--output {output} holds a finished run; write elsewhere, or replace it with --overwrite")
     if others:
         raise UsageError(
             f"--output {output} holds files of another run; write elsewhere, or replace it with --overwrite"
+        )
+
+
+def _check_kinds(output: Path) -> None:
+    """Refuses what is in the way of the names that a run gives."""
+    for name in (PREDICTIONS, DEAD_LETTERS):
+        if (output / name).exists() and not (output / name).is_dir():
+            raise UsageError(f"--output {output} cannot be written: {output / name} is no folder")
+    if (output / FAILED_FILES).is_dir():
+        raise UsageError(f"--output {output} cannot be written: {output / FAILED_FILES} is a folder")
+
+
+def _check_report(path: str, sink: SinkOptions) -> None:
+    """Refuses to replace a finished run without being told to, and a file that is no report in any case."""
+    if is_local(path) and Path(path).is_dir():
+        raise UsageError(f"the report cannot be written: {path} is a folder; name a file with --report")
+    if not sink.overwrite:
+        what = f"--report {path} is there" if path == sink.report else f"--output {sink.output} holds a finished run"
+        raise UsageError(f"{what}; write elsewhere, or replace it with --overwrite")
+    if run_of(path) is None:
+        raise UsageError(
+            f"{path} is there and is no report of a run, so it is not replaced; name another with --report"
         )
 
 
@@ -91,6 +141,6 @@ def _tables(sink: SinkOptions, temp_location: str | None) -> tuple[str, Tables]:
     # BigQuery loads from Cloud Storage only; a server that stands in for it may read the disk.
     if temp_location is None or not (temp_location.startswith("gs://") or os.environ.get(EMULATOR)):
         raise UsageError(f"{what} needs --temp_location=gs://bucket/folder, for the files that are loaded from there")
-    if not sink.overwrite and exists(sink.report):
-        raise UsageError(f"--report {sink.report} is of a finished run; name another, or replace it with --overwrite")
+    if exists(sink.report):
+        _check_report(sink.report, sink)
     return temp_location, plan_tables(sink.output, overwrite=sink.overwrite)

@@ -10,12 +10,12 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
-from apache_beam.runners.runner import create_runner
+from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions, ProfilingOptions
+from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from handlers.errors import UsageError, one_line
 from pipelines import dataflow
-from pipelines.options import IN_PROCESS, ModelOptions, RunOptions, SinkOptions, SourceOptions
+from pipelines.options import IN_PROCESS, ModelOptions, Parser, RunOptions, SinkOptions, SourceOptions
 from pipelines.spark.checks import check_spark, check_versions
 from pipelines.spark.session import spark_session
 from pipelines.spark.submit import Submission
@@ -37,15 +37,28 @@ def pipeline_options(runner: str, arguments: Sequence[str]) -> PipelineOptions:
     """
     name = IN_PROCESS[0] if in_process(runner) else runner
     try:
-        create_runner(name)
-    except (ValueError, ImportError, AttributeError) as error:
+        made: object = create_runner(name)
+    except (ValueError, ImportError, AttributeError, TypeError) as error:
         raise UsageError(f'--runner "{runner}" is not known to Beam: {one_line(error, 200)}') from None
+    if not isinstance(made, PipelineRunner):
+        raise UsageError(f'--runner "{runner}" is a {type(made).__name__}, not a runner of Beam')
     on_dataflow = runner == dataflow.RUNNER
     _refuse_unknown(arguments, strict=in_process(runner) or (on_dataflow and not dataflow.from_template(arguments)))
-    try:
-        return PipelineOptions([*arguments, f"--runner={name}"], save_main_session=False)
-    except SystemExit:
-        raise UsageError(f"Beam does not take {' '.join(arguments)}") from None
+    options = PipelineOptions([*arguments, f"--runner={name}"], save_main_session=False)
+    if in_process(runner):
+        _check_in_process(options)
+    return options
+
+
+def _check_in_process(options: PipelineOptions) -> None:
+    """Refuses what Beam would trip over once all rows are scored, or before the first."""
+    profiling = options.view_as(ProfilingOptions)
+    for name in ("profile_cpu", "profile_memory"):
+        if getattr(profiling, name) and not profiling.profile_location:
+            raise UsageError(f"--{name} needs --profile_location, a folder for what it finds")
+    workers = options.view_as(DirectOptions).direct_num_workers
+    if workers < 0:
+        raise UsageError(f"--direct_num_workers must be a whole number of 0 or more, not {workers}")
 
 
 @dataclass(frozen=True)
@@ -141,14 +154,11 @@ def _refuse_unknown(arguments: Sequence[str], *, strict: bool) -> None:
     Job servers of portable runners have options of their own that are not known here, so there only what looks like
     a misspelt option of ours or Beam's is refused.
     """
-    known = argparse.ArgumentParser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
+    known = Parser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
     for kind in PipelineOptions.__subclasses__():
         if add := getattr(kind, "_add_argparse_args", None):
             add(known)
-    try:
-        _, unknown = known.parse_known_args(list(arguments))
-    except (SystemExit, argparse.ArgumentError):
-        raise UsageError(f"Beam does not take {' '.join(arguments)}") from None
+    _, unknown = known.parse_known_args(list(arguments))
     groups = (SourceOptions, ModelOptions, SinkOptions, RunOptions)
     flags = [f"--{item.name}" for group in groups for item in fields(group)]
     flags += [flag for action in known._actions for flag in action.option_strings]

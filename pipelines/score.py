@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from handlers.errors import BrokenModelError, TorchbeamError, UsageError, one_line
-from pipelines import dataflow
+from handlers.isolation import contained
+from pipelines import dataflow, process
 from pipelines.options import IN_PROCESS, Command, ModelOptions, RunOptions, SinkOptions, SourceOptions, parser, pick
 
 PROG = "torchbeam score"
@@ -25,7 +26,7 @@ COMMAND = Command(
     exit_codes="0 finished, 1 failed, 2 wrong usage, 3 above --max_failure_rate or nothing could be scored",
 )
 
-FINISHED, FAILED, WRONG_USAGE, NOT_SCORED, INTERRUPTED = 0, 1, 2, 3, 130
+FINISHED, FAILED, WRONG_USAGE, NOT_SCORED = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         options = ScoreOptions.parse(sys.argv[1:] if argv is None else argv)
         verbose = options.run.verbose
         set_up_logging(verbose)
-        report = _run(options.settled())
+        report = contained(_run, options.settled())
     except UsageError as error:
         return _fail(error, WRONG_USAGE, verbose)
     except BrokenModelError as error:
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error, FAILED, verbose)
     except KeyboardInterrupt as end:
         print(f"{PROG}: interrupted; {end.args[0] if end.args else 'nothing was published'}", file=sys.stderr)
-        return INTERRUPTED
+        return process.INTERRUPTED
     except OSError as error:
         return _fail(error, FAILED, verbose)
     except Exception as error:
@@ -118,7 +119,8 @@ def _run(options: ScoreOptions) -> dict[str, Any] | None:
         print(f"{PROG}: warning: {line}", file=sys.stderr)
     report = score_job.run(job, wait=options.run.wait)
     if report is not None:
-        show_summary(report, job.publication)
+        with suppress(OSError, ValueError, SystemExit):  # the run is finished, whoever reads of it
+            show_summary(report, job.publication)
     return report
 
 
@@ -175,17 +177,5 @@ def set_up_logging(verbose: bool) -> None:
         logging.getLogger().addFilter(lambda record: "apache_beam" not in record.pathname)
 
 
-def _main() -> None:
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler that ends the job cleans up as Ctrl-C does
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Not sys.exit: threads of a runner that was interrupted or failed would keep the process alive.
-    os._exit(code)
-
-
 if __name__ == "__main__":
-    try:
-        _main()
-    except SystemExit as end:  # --help
-        sys.exit(end.code)
+    process.run(main)

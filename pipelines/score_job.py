@@ -24,7 +24,7 @@ from handlers.scorer import Chain, Plan, make_plan
 from handlers.spec import ModelSpec
 from pipelines import dataflow, runners
 from pipelines.options import ModelOptions
-from pipelines.outputs import settle_output
+from pipelines.outputs import check_apart, settle_output
 from pipelines.score import ScoreOptions
 from pipelines.watch import Watch
 from transforms.accounting import Counts, FileOutcomes
@@ -65,6 +65,7 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
     launch = runners.settle(options.run, options.beam)
     batching = Batching(batch_size=options.model.batch_size)
     source = settle_input(options, model.spec)
+    check_apart(source, options.model.model, folder, options.sink.report)
     hints = ResourceHints(options.model.accelerator, options.model.min_ram)
     plan = settle_plan(options, model, load_here(options, model), sample_rows(source))
     columns = [plan.output, dead_letter_schema(source.schema)]

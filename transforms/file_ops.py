@@ -120,5 +120,9 @@ def write_text(path: str, text: str) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f"_{target.name}-{uuid.uuid4().hex[:12]}")
-    temporary.write_text(text)
-    temporary.replace(target)
+    try:
+        temporary.write_text(text)
+        temporary.replace(target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

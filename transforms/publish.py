@@ -110,11 +110,6 @@ def temporary_folder(output: str, run_id: str) -> str:
     return join(output, f"_tmp-{run_id}")
 
 
-def run_finished(output: str, report_path: str | None = None) -> bool:
-    """Whether there is a finished run under `output`."""
-    return bool(_reports(output, report_path))
-
-
 def left_over(output: str) -> list[str]:
     """The parts under `output`, of whatever run.
 
@@ -150,7 +145,7 @@ def publish(
         _refuse_to_mix(run)
     for name, _, _, parts in folders:
         _check_complete(join(run.output, name), _moves(parts, join(run.output, name), run.run_id))
-    remove(_reports(run.output, run.report_path))
+    remove(reports(run.output, run.report_path))
     for name, schema, output_format, parts in folders:
         _publish_parts(run.run_id, join(run.output, name), schema, output_format, parts)
     _finish(run, failed_files, report)
@@ -221,23 +216,24 @@ def _refuse_to_mix(run: Publication) -> None:
     others = [path for path in left_over(run.output) if not name_of(path).startswith(f"part-{run.run_id}-")]
     if others:
         raise PublishError(f"{run.output} holds files of another run ({name_of(others[0])}): --overwrite replaces them")
-    for path in _reports(run.output, run.report_path):
-        if _read_run_id(path) != run.run_id:
+    for path in reports(run.output, run.report_path):
+        if run_of(path) != run.run_id:
             raise PublishError(f"{path} is the report of another run: --overwrite replaces it")
 
 
-def _reports(output: str, report_path: str | None) -> list[str]:
+def reports(output: str, report_path: str | None = None) -> list[str]:
     """The reports of finished runs: under `output`, and at `report_path` where it is elsewhere."""
     default = join(output, REPORT)
     return [path for path in sorted({default, report_path or default}) if exists(path)]
 
 
-def _read_run_id(report_file: str) -> str | None:
+def run_of(report_file: str) -> str | None:
+    """The id of the run that a report is of; None where the file is no report."""
     try:
         found = json.loads(read_text(report_file)).get("run_id")
     except (ValueError, AttributeError):
         return None
-    return str(found)
+    return found if isinstance(found, str) else None
 
 
 def read_report(report_file: str) -> dict[str, Any]:

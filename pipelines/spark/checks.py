@@ -109,7 +109,7 @@ def check_streaming(options: PipelineOptions) -> str:
 
 def check_master_url(url: str) -> str:
     """The master is of a kind that Spark knows."""
-    if not re.match(r"local(\[.+\])?$|local-cluster\[.+\]$|spark://|yarn$|k8s://", url):
+    if not re.match(r"local(\[(\*|[1-9]\d*)(, *\d+)?\])?$|local-cluster\[.+\]$|spark://|yarn$|k8s://https?://.+", url):
         raise UsageError(
             f'--spark_master_url "{url}" is none of local[N], spark://host:port, yarn and k8s://https://host:port'
         )

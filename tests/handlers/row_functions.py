@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -143,6 +144,20 @@ def row_as_it_is(row: dict[str, Any]) -> dict[str, Any]:
 
 def row_emptied(row: dict[str, Any]) -> dict[str, Any]:
     return {}
+
+
+def frame_with_an_index_of_its_own(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.reset_index(drop=True).iloc[1:]
+
+
+def batch_with_a_column_twice(batch: pa.RecordBatch) -> pa.RecordBatch:
+    return batch.append_column("a", batch.column("a"))
+
+
+def row_that_ends_the_process(row: dict[str, Any]) -> dict[str, Any]:
+    if row["a"] == POISON:
+        sys.exit(0)
+    return row
 
 
 def row_sometimes_garbage(row: dict[str, Any]) -> Any:

@@ -115,6 +115,20 @@ class TestFunctions:
         assert rows.ids.tolist() == [0, 2]
         assert failures == {1: "TypeError"}
 
+    def test_rows_that_come_back_only_when_they_are_few_are_not_dropped(self) -> None:
+        rows, failures = run("frame_with_an_index_of_its_own", numbers(1, 2, 3))
+        assert rows.batch.num_rows == 0
+        assert failures == dict.fromkeys(range(3), "ContractError")
+
+    def test_a_column_twice(self) -> None:
+        _, failures = run("batch_with_a_column_twice", numbers(1, 2))
+        assert failures == dict.fromkeys(range(2), "ContractError")
+
+    def test_a_function_that_ends_the_process(self) -> None:
+        rows, failures = run("row_that_ends_the_process", numbers(1, POISON, 3))
+        assert rows.ids.tolist() == [0, 2]
+        assert failures == {1: "RuntimeError"}
+
     def test_rows_whose_columns_have_other_types(self) -> None:
         rows, failures = run("row_mixed_types", numbers(1, 2, POISON, 4, POISON))
         assert rows.batch.to_pydict() == {"a": [1, 2, 4], "new": [1, 1, 1]}

@@ -9,6 +9,7 @@ def test_a_message_is_put_on_one_line_and_cut() -> None:
     assert one_line(ValueError("a\n  b")) == "a b"
     assert one_line(ValueError("x" * 20), limit=5) == "xxxx…"
     assert one_line(KeyboardInterrupt()) == "KeyboardInterrupt"
+    assert one_line(ValueError("\x1b[31mred \udcff ü")) == "\\x1b[31mred \\udcff ü"
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit")

@@ -63,6 +63,10 @@ class TestClassification:
         with pytest.raises(BrokenModelError, match=r"gave 2 classes, but model.yaml has 3 labels"):
             decode("classification", torch.zeros(1), labels=("a", "b", "c"))
 
+    def test_no_classes(self) -> None:
+        with pytest.raises(BrokenModelError, match=r"\(rows, 0\)"):
+            decode("classification", torch.zeros(2, 0))
+
     def test_other_dtypes(self) -> None:
         for dtype in (torch.float64, torch.bfloat16, torch.int64):
             columns = decode("classification", torch.tensor([[0, 2]]).to(dtype))

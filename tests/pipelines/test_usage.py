@@ -133,10 +133,24 @@ class TestOptions:
             ("--min_ram=4", "--min_ram"),
             ("--overwrite=perhaps", "--overwrite"),
             ("stray", "stray"),
+            ("--report=", "--report is empty"),
+            ("--input=twice", "--input is given twice"),
+            ("--runner=os.path", "os.path"),
+            ("--runner=apache_beam.Pipeline", "is a Pipeline, not a runner of Beam"),
+            ("--direct_num_workers=abc", "--direct_num_workers: invalid int value: 'abc'"),
+            ("--direct_num_workers=-1", "--direct_num_workers must be"),
+            ("--direct_running_mode=foo", "--direct_running_mode: invalid choice"),
+            ("--profile_cpu", "--profile_cpu needs --profile_location"),
+            ("--report=https://host/report.json", "paths of https:// are not read here"),
+            ("--report=gs://", "--report gs:// names no bucket"),
         ],
     )
     def test_wrong_value(self, refused: Refused, argument: str, named: str) -> None:
         assert named in refused(argument)
+
+    @pytest.mark.parametrize("name", ["input", "model", "output"])
+    def test_empty_value(self, refused: Refused, name: str) -> None:
+        assert f"--{name} is empty" in refused(**{name: ""})
 
     def test_missing_required(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert score.main(["--input=x"]) == 2
@@ -151,6 +165,51 @@ class TestOptions:
     def test_model_copies_reach_the_workers(self) -> None:
         options = score.ScoreOptions.parse(["--input=x", "--model=x", "--output=x", "--model_copies=3"])
         assert score_job.placement(options.model).copies == 3
+
+
+class TestOutputs:
+    """What a run writes never takes the place of what it reads, nor of what is not its own."""
+
+    def test_the_report_is_a_file_of_the_input(self, refused: Refused, poisoned: Table, tmp_path: Path) -> None:
+        table = tmp_path / "in.parquet"
+        pq.write_table(poisoned.table.slice(0, 10), table)
+        before = table.read_bytes()
+        assert f"--report {table} is there" in refused(input=table, report=table)
+        assert "no report of a run" in refused("--overwrite", input=table, report=table)
+        assert table.read_bytes() == before
+
+    def test_outputs_in_the_model(self, refused: Refused, copy: Path) -> None:
+        assert "lies in the model" in refused(model=copy, output=copy / "scored")
+        assert "lies in the model" in refused(model=copy, report=copy / "report.json")
+        assert "no report of a run" in refused("--overwrite", model=copy, report=copy / "model.yaml")
+
+    def test_the_input_is_a_run_in_the_output(
+        self, poisoned: Table, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pq.write_table(poisoned.table.slice(0, 2000), tmp_path / "in.parquet")
+        run = [f"--model={model}", f"--output={tmp_path / 'run'}", "--overwrite"]
+        assert score.main([f"--input={tmp_path / 'in.parquet'}", *run]) == 0
+        before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        capsys.readouterr()
+        for source in ("run/dead_letters", "run/predictions", "run"):
+            assert score.main([f"--input={tmp_path / source}", "--input_format=parquet", *run]) == 2
+            assert "is part of a run in --output" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+    @pytest.mark.parametrize("name", ["report.json", "failed_files.jsonl", "predictions"])
+    def test_what_is_in_the_way(
+        self, poisoned: Table, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+    ) -> None:
+        there = tmp_path / "out" / name
+        there.parent.mkdir()
+        there.touch() if name == "predictions" else there.mkdir()
+        flags = [f"--input={poisoned.folder}", f"--model={model}", f"--output={tmp_path / 'out'}", "--overwrite"]
+        assert score.main(flags) == 2
+        assert f"{there} is " in capsys.readouterr().err
+
+    def test_a_link_to_nothing(self, refused: Refused, tmp_path: Path) -> None:
+        (tmp_path / "link").symlink_to(tmp_path / "gone")
+        assert "link is no folder" in refused(output=tmp_path / "link")
 
 
 class TestInputs:

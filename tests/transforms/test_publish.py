@@ -29,7 +29,7 @@ from transforms.publish import (
     left_over,
     publish,
     publish_run,
-    run_finished,
+    reports,
     temporary_folder,
 )
 from transforms.sinks import Part, WriteChunks, Writer
@@ -135,7 +135,7 @@ def test_a_run_is_published_whole(tmp_path: Path) -> None:
     assert numbers(output / "dead_letters") == [3]
     assert (output / "failed_files.jsonl").read_text() == '{"path": "b.csv", "error": "broken", "rows": 0}\n'
     assert json.loads((output / "report.json").read_text()) == {"rows_read": 6, "run_id": "r1"}
-    assert run_finished(str(output))
+    assert reports(str(output))
 
 
 @pytest.mark.parametrize(("output_format", "content"), [("parquet", None), ("csv", '"n"\n'), ("jsonl", "")])
@@ -214,11 +214,11 @@ def test_an_interrupted_attempt_is_taken_up(
     try:
         publish(run, *arguments)
     except StopHereError:
-        assert not run_finished(str(tmp_path))
+        assert not reports(str(tmp_path))
         publish(run, *arguments)
 
     assert numbers(tmp_path / "predictions") == [0, 1, 2]
-    assert run_finished(str(tmp_path))
+    assert reports(str(tmp_path))
     assert len(everything(tmp_path)) == 5  # three parts, an empty file of dead letters, the report
 
 
@@ -246,7 +246,7 @@ def test_a_file_that_is_gone_is_an_error_and_the_old_run_stays(tmp_path: Path) -
     with pytest.raises(PublishError, match=r"predictions are gone: 1, .*run again"):
         publish(run, predictions, [], [], REPORT)
     assert numbers(tmp_path / "predictions") == [7]
-    assert run_finished(str(tmp_path))
+    assert reports(str(tmp_path))
 
 
 def test_overwriting_replaces_a_run_and_leaves_what_is_not_its(tmp_path: Path) -> None:
@@ -277,8 +277,8 @@ def test_without_overwrite_two_runs_are_never_mixed(tmp_path: Path) -> None:
     run = publication(tmp_path)
     predictions = parts(run, "predictions", [batch(0)])
 
-    assert not run_finished(str(tmp_path))
-    assert run_finished(str(tmp_path), str(tmp_path / "elsewhere.json"))
+    assert not reports(str(tmp_path))
+    assert reports(str(tmp_path), str(tmp_path / "elsewhere.json"))
     assert len(left_over(str(tmp_path))) == 2
     with pytest.raises(PublishError, match=r"holds files of another run .*--overwrite"):
         publish(run, predictions, [], [], REPORT)
@@ -298,8 +298,8 @@ def test_the_report_goes_where_it_is_wanted(tmp_path: Path) -> None:
 
     publish(run, [], [], [], REPORT)
 
-    assert run_finished(run.output, report_path)
-    assert not run_finished(run.output)
+    assert reports(run.output, report_path)
+    assert not reports(run.output)
     assert everything(tmp_path / "reports") == ["today.json"]
 
 
@@ -315,7 +315,7 @@ def test_a_remote_folder_is_published_through_beam(tmp_path: Path) -> None:
 
     assert len(everything(tmp_path)) == 4
     assert numbers(tmp_path / "predictions") == [0, 1]
-    assert run_finished(output)
+    assert reports(output)
 
 
 def score(pipeline: beam.Pipeline, run: Publication, counts: list[Counts]) -> beam.PCollection:
@@ -362,7 +362,7 @@ def test_nothing_is_published_where_a_row_is_missing(tmp_path: Path) -> None:
     ):
         score(pipeline, run, [READ, SCORED, Counts(rows_read=1)])
 
-    assert not run_finished(str(tmp_path))
+    assert not reports(str(tmp_path))
     assert not (tmp_path / "predictions").exists()
     clean_up(str(tmp_path), "r1")
     clean_up(str(tmp_path), "r1")
