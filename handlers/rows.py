@@ -201,10 +201,9 @@ def _array(name: str, values: list[Any], failures: Failures) -> pa.Array:
     for _ in range(depth):
         kind = pa.list_(kind)
     for row, value in enumerate(texts):
-        single = depth == 1 and isinstance(value, str)
-        try:  # beside lists of one level a value is a list of one
-            texts[row] = pa.array([[value] if single else value], kind)[0].as_py()
-        except _NO_ARRAY:
+        if depth == 1 and isinstance(value, str):  # beside lists of one level a value is a list of one
+            texts[row] = [value]
+        elif not _is_nested(value, depth):  # Arrow would take a text for a list of its letters
             texts[row] = None
             message = f'column "{name}" holds {str(value)[:60]!r}, where other rows hold lists of numbers'
             failures[row] = FailedPrediction("encode", "WrongType", message)
@@ -231,3 +230,12 @@ def _text(value: Any) -> Any:
 def _depth(value: Any) -> int:
     """How many lists are around the values of `value`."""
     return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
+
+
+def _is_nested(value: Any, depth: int) -> bool:
+    """Whether there are so many lists around each of the values of `value`; null stands for any."""
+    if value is None:
+        return True
+    if not isinstance(value, list):
+        return depth == 0
+    return depth > 0 and all(_is_nested(item, depth - 1) for item in value)

@@ -322,6 +322,16 @@ class TestColumnsWithoutACommonType:
         errors = ["encode NotANumber", "encode WrongLength", "encode NullValue"]
         assert answers(source, rows) == [[[6.0], [4.0], *errors]]
 
+    def test_lists_of_another_depth(self, save):
+        source = save(Echo(), inputs=[{"name": "x", "columns": ["v"], "shape": [2, 2]}])
+        rows = [
+            {"v": value} for value in ([[1, 2], [3, 4]], [[1, "2"], [True, 4.5]], ["12", "34"], [[1, 2], 3], "1234")
+        ]
+        wrong = ["encode WrongType"] * 3
+        assert answers(source, rows) == [[[[1, 2], [3, 4]], [[1, 2], [1, 4.5]], *wrong]]
+        flat = [{"v": value} for value in ([1, 2, 3, 4], [1, 2, 3, "4"], [[1, 2], [3, "4"]])]
+        assert answers(source, flat) == [[[[1, 2], [3, 4]], [[1, 2], [3, 4]], "encode WrongType"]]
+
 
 class TestWhatIsNoExample:
     def test_keys_that_are_no_text(self, save, weights):
