@@ -43,13 +43,19 @@ def bind_inputs(
         specs = [InputSpec(name=info.name, columns=_own_columns(info, infos, batch.schema)) for info in infos]
     bound = []
     for spec in specs:
-        info = by_name.get(spec.name) or (infos[0] if len(infos) == len(specs) == 1 else None)
+        info = info_of(spec, specs, infos)
         if by_name and info is None:
             raise UsageError(f'the model has no input "{spec.name}"; its inputs are {", ".join(by_name)}')
         bound.append(_bind(spec, info or TensorInfo(spec.name), batch))
     if missing := [name for name in by_name if len(specs) > 1 and name not in {spec.name for spec in specs}]:
         raise UsageError(f'the model input "{missing[0]}" is not among the inputs of model.yaml')
     return tuple(bound)
+
+
+def info_of(spec: InputSpec, specs: Sequence[InputSpec], infos: Sequence[TensorInfo]) -> TensorInfo | None:
+    """What the model itself tells of an input: by its name, which is free where there is only one."""
+    alone = infos[0] if len(infos) == len(specs) == 1 else None
+    return next((info for info in infos if info.name == spec.name), alone)
 
 
 def resolve_columns(spec: InputSpec, names: Sequence[str]) -> tuple[str, ...]:
@@ -79,7 +85,7 @@ def _bind(spec: InputSpec, info: TensorInfo, batch: pa.RecordBatch) -> BoundInpu
             raise UsageError(f'column "{name}" {problem}')
         if spec.categories and isinstance(spec.categories[0], bool) and is_text(kind):
             _check_flags(batch.column(name), name, spec)
-    dtype, shape = _dtype(spec, info), _shape(spec, info)
+    dtype, shape = dtype_of(spec, info), _shape(spec, info)
     widths = _widths(spec, shape, columns, batch)
     values = sum(widths)
     if shape is None:
@@ -92,7 +98,13 @@ def _bind(spec: InputSpec, info: TensorInfo, batch: pa.RecordBatch) -> BoundInpu
     return BoundInput(spec, columns, widths, shape, dtype)
 
 
-def _dtype(spec: InputSpec, info: TensorInfo) -> torch.dtype:
+def dtype_of(spec: InputSpec, info: TensorInfo | None) -> torch.dtype:
+    """What `model.yaml` says, else what the model says, else float32 for numbers and int64 for codes.
+
+    Raises:
+        UsageError: where `model.yaml` and the model say different dtypes, or where it cannot hold the codes or the fill value.
+    """
+    info = info or TensorInfo(spec.name)
     default = torch.int64 if spec.encoder == "categorical" else torch.float32
     dtype: torch.dtype = getattr(torch, spec.dtype) if spec.dtype else info.dtype or default
     if info.dtype is not None and dtype != info.dtype:

@@ -6,31 +6,31 @@
 | mapping of tensors, or of numpy arrays named like the model's inputs | the inputs of those names |
 | any other mapping | a row of columns, wired by the signature of the model directory |
 
-Examples of unequal shape never meet in one tensor: those whose lengths differ along the first axis are padded where there
-is a `Padding`, and all others form groups of one shape, which go through the model one after the other.
+Examples of unequal shape or dtype never meet in one tensor: those whose lengths differ along the first axis are padded
+where there is a `Padding`, and all others form groups of one shape and dtype, which go through the model one after the
+other. What becomes of an example does not depend on those beside it.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from handlers.errors import TorchbeamError, one_line
-from handlers.failures import FailedPrediction, failed_prediction
+from handlers.failures import FailedPrediction, Failures, failed_prediction
 from handlers.formats import LoadedModel
 from handlers.isolation import isolate
 from handlers.model_dir import ModelDir
 from handlers.ragged import Padding, Ragged
-from handlers.rows import RowTable
-from handlers.spec import InputSpec
+from handlers.rows import Binding, RowTable
+from handlers.signature import Signature
 
 Collate = Callable[[Sequence[Any]], Mapping[str, torch.Tensor | Ragged]]
-Failures = dict[int, FailedPrediction]
 
 # A model that takes an input of such a name, which no example has, is told by it which places are padding.
 MASKS = ("attention_mask", "mask", "padding_mask")
@@ -43,10 +43,12 @@ class Group:
     Attributes:
         places: int64 of (examples,): which of the batch they are.
         inputs: by input name, of as many rows.
+        binding: how they came from columns; empty where they did not, or by a way that is kept already.
     """
 
     places: np.ndarray
     inputs: Mapping[str, torch.Tensor | Ragged]
+    binding: Binding = ()
 
 
 class Collator:
@@ -57,6 +59,9 @@ class Collator:
         source: its model directory, whose signature wires plain mappings; None where there is none.
         padding: how unequal lengths are padded; None pads only for a model that takes a mask.
         collate: a function of the user's in place of all this.
+
+    Raises:
+        UsageError: where the model directory and the model contradict each other.
     """
 
     def __init__(
@@ -66,43 +71,47 @@ class Collator:
         padding: Padding | None = None,
         collate: Collate | None = None,
     ) -> None:
-        specs = source.spec.inputs if source else ()
-        self._specs = {spec.name: spec for spec in specs}
-        self._infos = {info.name: info for info in model.inputs}
-        self._names = tuple(self._specs) or tuple(self._infos) or model.parameters or ("input",)
-        self._known = set(self._names) | set(model.parameters)
+        self._signature = Signature(source.spec.inputs if source else (), model)
+        self._known = {*self._signature.names, *model.parameters}
         self._padding = padding
         self._mask = next((name for name in MASKS if name in model.parameters), None)
         self._collate = collate
         self._table = RowTable(source, model) if source else None
-        parameters = getattr(model.module, "parameters", lambda: ())()
-        self._float = next((tensor.dtype for tensor in parameters if tensor.is_floating_point()), torch.float32)
 
     def __call__(self, examples: Sequence[Any]) -> tuple[list[Group], Failures]:
-        """The groups of `examples`, and the examples that are in none of them, each with the reason."""
+        """The groups of `examples`, and the examples that are in none of them, each with the reason.
+
+        Raises:
+            TorchbeamError: where a `collate` of the user's gives no tensors, or another number of rows than of examples.
+        """
         if self._collate is not None:
             return self._by_function(self._collate, examples)
-        if (kind := _kind(examples[0])) and len(set(map(type, examples))) == 1:
-            kinds = {kind: np.arange(len(examples))}
-        else:
-            by_kind = defaultdict(list)
-            for place, example in enumerate(examples):
-                by_kind[_kind(example)].append(place)
-            kinds = {kind: np.array(places) for kind, places in by_kind.items()}
+        if self._table is not None and (tensors := self._table.plain(examples)) is not None:
+            return [Group(np.arange(len(examples)), tensors)], {}
         groups: list[Group] = []
         failures: Failures = {}
-        for kind, places in kinds.items():
-            part = examples if len(places) == len(examples) else [examples[place] for place in places.tolist()]
-            if kind == "mapping" and self._table is not None and not self._holds_tensors(part[0]):
-                rows, tensors, failed = self._table.encode(part)
-                found = [Group(rows, tensors)] if len(rows) else []
-            elif kind == "":
-                found, failed = [], {place: _no_example(example) for place, example in enumerate(part)}
+        for way, chosen in self._ways(examples).items():
+            places = np.array(chosen)
+            part = examples if len(chosen) == len(examples) else [examples[place] for place in chosen]
+            found: list[Group] = []
+            if way == "columns" and self._table is not None:
+                rows = self._table.encode(part)
+                failed = rows.failures
+                if len(rows.places):
+                    found = [Group(rows.places, rows.tensors, rows.binding)]
+            elif way == "none":
+                failed = {place: _no_example(example) for place, example in enumerate(part)}
             else:
-                found, failed = self._by_tensors(part if kind == "mapping" else [{self._names[0]: x} for x in part])
-            groups += [Group(places[group.places], group.inputs) for group in found]
-            failures |= {int(places[place]): failure for place, failure in failed.items()}
+                by_name = way in ("inputs", "inputs with a mask")
+                found, failed = self._by_tensors(part if by_name else [{self._signature.names[0]: x} for x in part])
+            groups += [replace(group, places=places[group.places]) for group in found]
+            failures |= {chosen[place]: failure for place, failure in failed.items()}
         return groups, failures
+
+    def answered(self, group: Group) -> None:
+        """Takes note that the model has answered rows of `group`: the way that they came from columns is kept."""
+        if self._table is not None and group.binding:
+            self._table.keep(group.binding)
 
     def padding_for(self, inputs: Mapping[str, Any]) -> Padding | None:
         """How the inputs of this name are padded; None where they are not."""
@@ -110,16 +119,49 @@ class Collator:
             return self._padding
         return Padding(mask=self._mask) if self._mask and self._mask not in inputs else None
 
-    def _holds_tensors(self, example: Mapping[str, Any]) -> bool:
+    def _ways(self, examples: Sequence[Any]) -> dict[str, list[int]]:
+        """The places of the examples by their way into the model."""
+        if len(set(map(type, examples))) == 1 and not isinstance(examples[0], Mapping):
+            return {self._way(examples[0]): list(range(len(examples)))}
+        ways: dict[str, list[int]] = defaultdict(list)
+        known: dict[Any, str] = {}  # types and keys alone decide, and most examples are alike in them
+        for place, example in enumerate(examples):
+            kind: Any = type(example)
+            if isinstance(example, Mapping):
+                kind = (kind, *example, *map(type, example.values()))
+            if (way := known.get(kind)) is None:
+                way = known[kind] = self._way(example)
+            ways[way].append(place)
+        return ways
+
+    def _way(self, example: Any) -> str:
+        """How an example goes into the model.
+
+        `tensor` or `array` as the first input, `inputs` by name (`inputs with a mask` where it brings its own), `columns`
+        through the table, and `none` for what is no example.
+        """
+        if isinstance(example, torch.Tensor):
+            return "tensor"
+        if isinstance(example, np.ndarray | np.generic | list | int | float):
+            return "array"
+        if not isinstance(example, Mapping) or not example or not all(isinstance(name, str) for name in example):
+            return "none"
+        if self._table is not None and not self._holds_inputs(example):
+            return "columns"
+        return "inputs with a mask" if self._mask in example else "inputs"
+
+    def _holds_inputs(self, example: Mapping[str, Any]) -> bool:
         values = example.values()
         if all(isinstance(value, torch.Tensor) for value in values):
-            return bool(values)
+            return True
         arrays = all(isinstance(value, torch.Tensor | np.ndarray) for value in values)
-        return self._table is None or (arrays and set(example) <= self._known)
+        return arrays and set(example) <= self._known
 
     def _by_function(self, collate: Collate, examples: Sequence[Any]) -> tuple[list[Group], Failures]:
         def call(low: int, high: int) -> Mapping[str, torch.Tensor | Ragged]:
             inputs = dict(collate(examples[low:high]))
+            if not inputs:
+                raise TorchbeamError("collate gave no tensors; it must give {input: tensor of (examples, …)}")
             for name, value in inputs.items():
                 if len(value) != high - low:
                     raise TorchbeamError(
@@ -139,19 +181,17 @@ class Collator:
             groups, failures = _by_shape(examples, padding)
         checked = []
         for group in groups:
-            cast = {name: self._cast(name, value) for name, value in group.inputs.items()}
-            good = np.ones(len(group.places), bool)
-            for name, value in cast.items():
-                if (spec := self._specs.get(name)) is not None or name in self._infos:
-                    for row, failure in self._check(name, spec, value).items():
-                        good[row] = False
-                        failures[int(group.places[row])] = failure
-            if not good.all():
-                kept = np.flatnonzero(good)
-                cast = {name: _take(value, kept) for name, value in cast.items()}
-                group = Group(group.places[kept], cast)
-            if len(group.places):
-                checked.append(Group(group.places, cast))
+            fitted = {}
+            bad: Failures = {}
+            for name, value in group.inputs.items():
+                fitted[name], failed = self._signature.fit(name, value)
+                bad |= failed
+            failures |= {int(group.places[row]): failure for row, failure in bad.items()}
+            good = np.flatnonzero(~np.isin(np.arange(len(group.places)), list(bad)))
+            if bad:
+                fitted = {name: _take(value, good) for name, value in fitted.items()}
+            if len(good):
+                checked.append(Group(group.places[good], fitted))
         return checked, failures
 
     def _at_once(self, examples: Sequence[Mapping[str, Any]], padding: Padding | None) -> list[Group] | None:
@@ -161,7 +201,7 @@ class Collator:
             return None
         try:
             stacked = {name: _stack([example[name] for example in examples]) for name in names}
-        except (KeyError, RuntimeError, TypeError, ValueError):
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
             return None
         inputs: dict[str, torch.Tensor | Ragged] = dict(stacked)
         if padding is not None:
@@ -172,49 +212,18 @@ class Collator:
                     inputs[name] = Ragged(stacked[name].flatten(0, 1), np.arange(rows + 1, dtype=np.int64) * length)
         return [Group(np.arange(len(examples)), inputs)]
 
-    def _cast(self, name: str, value: torch.Tensor | Ragged) -> torch.Tensor | Ragged:
-        """`value` in the dtype of the signature; where that says nothing, floats in the dtype of the model."""
-        tensor = value.values if isinstance(value, Ragged) else value
-        spec, info = self._specs.get(name), self._infos.get(name)
-        if spec is not None and spec.dtype:
-            wanted = getattr(torch, spec.dtype)
-        elif info is not None and info.dtype:
-            wanted = info.dtype
-        else:
-            wanted = self._float if tensor.is_floating_point() else tensor.dtype
-        cast = tensor.to(wanted)
-        return Ragged(cast, value.offsets) if isinstance(value, Ragged) else cast
-
-    def _check(self, name: str, spec: InputSpec | None, value: torch.Tensor | Ragged) -> Failures:
-        """The rows whose shape the signature does not allow, or whose values are not finite."""
-        info = self._infos.get(name)
-        shape = spec.shape if spec is not None and spec.shape is not None else info.shape if info else None
-        if isinstance(value, torch.Tensor) and shape is not None and tuple(value.shape[1:]) != tuple(shape):
-            message = f'the example has shape {tuple(value.shape[1:])}; the model input "{name}" takes {tuple(shape)}'
-            return dict.fromkeys(range(len(value)), FailedPrediction("encode", "WrongShape", message))
-        tensor = value.values if isinstance(value, Ragged) else value
-        if spec is None or spec.allow_nonfinite or not tensor.is_floating_point() or torch.isfinite(tensor).all():
-            return {}
-        bad = ~torch.isfinite(tensor).reshape(len(tensor), -1).all(dim=1).numpy()
-        rows = np.flatnonzero(bad)
-        if isinstance(value, Ragged):
-            rows = np.unique(np.searchsorted(value.offsets, rows, side="right") - 1)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        message = f'the example holds a value that is not finite as {dtype}; the model input "{name}" needs finite ones'
-        return dict.fromkeys(rows.tolist(), FailedPrediction("encode", "NotFinite", message))
-
 
 def shape_of(example: Any) -> Any:
-    """What must be alike for examples to be stacked."""
+    """What must be alike for examples to be stacked: shapes and dtypes, of mappings by name. It can be hashed."""
     if isinstance(example, torch.Tensor | np.ndarray):
-        return tuple(example.shape)
+        return tuple(example.shape), str(example.dtype)
     if isinstance(example, Mapping):
-        return tuple(sorted((name, shape_of(value)) for name, value in example.items()))
+        return frozenset((name, shape_of(value)) for name, value in example.items())
     return ()
 
 
 def _by_shape(examples: Sequence[Mapping[str, Any]], padding: Padding | None) -> tuple[list[Group], Failures]:
-    """Groups of examples of one shape; with a padding, of one shape but for the length of the sequences."""
+    """Groups of examples of one shape and dtype; with a padding, of one shape but for the length of the sequences."""
     failures: Failures = {}
     rows: list[tuple[int, dict[str, torch.Tensor]]] = []
     for place, example in enumerate(examples):
@@ -255,25 +264,25 @@ def _sequences(rows: Sequence[Mapping[str, torch.Tensor]], padding: Padding | No
     return unequal or set(list(lengths)[:1])
 
 
-def _kind(example: Any) -> str:
-    if isinstance(example, torch.Tensor):
-        return "tensor"
-    if isinstance(example, Mapping):
-        return "mapping"
-    return "array" if isinstance(example, np.ndarray | np.generic | list | int | float) else ""
-
-
 def _no_example(example: Any) -> FailedPrediction:
-    what = "a (key, example) pair; wrap the handler in KeyedModelHandler" if isinstance(example, tuple) else "none"
     kind = type(example).__name__
-    message = f"an example must be a tensor, an array or a mapping; this {kind} is {what}"
+    if isinstance(example, tuple):
+        what = "a (key, example) pair; wrap the handler in KeyedModelHandler"
+    elif not isinstance(example, Mapping):
+        what = "none"
+    else:
+        what = "empty" if not example else "one whose keys are not all text"
+    message = f"an example must be a tensor, an array or a mapping by names; this {kind} is {what}"
     return FailedPrediction("encode", "WrongType", one_line(ValueError(message)))
 
 
 def _stack(values: list[Any]) -> torch.Tensor:
-    if isinstance(values[0], torch.Tensor):
-        return torch.stack(values)
-    return torch.from_numpy(np.stack([np.asarray(value) for value in values]))
+    """`values` as one tensor; raises `TypeError` where their dtypes differ, which torch and numpy would make alike."""
+    if not isinstance(values[0], torch.Tensor):
+        values = [np.asarray(value) for value in values]
+    if len({value.dtype for value in values}) > 1:
+        raise TypeError("the examples have different dtypes")
+    return torch.stack(values) if isinstance(values[0], torch.Tensor) else torch.from_numpy(np.stack(values))
 
 
 def _tensor(value: Any) -> torch.Tensor:

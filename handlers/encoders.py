@@ -28,6 +28,7 @@ from handlers.values import (
     mask_of,
     numbers_of,
     numpy_dtype,
+    rounded,
     type_problem,
     within,
 )
@@ -86,27 +87,38 @@ class BoundInput:
         if by_column:
             tensor = tensor.T.contiguous()
         tensor = tensor.to(self.dtype)
-        if self.dtype.is_floating_point and not self.spec.allow_nonfinite:
-            # numpy is ten times faster at this, but cannot see what overflows in float16.
-            narrow = self.dtype in (torch.float16, torch.bfloat16)
-            if not (torch.isfinite(tensor).all() if narrow else np.isfinite(buffer).all()):
-                self._note_nonfinite(torch.isfinite(tensor).numpy(), batch, errors)
+        if self.dtype.is_floating_point and not self.spec.allow_nonfinite and not self._finite(tensor, buffer):
+            self._note_nonfinite(torch.isfinite(tensor).numpy(), batch, errors)
         return tensor.reshape(rows, *self.shape), errors
 
     @property
     def is_plain(self) -> bool:
-        """Whether every value that it takes is a number and becomes a float."""
-        return self.spec.encoder == "numeric" and self.dtype.is_floating_point
+        """Whether it takes single values only, and each becomes a float."""
+        return self._is_float and set(self.widths) == {1}
 
     def tensor_of(self, numbers: np.ndarray) -> torch.Tensor | None:
-        """What `encode` gives, from `numbers` of (rows, columns), for an input that is plain and has no lists.
+        """What `encode` gives for columns of these numbers; only for an input that is plain.
 
-        None where one is not finite and may not be; `encode` tells the rows apart.
+        Args:
+            numbers: float64 of (rows, columns); an integer must be one that float64 holds exactly.
+
+        Returns:
+            The tensor, of (rows, *shape) and of its own memory. None where a number is not finite in the dtype and must
+            be: `encode` tells the rows apart.
         """
-        tensor = torch.from_numpy(numbers).to(self.dtype)
-        if not self.spec.allow_nonfinite and not torch.isfinite(tensor).all():
+        buffer = rounded(numbers, self.dtype)
+        tensor = torch.from_numpy(buffer).to(self.dtype)
+        if not self.spec.allow_nonfinite and not self._finite(tensor, buffer):
             return None
         return tensor.reshape(len(numbers), *self.shape)
+
+    @property
+    def _is_float(self) -> bool:
+        return self.spec.encoder == "numeric" and self.dtype.is_floating_point
+
+    def _finite(self, tensor: torch.Tensor, buffer: np.ndarray) -> bool:
+        """Whether all values are finite. numpy is ten times faster at this, but has no bfloat16, where more overflows."""
+        return bool(torch.isfinite(tensor).all() if self.dtype == torch.bfloat16 else np.isfinite(buffer).all())
 
     def _write(self, target: np.ndarray, batch: pa.RecordBatch, name: str, errors: RowErrors) -> None:
         """Writes the values of one column into `target`, of (rows, width); 0 where a row has none."""
@@ -117,7 +129,7 @@ class BoundInput:
             target[:] = 0
             return
         array = batch.column(place)
-        if self.is_plain and width == 1 and not array.null_count and is_machine_number(array.type):  # the hot path
+        if self._is_float and width == 1 and not array.null_count and is_machine_number(array.type):  # the hot path
             target[:, 0] = array.to_numpy()
             return
         if (problem := type_problem(array.type, self.spec)) is not None:

@@ -201,6 +201,7 @@ class ExampleScorer:
                 failures[int(group.places[row])] = seen[id(error)]
             if not len(prediction.rows):
                 continue
+            self._collator.answered(group)
             part = Part(group.places[prediction.rows], prediction.outputs, prediction.form)
             if self._recipe.head and self._spec is not None:
                 started = time.perf_counter()

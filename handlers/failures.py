@@ -28,6 +28,9 @@ class FailedPrediction:
     traceback: str = ""
 
 
+Failures = dict[int, FailedPrediction]  # by the place of the example in its batch
+
+
 def failed_prediction(stage: str, error: BaseException) -> FailedPrediction:
     """What `error` says, without the error itself, which may hold tensors and may not be picklable."""
     trace = "".join(tracebacks.format_exception(error))[-TRACEBACK_CHARACTERS:]

@@ -77,7 +77,7 @@ def is_machine_number(kind: pa.DataType) -> bool:
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    """The dtype that values are gathered in; numpy has no bfloat16, and float16 would hide which values overflow."""
+    """The dtype that values are gathered in: `dtype` itself, and float32 for bfloat16, which numpy has not."""
     return np.dtype(np.float32 if dtype == torch.bfloat16 else str(dtype).removeprefix("torch."))
 
 
@@ -210,6 +210,27 @@ def codes_of(array: pa.Array, spec: InputSpec) -> Values:
     return Values(codes, nulls, {kind: unknown})
 
 
+def fitted(numbers: np.ndarray, spec: InputSpec | None, dtype: torch.dtype) -> Values:
+    """Numbers that come as a tensor, of (values,), as `dtype` holds them.
+
+    Codes of a categorical input are held against the number of its categories. Floats that overflow become infinite.
+    """
+    if spec is not None and spec.encoder == "categorical":
+        size = len(spec.categories or ()) or spec.num_categories
+        values = codes_of(pa.array(numbers), spec.model_copy(update={"categories": None, "num_categories": size}))
+    elif dtype.is_floating_point:
+        values = Values(numbers, None, {})
+    else:
+        return within(Values(numbers, None, {}), dtype)
+    return Values(rounded(values.numbers, dtype), None, values.errors)
+
+
+def rounded(numbers: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """A copy of `numbers` in `numpy_dtype(dtype)`, with rows one after the other; what overflows becomes infinite."""
+    with np.errstate(over="ignore"):
+        return numbers.astype(numpy_dtype(dtype), order="C")
+
+
 def _any(masks: dict[str, np.ndarray], count: int) -> np.ndarray:
     mask: np.ndarray = np.logical_or.reduce([np.zeros(count, dtype=bool), *masks.values()])
     return mask
@@ -221,7 +242,9 @@ def _places(array: pa.Array, spec: InputSpec) -> pa.Array:
     if isinstance(categories[0], str):
         return pc.index_in(_text(array), pa.array(categories, pa.string()))
     if isinstance(categories[0], bool) and is_text(array.type):
-        return pc.index_in(pc.utf8_lower(_text(array)), pa.array([str(value).lower() for value in categories]))
+        text = pc.utf8_lower(_text(array))
+        words = pc.index_in(text, pa.array([str(value).lower() for value in categories]))
+        return pc.coalesce(words, pc.index_in(text, pa.array([str(int(value)) for value in categories])))
     values = within(numbers_of(array, spec, exact=True), torch.int64)
     missing = _any(values.errors, len(array)) | (False if values.nulls is None else values.nulls)
     numbers = pa.array(values.numbers, pa.int64(), mask=missing)
