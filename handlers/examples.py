@@ -236,7 +236,7 @@ def _decode(
     places = part.places
     if bad.any():
         for place in places[bad].tolist():
-            failures[place] = FailedPrediction("head", "NotANumber", "the model gave NaN for this row")
+            failures[place] = FailedPrediction("head", "NotANumber", heads.NOT_A_NUMBER)
         outputs = {name: tensor[torch.from_numpy(~bad)] for name, tensor in outputs.items()}
         places = places[~bad]
     return Part(places, heads.decode(spec, outputs) if len(places) else {}, "mapping")

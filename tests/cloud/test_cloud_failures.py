@@ -167,7 +167,9 @@ def test_the_extra_is_not_installed(
 
 def test_a_scheme_that_nobody_knows(capsys: pytest.CaptureFixture[str]) -> None:
     assert score.main(["--input=nope://x/y", "--model=m", "--output=out"]) == 2
-    assert "--input nope://x/y cannot be reached: " in one_line(capsys)
+    assert "--input nope://x/y: paths of nope:// are not read here; use a local path, gs:// or s3://" in one_line(
+        capsys
+    )
 
 
 def _after(store: Store, mark: str, bad: Callable[[str, str], bool]) -> Callable[[str, str], Fault | None]:
