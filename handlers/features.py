@@ -121,6 +121,8 @@ def _compare(step: Step, name: str, text: str, batch: pa.RecordBatch) -> None:
 
     alone = [values(batch.slice(row, 1)) for row in range(batch.num_rows)]
     usable = [row for row, value in enumerate(alone) if value is not None]
+    if not usable:
+        return
     whole = values(batch.take(pa.array(usable, pa.int64())))
     single = [value[0] for row in usable if (value := alone[row])]
     if whole is None or any(not _same(a, b) for a, b in zip(whole, single, strict=True)):

@@ -162,7 +162,9 @@ def _of_module(module: Any) -> LoadedModel:
 
 def _safe_load(file: Path) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch says twice what a pickle of its own format is
+            return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         if "weights_only" in str(error) or "Weights only" in str(error):
             raise UsageError(f"{file} is refused: {PICKLE_ADVICE}") from None

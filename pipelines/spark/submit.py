@@ -17,6 +17,7 @@ from pipelines.spark.java import Java
 from pipelines.spark.job_server import JobServer, find_job_server
 
 _LOCAL_MASTER = re.compile(r"local(\[.+\])?$")
+_ENVIRONMENTS = ("LOOPBACK", "PROCESS", "DOCKER", "EXTERNAL")
 # Threads that the libraries of a worker make for themselves, each for every core of the machine if nobody says less.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # Without this every stage of the job starts its workers, and loads the model, anew.
@@ -76,6 +77,12 @@ def settle(
     if not int(portable.environment_cache_millis):
         added.append(f"--environment_cache_millis={_WORKERS_STAY_MILLISECONDS}")
     kind = portable.environment_type or ("LOOPBACK" if is_local(master) else "PROCESS")
+    if kind not in _ENVIRONMENTS and ":" not in kind:  # a URN
+        raise UsageError(f'--environment_type "{kind}" is none of {", ".join(_ENVIRONMENTS)}')
+    if not str(portable.sdk_worker_parallelism).isdecimal():
+        raise UsageError(
+            f'--sdk_worker_parallelism must be a whole number of 0 or more, not "{portable.sdk_worker_parallelism}"'
+        )
     added.append(f"--environment_type={kind}")
     if kind == "PROCESS" and not portable.lookup_environment_option("process_command"):
         added.append(f"--environment_config={_worker_config(portable.environment_config, settings)}")

@@ -95,6 +95,11 @@ class TestFeatures:
         assert rows.batch.column("f").to_pylist() == [1, 3, None]
         assert [(failure.id, failure.stage) for failure in failures] == [(1, "features")]
 
+    def test_a_feature_that_fails_in_every_row_is_no_aggregate(self) -> None:
+        check_features({"f": "cast('x' as int)"}, self.batch)
+        _, failures = feature_step({"f": "cast('x' as int)"}).run(rows_of(self.batch))
+        assert len(failures) == 3
+
     def test_columns_that_features_do_not_use_may_be_of_any_type(self) -> None:
         batch = pa.record_batch({"a": [1], "d": pa.array([decimal.Decimal(1)], pa.decimal256(60, 0))})
         assert features(batch, f="a + 1").column("f").to_pylist() == [2]

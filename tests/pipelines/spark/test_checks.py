@@ -63,7 +63,9 @@ class TestSpark:
         with pytest.raises(UsageError, match="streaming does not work on Spark"):
             check_spark(options("local[2]", "--streaming"), None)
 
-    @pytest.mark.parametrize("url", ["mesos://host:5050", "sparc://host:7077", "localhost"])
+    @pytest.mark.parametrize(
+        "url", ["mesos://host:5050", "sparc://host:7077", "localhost", "local[0]", "local[abc]", "k8s://x"]
+    )
     def test_unknown_kind_of_master(self, url: str) -> None:
         with pytest.raises(UsageError, match="is none of"):
             check_spark(options(url), None)
