@@ -100,7 +100,7 @@ class _Table:
     """
 
     names: list[str]
-    batches: Iterator[pa.RecordBatch] = iter(())
+    batches: Iterator[pa.RecordBatch] = field(default_factory=lambda: iter(()))
     skipped: list[pacsv.InvalidRow] = field(default_factory=list)
     whole: bool = False
     error: Exception | None = None
@@ -196,7 +196,9 @@ def _names(source: _Utf8, split: Split) -> list[str]:
     if names == [_END]:
         return []
     if len(head) >= SAMPLE_BYTES and lines.tell() >= len(text):
-        raise BrokenFileError(f"the header of {split.name} has a quote that is never closed, or is longer than {SAMPLE_BYTES} bytes")
+        raise BrokenFileError(
+            f"the header of {split.name} has a quote that is never closed, or is longer than {SAMPLE_BYTES} bytes"
+        )
     if names[-1].endswith(_END):
         raise BrokenFileError(f"the header of {split.name} has a quote that is never closed")
     if wrong := [name.replace(_INVALID, "\ufffd") for name in names if _INVALID in name]:
