@@ -15,12 +15,12 @@ def test_whole_numbers(cells: list[str | None], numeric: bool, expected: pa.Data
     assert text_type(pa.array(cells, pa.string()), numeric=numeric) == expected
 
 
-MOMENTS = st.datetimes(min_value=datetime(1000, 1, 1), max_value=datetime(9999, 1, 1))  # noqa: DTZ001
+MOMENTS = st.datetimes(min_value=datetime(1000, 1, 1), max_value=datetime(9999, 1, 1))
 VALUES: list[tuple[st.SearchStrategy[object], pa.DataType]] = [
     (st.integers(-(10**15) + 1, 10**15 - 1), pa.int64()),
     (st.floats(allow_nan=False, allow_infinity=False), pa.float64()),
     (st.booleans(), pa.bool_()),
-    (st.dates(min_value=datetime(1000, 1, 1).date()), pa.date32()),  # noqa: DTZ001
+    (st.dates(min_value=datetime(1000, 1, 1).date()), pa.date32()),
     (MOMENTS, pa.timestamp("us")),
     (MOMENTS.map(lambda moment: moment.replace(tzinfo=UTC)), pa.timestamp("us", "UTC")),
     (st.text(st.characters(categories=["L"]), min_size=1).map(lambda text: f"x{text}"), pa.string()),
