@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -35,6 +35,7 @@ class Split:
         max_rows: read no more than this many.
         replay: the rows may be dead letters of an earlier run.
         stream: number and name of the stream of a BigQuery table that is read.
+        untyped: columns of JSON lines whose values have no type in common; they are read as the text of their JSON.
     """
 
     path: str
@@ -46,6 +47,7 @@ class Split:
     max_rows: int | None = None
     replay: bool = False
     stream: tuple[int, str] | None = None
+    untyped: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
@@ -121,9 +123,16 @@ def is_dead_letter(kind: pa.DataType) -> bool:
     return pa.types.is_struct(kind) and {"stage", "type", "message", "source", "row"} <= {each.name for each in kind}
 
 
+def batch_of(arrays: Sequence[pa.Array], schema: pa.Schema, rows: int) -> pa.RecordBatch:
+    """A batch of `rows` rows, also where there is no column to count them by."""
+    if not arrays:
+        return pa.RecordBatch.from_struct_array(pa.array([{}] * rows, pa.struct([])))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
 def null_batch(schema: pa.Schema, rows: int) -> pa.RecordBatch:
     """`rows` rows of nulls."""
-    return pa.RecordBatch.from_arrays([pa.nulls(rows, each.type) for each in schema], schema=schema)
+    return batch_of([pa.nulls(rows, each.type) for each in schema], schema, rows)
 
 
 def convert(
@@ -146,7 +155,7 @@ def convert(
         arrays.append(
             parts[0][1] if len(parts) == 1 else pa.concat_arrays([pa.nulls(0, each.type), *(a for _, a in parts)])
         )
-    return pa.RecordBatch.from_arrays(arrays, schema=schema), refused
+    return batch_of(arrays, schema, rows), refused
 
 
 def fit(
@@ -199,14 +208,16 @@ def fit(
     return Block(fitted, numbers, refusals)
 
 
-def misfit(column: pa.Field, value: object, number: int, split: Split, raw: str) -> Refusal:
-    """The refusal of a row whose `value` does not fit its column."""
+def misfit(
+    column: pa.Field, value: object, number: int, split: Split, raw: str, expected: str | None = None
+) -> Refusal:
+    """The refusal of a row whose `value` does not fit its column. `expected` says what would; else its type does."""
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
-    text = json.dumps(value, default=str, ensure_ascii=False)
+    text = as_json(value).encode(errors="backslashreplace").decode()  # a lone surrogate is shown as JSON writes it
     shown = text if len(text) <= 80 else text[:79] + "…"
-    expected = "valid UTF-8" if column.type == pa.string() and isinstance(value, str) else column.type
-    message = f'column "{column.name}" holds {shown} in row {number} of {split.name}; {expected} was expected'
+    what = expected or ("valid UTF-8" if column.type == pa.string() and isinstance(value, str) else column.type)
+    message = f'column "{column.name}" holds {shown} in row {number} of {split.name}; {what} was expected'
     return Refusal("ValueError", message, raw)
 
 
@@ -224,15 +235,16 @@ def unify(first: pa.Schema, second: pa.Schema) -> pa.Schema:
     return pa.unify_schemas([first, second], promote_options="permissive")
 
 
-def as_json(values: dict[str, Any]) -> str:
-    """The text of a row."""
-    return json.dumps(values, default=str, ensure_ascii=False)
+def as_json(value: object) -> str:
+    """The text of a row, or of a value."""
+    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def check_types(columns: pa.Schema, schema: pa.Schema, split: Split) -> None:
     """Raises `BrokenFileError` where a column of a file has a type that the settled one is not wide enough for."""
+    known = set(schema.names)
     for each in columns:
-        if each.name not in schema.names or each.name == DEAD_LETTER:
+        if each.name not in known or each.name == DEAD_LETTER:
             continue
         settled = schema.field(each.name)
         try:

@@ -6,6 +6,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -22,8 +23,8 @@ from handlers.stores import explain, mend_s3
 mend_s3()
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-# What is decompressed beyond the last whole piece is lost where a file breaks: small pieces lose little.
-_PIECE = 1024
+# Where decompression fails, what it gave within the piece is lost, and read anew byte by byte: small pieces cost little.
+_PIECE = 1 << 16
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 Partitions = tuple[tuple[str, str | None], ...]
@@ -142,20 +143,27 @@ def open_input(path: str, *, mapped: bool = False) -> pa.NativeFile:
 def open_stream(path: str) -> InputStream:
     """Opens a file for reading from its start to its end; by its extension it is decompressed."""
     codec = COMPRESSIONS.get(Path(path).suffix.lower())
-    file = open_input(path)
-    return InputStream(pa.CompressedInputStream(file, codec) if codec else file, _PIECE if codec else None)
+    if codec is None:
+        return InputStream(open_input(path))
+
+    def opened() -> pa.NativeFile:
+        return pa.CompressedInputStream(open_input(path), codec)
+
+    return InputStream(opened(), opened)
 
 
 class InputStream:
     """The bytes of a file. Where the file breaks the stream ends, and `error` says why.
 
-    So all that comes before a break can be read, whatever the size of the blocks that a parser asks for.
+    So all that comes before a break can be read, whatever the size of the blocks that a parser asks for. `again` opens
+    a file once more that is decompressed.
     """
 
-    def __init__(self, file: pa.NativeFile, piece: int | None = None) -> None:
+    def __init__(self, file: pa.NativeFile, again: Callable[[], pa.NativeFile] | None = None) -> None:
         self.error: Exception | None = None
         self._file = file
-        self._piece = piece
+        self._again = again
+        self._at = 0
         self._lock = threading.Lock()  # Arrow reads ahead from a thread of its own, also while we close
 
     def read(self, size: int) -> bytes:
@@ -164,19 +172,33 @@ class InputStream:
         left = size
         with self._lock:
             while left > 0 and self.error is None:
-                piece = self._guarded(self._file.read, min(left, self._piece or left))
+                piece = self._piece(min(left, _PIECE) if self._again else left)
                 if not piece:
                     break
                 pieces.append(piece)
                 left -= len(piece)
+                self._at += len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _guarded(self, read: Callable[[int], bytes], size: int) -> bytes:
+    def _piece(self, size: int) -> bytes:
         try:
-            return read(size)
+            return bytes(self._file.read(size))
         except Exception as error:
             self.error = error
-            return b""
+            return self._before_the_break(size)
+
+    def _before_the_break(self, size: int) -> bytes:
+        """The bytes of a piece of `size` that come before the break in it."""
+        found = bytearray()
+        with suppress(Exception):
+            if self._again is not None:
+                with self._again() as file:
+                    left = self._at
+                    while left > 0 and (passed := file.read(min(left, 1 << 20))):
+                        left -= len(passed)
+                    while len(found) < size and (byte := file.read(1)):
+                        found += byte
+        return bytes(found)
 
     def close(self) -> None:
         """Closes the file."""

@@ -71,10 +71,11 @@ def _numbers(values: pa.Array) -> pa.Array:
     return pa.concat_arrays([values.slice(0, 0), *(values.slice(a, b - a) for a, b, _ in found.results)])
 
 
-def json_type(values: list[Any], *, numeric: bool) -> pa.DataType:
+def json_type(values: list[Any], *, numeric: bool) -> pa.DataType | None:
     """The type of a JSON column of which `values` are a sample: that of most of them, where they differ.
 
     Integers and floats count together, and so do structs whose fields can be united. `numeric` is as for `text_type`.
+    None where most values have no type: lists of numbers and text, or integers of more than 64 bits.
     """
     values = [value for value in values if value is not None]
     if numeric:
@@ -84,7 +85,9 @@ def json_type(values: list[Any], *, numeric: bool) -> pa.DataType:
     try:
         kind = pa.array(values).type
     except (pa.ArrowException, OverflowError):
-        kind = _majority(values)
+        kind = _majority(values, numeric=numeric)
+    if kind is None:
+        return None
     if kind == pa.string():
         texts = pa.array([value for value in values if isinstance(value, str)], pa.string())
         return next((each for each in _TEMPORAL if _casts(texts, each)), pa.string())
@@ -97,19 +100,24 @@ def _as_floats(kind: pa.DataType) -> pa.DataType:
     return pa.float64() if pa.types.is_integer(kind) else kind
 
 
-def _majority(values: list[Any]) -> pa.DataType:
+def _majority(values: list[Any], *, numeric: bool) -> pa.DataType | None:
+    counts = Counter(_type_of(value, numeric=numeric) for value in values)
+    untyped = counts.pop(None, 0)
     groups: list[tuple[pa.DataType, int]] = [(pa.string(), 0)]
-    for kind, count in Counter(filter(None, map(_type_of, values))).most_common():
+    for kind, count in counts.most_common():
         for index, (known, known_count) in enumerate(groups):
             if (united := _united(known, kind)) is not None:
                 groups[index] = united, known_count + count
                 break
         else:
             groups.append((kind, count))
-    return max(groups, key=lambda group: group[1])[0]
+    kind, count = max(groups, key=lambda group: group[1])
+    return kind if count >= untyped else None
 
 
-def _type_of(value: object) -> pa.DataType | None:
+def _type_of(value: object, *, numeric: bool) -> pa.DataType | None:
+    if numeric and type(value) is int:
+        return pa.float64()  # also of more than 64 bits
     try:
         return pa.array([value]).type
     except (pa.ArrowException, OverflowError):

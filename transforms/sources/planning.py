@@ -103,12 +103,17 @@ def _without(schema: pa.Schema, names: Collection[str]) -> pa.Schema:
 
 
 def _with_partitions(schema: pa.Schema, files: Sequence[InputFile]) -> pa.Schema:
-    """`schema` with the columns of `key=value` folders at its end; such a column hides one of its name in the files."""
+    """`schema` with the columns of `key=value` folders at its end. Raises where the files have one of the same name."""
     values: dict[str, list[str]] = {}
+    names = set(schema.names)
     for file in files:
         for key, value in file.partitions:
+            if key in names:
+                raise UsageError(
+                    f'column "{key}" of {file.path} comes from its folder {key}=…, and the files have one of that name, '
+                    "too; rename the folder or the column"
+                )
             values.setdefault(key, []).extend([] if value is None else [value])
-    schema = _without(schema, values)
     for key, texts in values.items():
         schema = schema.append(pa.field(key, pa.int64() if texts and all(map(_is_int, texts)) else pa.string()))
     return schema

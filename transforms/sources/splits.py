@@ -21,7 +21,7 @@ from handlers.chunks import (
 )
 from handlers.errors import BrokenFileError, ServiceError
 from handlers.stores import explain
-from transforms.sources.blocks import CHUNK_ROWS, MAX_CHUNK_BYTES, Block, ReadOptions, Refusal, Split
+from transforms.sources.blocks import CHUNK_ROWS, MAX_CHUNK_BYTES, Block, ReadOptions, Refusal, Split, batch_of
 from transforms.sources.formats import READERS
 
 
@@ -140,7 +140,7 @@ def _whole(block: Block, split: Split, schema: pa.Schema) -> pa.RecordBatch:
             return pa.repeat(pa.scalar(int(value), each.type), block.rows)
         return pa.repeat(pa.scalar(value, each.type), block.rows)
 
-    return pa.RecordBatch.from_arrays([column(each) for each in schema], schema=schema)
+    return batch_of([column(each) for each in schema], schema, block.rows)
 
 
 def _with_first_provenance(chunk: pa.RecordBatch, letters: pa.StructArray, source: str) -> pa.RecordBatch:

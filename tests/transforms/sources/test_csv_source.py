@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from handlers.chunks import ROW, SOURCE, without_provenance
 from handlers.errors import BrokenFileError, UsageError
-from transforms.sources import BadRows, Input, plan_input, read_split
+from transforms.sources import BadRows, Input, Split, plan_input, read_split
 from transforms.sources.formats import delimited
 
 
@@ -141,6 +141,86 @@ def test_truncated_gzip(read_until_break: Any, tmp_path: Path) -> None:
     assert re.search(r"x\.csv\.gz cannot be read to its end: Truncated", str(error))
     assert error.rows == len(rows) > 3_000
     assert [(row["a"], row["b"], row[ROW]) for row in rows] == [(i, i * 7, i) for i in range(len(rows))]
+
+
+def test_garbage_behind_the_end(read_until_break: Any, tmp_path: Path) -> None:
+    path = write(tmp_path / "x.csv.gz", gzip.compress(b"a,b\n1,x\n2,y\n") + b"garbage" * 20)
+    found = plan_input(path)
+    rows, error = read_until_break(found.splits[0], found.schema)
+    assert [(row["a"], row["b"]) for row in rows] == [(1, "x"), (2, "y")]
+    assert error.rows == 2
+
+
+@pytest.mark.parametrize("opens", ['1,"x', '"', '1,"', '1,x,"y', '1,"say ""hi""', '1,"x""'])
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (3, 3), (300, 300), (900, 0)])
+def test_a_quote_that_is_never_closed(
+    read_until_break: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opens: str, before: int, after: int
+) -> None:
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 4096)
+    for end in ("\n", "\r\n"):
+        text = end.join(["a,b", *["1,x"] * before, opens, *["2,y"] * after])
+        for path in (write(tmp_path / "q.csv", text), write(tmp_path / "end.csv", text + end)):
+            schema = pa.schema([("a", pa.int64()), ("b", pa.string())])
+            rows, error = read_until_break(Split(path, "csv"), schema)
+            assert [(row["a"], row["b"], row[ROW]) for row in rows] == [(1, "x", row) for row in range(before)]
+            assert str(error).endswith(f".csv has a quote that row {before} opens and nothing closes")
+            assert error.rows == before
+
+
+def test_a_quote_that_is_never_closed_in_a_file_of_many_blocks(
+    read_until_break: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delimited, "BLOCK_BYTES", 4096)
+    path = write(tmp_path / "q.csv", "a,b\n" + "1,x\n" * 3000 + '1,"x\n' + "2,y\n" * 5000)
+    rows, error = read_until_break(Split(path, "csv"), pa.schema([("a", pa.int64()), ("b", pa.string())]))
+    assert "a quote that is never closed" in str(error)
+    assert error.rows == len(rows) == 3000
+
+
+def test_a_quote_in_the_header_that_is_never_closed(tmp_path: Path) -> None:
+    found = plan_input(write(tmp_path / "q.csv", 'a,"b\n1,x\n2,y\n'))
+    with pytest.raises(BrokenFileError, match=r"the header of q\.csv has a quote that is never closed"):
+        list(read_split(found.splits[0], found.schema))
+
+
+def test_a_header_longer_than_the_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "SAMPLE_BYTES", 100)
+    found = plan_input(write(tmp_path / "h.csv", ",".join(f"c{i}" for i in range(100)) + "\n"))
+    with pytest.raises(BrokenFileError, match=r"the header of h\.csv .* is longer than 100 bytes"):
+        list(read_split(found.splits[0], found.schema))
+
+
+CELLS = st.sampled_from(["", "x", '"', '""', ",", "\n", "\r\n", 'y"', '"z', ' "q" ', '",', '"\n', "ä"])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(CELLS, CELLS), max_size=6), st.booleans(), st.sampled_from(["\n", "\r\n"]), st.booleans())
+def test_quotes_that_are_closed(tmp_path_factory: Any, cells: Any, ends: bool, end: str, quoted: bool) -> None:
+    """Whatever cells hold, a file that csv wrote is read whole; an unquoted cell may hold quotes but begin with none."""
+
+    def cell(text: str) -> str:
+        plain = not quoted and not text.startswith('"') and not set(text) & set(",\r\n")
+        return text if plain else '"' + text.replace('"', '""') + '"'
+
+    lines = ["a,b,c", *(f"{row},{cell(first)},{cell(second)}" for row, (first, second) in enumerate(cells))]
+    path = write(tmp_path_factory.mktemp("csv") / "q.csv", end.join(lines) + (end if ends else ""))
+    schema = pa.schema([("a", pa.int64()), ("b", pa.string()), ("c", pa.string())])
+    rows = [row for piece in read_split(Split(path, "csv"), schema) for row in piece.to_pylist()]  # type: ignore[union-attr]
+    assert [(row["a"], row["b"], row["c"]) for row in rows] == [
+        (row, first or None, second or None) for row, (first, second) in enumerate(cells)
+    ]
+
+
+@pytest.mark.parametrize("rows", ["", "1,ok\n"])
+def test_a_header_that_is_not_utf8(read: Any, tmp_path: Path, rows: str) -> None:
+    bad = write(tmp_path / "latin.csv", f"a,M\u00fcll\n{rows}".encode("latin-1"))
+    found = plan_input(bad)
+    assert found.schema.names == []
+    says = r'the header of latin\.csv is not UTF-8: column "M\ufffdll"; save the file as UTF-8'
+    with pytest.raises(BrokenFileError, match=says):
+        list(read_split(found.splits[0], found.schema))
+    write(tmp_path / "good.csv", "a,b\n1,x\n")
+    assert plan_input(str(tmp_path)).schema.names == ["a", "b"]
 
 
 def test_a_row_longer_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,5 @@
+import gzip
+import zlib
 from pathlib import Path
 
 import pytest
@@ -77,10 +79,20 @@ def test_nothing_found(tree: Path, pattern: str, says: str) -> None:
 
 def test_a_stream_ends_at_a_break(tmp_path: Path) -> None:
     path = tmp_path / "x.txt.gz"
-    import gzip
-
     path.write_bytes(gzip.compress(b"a line of text\n" * 10_000)[:-9])
     with open_stream(str(path)) as stream:
         assert len(stream.read(1 << 20)) > 140_000
         assert stream.error is not None
         assert stream.read(10) == b""
+
+
+@pytest.mark.parametrize("rows", [1, 1_000, 30_000])
+def test_a_stream_has_all_that_comes_before_a_break(tmp_path: Path, rows: int) -> None:
+    data = b"".join(b"row %d\n" % row for row in range(rows))
+    (tmp_path / "garbage.txt.gz").write_bytes(gzip.compress(data) + b"garbage" * 20)
+    (tmp_path / "cut.txt.gz").write_bytes(gzip.compress(data)[:-12])
+    left = zlib.decompressobj(31).decompress((tmp_path / "cut.txt.gz").read_bytes())
+    for name, expected in [("garbage", data), ("cut", left)]:
+        with open_stream(str(tmp_path / f"{name}.txt.gz")) as stream:
+            assert stream.read(1 << 20) == expected
+            assert stream.error is not None

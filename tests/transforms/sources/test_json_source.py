@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from handlers.chunks import DEAD_LETTER_TYPE, ROW, dead_letter_schema
 from handlers.errors import BrokenFileError
 from transforms.sources import BadRows, Input, plan_input, read_split
-from transforms.sources.formats import lines
+from transforms.sources.formats import jsonl, lines
 
 
 def write(path: Path, data: bytes | str | list[Any]) -> str:
@@ -53,6 +53,112 @@ def test_the_majority_settles_a_mixed_column(tmp_path: Path) -> None:
     rows = [{"a": 1, "b": "x", "c": "q"}, {"a": "x", "b": "y", "c": "r"}, {"a": 2.5, "b": 3, "c": 1}]
     found = plan_input(write(tmp_path / "m.jsonl", rows), numeric_columns=["c"])
     assert types(found) == {"a": pa.float64(), "b": pa.string(), "c": pa.float64()}
+
+
+@pytest.mark.parametrize("value", [[1, "a"], 10**30, {"x": [1, "a"]}, [{"x": 1}, 2]])
+@pytest.mark.parametrize("numeric", [False, True])
+def test_values_without_a_type_are_read_as_json(read: Any, tmp_path: Path, value: object, numeric: bool) -> None:
+    rows = [{"a": 1, "k": value}, {"a": 2}, {"a": 3, "k": value}, {"a": 4, "k": "text"}, {"a": 5, "k": {"ä": 1}}]
+    path = write(tmp_path / "k.jsonl", rows)
+    found = plan_input(path, numeric_columns=["k"] if numeric and isinstance(value, list) else [])
+    assert types(found) == {"a": pa.int64(), "k": pa.string()}
+    read_rows, dead = read(found)
+    assert dead == []
+    text = json.dumps(value)
+    assert [(row["a"], row["k"]) for row in read_rows] == [
+        (1, text),
+        (2, None),
+        (3, text),
+        (4, "text"),
+        (5, '{"ä": 1}'),
+    ]
+
+
+def test_values_without_a_type_beside_rows_that_are_refused(read: Any, tmp_path: Path) -> None:
+    data = '{"a":1,"k":[1,"a"]}\n{"a":"x","k":[2,"b"]}\n{"a":3,"k":4}\n{"a":4,"k":[1,"a"]}trailing\n'
+    rows, dead = read(plan_input(write(tmp_path / "k.jsonl", data), numeric_columns=["a"]))
+    assert [(row["a"], row["k"], row[ROW]) for row in rows] == [(1, '[1, "a"]', 0), (3, "4", 2)]
+    assert [(each["a"], each["k"], each["dead_letter"]["row"]) for each in dead] == [
+        (None, '[2, "b"]', 1),
+        (None, None, 3),
+    ]
+    assert "double was expected" in dead[0]["dead_letter"]["message"]
+
+
+def test_only_values_without_a_type(read: Any, tmp_path: Path) -> None:
+    rows, dead = read(plan_input(write(tmp_path / "k.jsonl", [{"k": [1, "a"]}, {"k": None}])))
+    assert ([row["k"] for row in rows], dead) == (['[1, "a"]', None], [])
+
+
+def test_few_values_without_a_type_settle_nothing(read: Any, tmp_path: Path) -> None:
+    found = plan_input(write(tmp_path / "k.jsonl", [{"k": 1}, {"k": 10**30}, {"k": 2}]))
+    assert types(found) == {"k": pa.int64()}
+    rows, dead = read(found)
+    assert ([row["k"] for row in rows], [each["dead_letter"]["row"] for each in dead]) == ([1, 2], [1])
+
+
+def test_large_integers_in_a_numeric_column(read: Any, tmp_path: Path) -> None:
+    found = plan_input(write(tmp_path / "k.jsonl", [{"k": 10**30}, {"k": 10**20}]), numeric_columns=["k"])
+    assert types(found) == {"k": pa.float64()}
+    rows, dead = read(found)
+    assert ([row["k"] for row in rows], dead) == ([1e30, 1e20], [])
+
+
+SURROGATES = {
+    '"s":"\\udfff"': 'column "s" holds "\\udfff" in row {} of s.jsonl; valid UTF-8 was expected',
+    '"s":"x","l":["\\uD800"]': 'column "l" holds ["\\ud800"] in row {} of s.jsonl; valid UTF-8 was expected',
+    '"o":{"t":"\\udfff"}': 'column "o" holds {{"t": "\\udfff"}} in row {} of s.jsonl; valid UTF-8 was expected',
+    '"o":{"\\udfff":"t"}': 'column "o" holds {{"\\udfff": "t"}} in row {} of s.jsonl; valid UTF-8 was expected',
+    '"\\ud800":1': 'row {} of s.jsonl has a field "\\ud800", whose name is not valid UTF-8',
+    '"k":[1,"\\udfff"]': 'column "k" holds [1, "\\udfff"] in row {} of s.jsonl; valid UTF-8 was expected',
+}
+
+
+@pytest.mark.parametrize("bad", SURROGATES)
+@pytest.mark.parametrize(("before", "sampled"), [(0, True), (1, True), (20, True), (1, False), (20, False)])
+def test_a_lone_surrogate(
+    read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str, before: int, sampled: bool
+) -> None:
+    if not sampled:
+        monkeypatch.setattr(jsonl, "SAMPLE_ROWS", before)
+    good = '{"a":1,"s":"\\ud83d\\ude00","l":["y"],"o":{"t":"z"},"k":[1,"a"]}\n'
+    path = write(tmp_path / "s.jsonl", good * before + f'{{"a":2,{bad}}}\n' + good)
+    rows, dead = read(plan_input(path))
+    assert [(row["a"], row["s"], row[ROW]) for row in rows] == [
+        (1, "\U0001f600", row) for row in [*range(before), before + 1]
+    ]
+    (letter,) = dead
+    assert letter["dead_letter"]["row"] == before
+    assert letter["dead_letter"]["message"] == SURROGATES[bad].format(before)
+    assert letter["dead_letter"]["raw"] == f'{{"a":2,{bad}}}'
+    assert letter["a"] == 2
+
+
+def test_nothing_but_lone_surrogates(read: Any, tmp_path: Path) -> None:
+    for name, bad in [("v", '{"a":1,"s":"\\udfff"}'), ("n", '{"a":1,"\\udfff":1}'), ("o", '{"\\udfff":1}')]:
+        rows, dead = read(plan_input(write(tmp_path / f"{name}.jsonl", f"{bad}\n" * 3)))
+        assert (rows, [each["dead_letter"]["row"] for each in dead]) == ([], [0, 1, 2])
+
+
+def test_a_first_line_longer_than_the_sample(read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonl, "SAMPLE_BYTES", 100)
+    long = {"a": 1, "s": "x" * 1000}
+    for name, end in [("1", '{"a": 2}\n'), ("2", ""), ("3", '{"a": 2}')]:
+        path = write(tmp_path / f"{name}.jsonl", "\n\n" + json.dumps(long) + "\n" + end)
+        found = plan_input(path, numeric_columns=["a"])
+        assert types(found) == {"a": pa.float64(), "s": pa.string()}
+        rows, dead = read(found)
+        assert ([row["a"] for row in rows], dead) == ([1, 2] if end else [1], [])
+
+
+def test_lines_without_a_column(read: Any, tmp_path: Path) -> None:
+    rows, dead = read(plan_input(write(tmp_path / "e.jsonl", "{}\n{}\n")))
+    assert ([row[ROW] for row in rows], dead) == ([0, 1], [])
+    rows, dead = read(plan_input(write(tmp_path / "b.jsonl", "{bad\nx\n{}\n[]\n")))
+    assert [row[ROW] for row in rows] == [2]
+    assert [each["dead_letter"]["row"] for each in dead] == [0, 1, 3]
+    assert [each["dead_letter"]["raw"] for each in dead] == ["{bad", "x", "[]"]
+    assert all(set(each) == {"dead_letter"} for each in dead)
 
 
 def test_lines_that_are_refused(read: Any, tmp_path: Path) -> None:

@@ -133,7 +133,7 @@ def test_files_that_cannot_be_opened(tmp_path: Path) -> None:
 
 
 def test_partitions(read: Any, tmp_path: Path) -> None:
-    write(tmp_path / "year=2024/city=S%C3%A3o/1.parquet", {"a": [1], "year": ["hidden"]})
+    write(tmp_path / "year=2024/city=S%C3%A3o/1.parquet", {"a": [1]})
     write(tmp_path / "year=2025/city=__HIVE_DEFAULT_PARTITION__/2.parquet", {"a": [2]})
     write(tmp_path / "3.parquet", {"a": [3]})
     found = plan_input(str(tmp_path))
@@ -206,3 +206,15 @@ def test_formats(tmp_path: Path) -> None:
     (tmp_path / "3.dat").write_text("x")
     with pytest.raises(UsageError, match=r"the extension of .*3\.dat tells no format; add --input_format"):
         plan_input(str(tmp_path / "3.dat"))
+
+
+@pytest.mark.parametrize("names", [["a", "b"], ["b", "c"]])
+def test_a_folder_that_has_the_name_of_a_column(tmp_path: Path, names: list[str]) -> None:
+    (tmp_path / "b=7").mkdir()
+    pq.write_table(pa.table({name: [1] for name in names}), tmp_path / "b=7" / "x.parquet")
+    with pytest.raises(UsageError) as raised:
+        plan_input(str(tmp_path))
+    assert str(raised.value) == (
+        f'column "b" of {tmp_path}/b=7/x.parquet comes from its folder b=…, and the files have one of that name, too; '
+        "rename the folder or the column"
+    )

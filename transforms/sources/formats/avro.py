@@ -97,7 +97,7 @@ class _Reader:
     """The bytes of a file, of which never more are asked for than it has: a size that is damaged may be any number."""
 
     def __init__(self, source: pa.NativeFile) -> None:
-        self._size = source.size()
+        self.size = int(source.size())
         self._file = pa.BufferedInputStream(source, _BUFFER)
         self._head = io.BytesIO()
         self._at = 0
@@ -107,7 +107,7 @@ class _Reader:
         self._head = io.BytesIO(head)
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= self._size:
+        if not 0 <= size <= self.size:
             raise BrokenFileError(f"a block says that it has {size} bytes")
         if data := self._head.read(size):
             return data
@@ -122,9 +122,16 @@ class _Reader:
 
 def _header(reader: _Reader) -> tuple[dict[str, Any], Any]:
     """The header of a file, and its schema as JSON has it."""
-    header: Any = fastavro.schemaless_reader(reader, _HEADER, None)  # type: ignore[arg-type]
-    if header["magic"] != _MAGIC:
+    if not reader.size:
+        raise BrokenFileError("it is empty, and no Avro file")
+    magic = reader.read(min(len(_MAGIC), reader.size))
+    if magic != _MAGIC:
         raise BrokenFileError("it is no Avro file")
+    reader.put_back(magic)
+    try:
+        header: Any = fastavro.schemaless_reader(reader, _HEADER, None)  # type: ignore[arg-type]
+    except EOFError:
+        raise BrokenFileError("it ends within its header") from None
     return header, json.loads(header["meta"]["avro.schema"])
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 import codecs
 import csv
 import io
+import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
@@ -34,6 +36,9 @@ BLOCK_BYTES = 8 << 20  # a row has to fit in one
 # Arrow can skip a row with too few cells only where its text is UTF-8. So each byte that is not is replaced by this
 # character, which no text may hold, and the cells that have it are refused.
 _INVALID = "\U0010ffff"
+# The first cell of a row that is put behind the last one, and no file holds. Arrow finds it as a row of its own only where
+# the last row is whole: it would else be within a quote that is never closed, or a part of a row that breaks off.
+_END = uuid.uuid4().hex
 # What a cell at least looks like that can be cast.
 _PATTERNS: tuple[tuple[Callable[[pa.DataType], bool], str], ...] = (
     (pa.types.is_integer, r"[+-]?[0-9]+|-?0x[0-9a-f]+"),
@@ -45,10 +50,11 @@ codecs.register_error("torchbeam.invalid", lambda error: (_INVALID, error.end)) 
 
 
 class _Utf8:
-    """The bytes of a stream as valid UTF-8. `repaired` tells whether some were not."""
+    """The bytes of a stream as valid UTF-8, and `end` as a row behind them. `repaired` tells whether some were not."""
 
     def __init__(self, stream: InputStream) -> None:
         self.repaired = False
+        self.end = b""
         self._stream = stream
         self._decoder = codecs.getincrementaldecoder("utf-8")("torchbeam.invalid")
         self._ahead = b""
@@ -56,6 +62,10 @@ class _Utf8:
 
     def read(self, size: int) -> bytes:
         data = self.peek(size)
+        if self._ended and self.end:
+            # In one piece with the last bytes: a block more would make the last row one of too many blocks for Arrow.
+            data += self.end if self._stream.error is not None else b"\n" + self.end
+            self.end = b""
         self._ahead = data[size:]
         return data[:size]
 
@@ -79,11 +89,21 @@ class _Utf8:
 
 @dataclass
 class _Table:
-    """An open CSV file: the names of its columns, its rows as strings, and the rows that Arrow could not split."""
+    """An open CSV file.
+
+    Attributes:
+        names: of its columns.
+        batches: its rows as strings. They end where Arrow cannot go on.
+        skipped: the rows so far that Arrow could not split into so many cells as there are names.
+        whole: whether the last row that was read is whole, once all were.
+        error: why Arrow could not go on.
+    """
 
     names: list[str]
-    batches: Iterator[pa.RecordBatch]
+    batches: Iterator[pa.RecordBatch] = field(default_factory=lambda: iter(()))
     skipped: list[pacsv.InvalidRow] = field(default_factory=list)
+    whole: bool = False
+    error: Exception | None = None
 
 
 def plan(files: Sequence[InputFile], numeric: Callable[[str], bool]) -> Plan:
@@ -101,22 +121,21 @@ def _sample(split: Split) -> dict[str, pa.Array]:
     try:
         with open_stream(split.path) as stream:
             head = stream.read(SAMPLE_BYTES)
-        if len(head) == SAMPLE_BYTES:
+        if len(head) == SAMPLE_BYTES or stream.error is not None:
             head = head[: head.rfind(b"\n") + 1]  # a last row that is cut off says nothing about types
         table = _open(_Utf8(InputStream(pa.BufferReader(head))), split)
         batches = list(table.batches)
     except Exception:
         return {}  # it fails when it is read, with a reason
-    if len(table.names) > len(set(table.names)):
-        twice = ", ".join(sorted({f'"{name}"' for name in table.names if table.names.count(name) > 1}))
-        raise UsageError(f"{split.path} has more than one column {twice}; rename them in its first line")
+    if twice := sorted(f'"{name}"' for name, count in Counter(table.names).items() if count > 1):
+        raise UsageError(f"{split.path} has more than one column {', '.join(twice)}; rename them in its first line")
     schema = pa.schema([(name, pa.string()) for name in table.names])
     whole = single_batch(pa.Table.from_batches(batches, schema).slice(0, SAMPLE_ROWS))
     return dict(zip(table.names, whole.columns, strict=True))
 
 
 def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Block]:
-    """Reads the rows of a file. Where it breaks, the last row before the break may be a part of one and is left out."""
+    """Reads the rows of a file. Where it breaks, a last row that is not whole is left out."""
     with open_stream(split.path) as stream:
         source = _Utf8(stream)
         table = _open(source, split)
@@ -127,24 +146,29 @@ def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Bl
             if held is not None:
                 yield held
             held = block
+        whole = table.whole or table.error is not None  # Arrow gives no parts of rows before it stops
         if held is not None:
-            yield held if stream.error is None else held.first(held.rows - 1)
-        if stream.error is not None:
-            raise stream.error
+            yield held if whole else held.first(held.rows - 1)
+        if (error := stream.error or table.error) is not None:
+            raise error
+        if not whole:
+            row = f"row {held.numbers[-1]}" if held is not None else "the last row"
+            raise BrokenFileError(f"{split.name} has a quote that {row} opens and nothing closes")
 
 
 def _open(source: _Utf8, split: Split) -> _Table:
     delimiter = _delimiter(split)
-    head = io.StringIO(source.peek(SAMPLE_BYTES).removeprefix(codecs.BOM_UTF8).decode(errors="ignore"), newline="")
-    names = next(filter(None, csv.reader(head, delimiter=delimiter)), [])
-    table = _Table(names, iter(()))
-    if not head.read().strip("\r\n"):
-        return table  # no row follows the header; Arrow would call that an error
+    names = _names(source, split)
+    table = _Table(names)
+    if not names:
+        table.whole = True
+        return table  # Arrow would call that an error
 
     def skip(row: pacsv.InvalidRow) -> str:
         table.skipped.append(row)
         return "skip"
 
+    source.end = (_END + delimiter * (len(names) - 1)).encode()
     try:
         reader = pacsv.open_csv(
             pa.PythonFile(source, mode="r"),
@@ -159,16 +183,39 @@ def _open(source: _Utf8, split: Split) -> _Table:
         )
     except pa.ArrowInvalid as error:
         raise _explained(error, split) from error
-    table.batches = _batches(reader, split)
+    table.batches = _batches(reader, table, split)
     return table
 
 
-def _batches(reader: pacsv.CSVStreamingReader, split: Split) -> Iterator[pa.RecordBatch]:
+def _names(source: _Utf8, split: Split) -> list[str]:
+    """The cells of the first row that is not blank; none where there is no row."""
+    head = source.peek(SAMPLE_BYTES)
+    text = head.removeprefix(codecs.BOM_UTF8).decode(errors="ignore")
+    lines = io.StringIO(f"{text}\n{_END}", newline="")
+    names = next(filter(None, csv.reader(lines, delimiter=_delimiter(split))))
+    if names == [_END]:
+        return []
+    if len(head) >= SAMPLE_BYTES and lines.tell() >= len(text):
+        raise BrokenFileError(
+            f"the header of {split.name} has a quote that is never closed, or is longer than {SAMPLE_BYTES} bytes"
+        )
+    if names[-1].endswith(_END):
+        raise BrokenFileError(f"the header of {split.name} has a quote that is never closed")
+    if wrong := [name.replace(_INVALID, "\ufffd") for name in names if _INVALID in name]:
+        raise BrokenFileError(f'the header of {split.name} is not UTF-8: column "{wrong[0]}"; save the file as UTF-8')
+    return names
+
+
+def _batches(reader: pacsv.CSVStreamingReader, table: _Table, split: Split) -> Iterator[pa.RecordBatch]:
     with reader:
         try:
-            yield from reader
+            for batch in reader:
+                if batch.num_rows and batch.column(0)[-1].as_py() == _END:
+                    table.whole = True
+                    batch = batch.slice(0, batch.num_rows - 1)
+                yield batch
         except pa.ArrowInvalid as error:
-            raise _explained(error, split) from error
+            table.error = _explained(error, split)
 
 
 def _explained(error: Exception, split: Split) -> Exception:

@@ -1,13 +1,15 @@
 """JSON lines: every line that is not blank is a row, one JSON object.
 
 Fields that are not in the schema are left out. One that a line lacks is null, also where the model needs it: which
-fields a file has is known only at its end.
+fields a file has is known only at its end. Values of a column that have no type in common become text: text as it
+is, others as their JSON.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,10 +17,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pajson
 
-from handlers.chunks import DEAD_LETTER, DEAD_LETTER_TYPE, single_batch
+from handlers.chunks import DEAD_LETTER, DEAD_LETTER_TYPE
 from handlers.errors import BrokenFileError, one_line
 from handlers.isolation import isolate
-from transforms.sources.blocks import Block, Plan, ReadOptions, Refusal, Split, convert, is_dead_letter, misfit
+from transforms.sources.blocks import (
+    Block,
+    Plan,
+    ReadOptions,
+    Refusal,
+    Split,
+    as_json,
+    batch_of,
+    convert,
+    is_dead_letter,
+    misfit,
+)
 from transforms.sources.files import InputFile
 from transforms.sources.formats.lines import head_lines, line_blocks
 from transforms.sources.inference import SAMPLE_BYTES, SAMPLE_ROWS, json_type, sampled
@@ -38,10 +51,12 @@ def plan(files: Sequence[InputFile], numeric: Callable[[str], bool]) -> Plan:
         for row in _sample(split):
             for name, value in row.items():
                 columns.setdefault(name, []).append(value)
-    types = {name: json_type(values, numeric=numeric(name)) for name, values in columns.items()}
+    found = {name: json_type(values, numeric=numeric(name)) for name, values in columns.items()}
+    untyped = frozenset(name for name, kind in found.items() if kind is None)
+    types = {name: pa.string() if kind is None else kind for name, kind in found.items()}
     if DEAD_LETTER in types and is_dead_letter(types[DEAD_LETTER]):
         types[DEAD_LETTER] = DEAD_LETTER_TYPE  # the sample may have only nulls in a field
-    return Plan(pa.schema(list(types.items())), splits)
+    return Plan(pa.schema(list(types.items())), [replace(split, untyped=untyped) for split in splits])
 
 
 def _sample(split: Split) -> Iterator[dict[str, Any]]:
@@ -55,7 +70,7 @@ def _sample(split: Split) -> Iterator[dict[str, Any]]:
         except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
-            yield row
+            yield row if _not_utf8(line, row) is None else _as_utf8(row)
 
 
 def blocks(split: Split, schema: pa.Schema, _options: ReadOptions) -> Iterator[Block]:
@@ -65,10 +80,10 @@ def blocks(split: Split, schema: pa.Schema, _options: ReadOptions) -> Iterator[B
         if number == 0 and _opens_array(lines[0]):
             raise BrokenFileError(f"{split.name} is a JSON array; write one JSON object a line instead")
         numbers = np.arange(number, number + len(lines), dtype=np.int64)
-        batches, errors = _sift(lines, schema)
+        batches, errors = _sift(lines, schema, split.untyped)
         bad = sorted(errors)
         if batches:
-            yield Block(single_batch(pa.Table.from_batches(batches)), np.delete(numbers, bad))
+            yield Block(pa.concat_batches(batches), np.delete(numbers, bad))
         if bad:
             failed = [errors[row] for row in bad]
             yield _refused([lines[row] for row in bad], numbers[bad], failed, schema, split)
@@ -83,27 +98,33 @@ def _opens_array(line: bytes) -> bool:
         return True
 
 
-def _sift(lines: list[bytes], schema: pa.Schema) -> tuple[list[pa.RecordBatch], dict[int, Exception]]:
+def _sift(
+    lines: list[bytes], schema: pa.Schema, untyped: Collection[str]
+) -> tuple[list[pa.RecordBatch], dict[int, Exception]]:
     """The rows of those `lines` that fit `schema`, in order, and by position why the others do not."""
     try:
-        return [_parse(lines, schema)], {}
+        return [_parse(lines, schema, untyped)], {}
     except Exception:
         rows = [_load(line) for line in lines]
     # What surely does not fit is set apart in one go, since halving takes long where many lines are bad.
-    kinds = {each.name: _python_types(each.type) for each in schema}
+    kinds = _kinds(schema, untyped)
     errors: dict[int, Exception] = {}
     for position, row in enumerate(rows):
         if isinstance(row, Exception):
             errors[position] = row
         elif any(type(row.get(name)) not in fitting for name, fitting in kinds.items()):
             errors[position] = ValueError("a value does not fit its column")
+        elif _not_utf8(lines[position], row) is not None:
+            errors[position] = ValueError("it is not valid UTF-8")
     rest = [position for position in range(len(lines)) if position not in errors]
-    found = isolate(lambda start, stop: _parse([lines[each] for each in rest[start:stop]], schema), 0, len(rest))
+    found = isolate(
+        lambda start, stop: _parse([lines[each] for each in rest[start:stop]], schema, untyped), 0, len(rest)
+    )
     errors |= {rest[index]: error for index, error in found.failures}
     return [batch for _, _, batch in found.results], errors
 
 
-def _parse(lines: list[bytes], schema: pa.Schema) -> pa.RecordBatch:
+def _parse(lines: list[bytes], schema: pa.Schema, untyped: Collection[str] = ()) -> pa.RecordBatch:
     """The rows of `lines` with the columns of `schema`. Raises if a line is not one JSON object that fits it."""
     if {line[0] for line in lines} != {_OPEN} or {line[-1] for line in lines} != {_CLOSE}:
         raise ValueError("it is no JSON object")  # and Arrow crashes on a lone `null`
@@ -113,18 +134,37 @@ def _parse(lines: list[bytes], schema: pa.Schema) -> pa.RecordBatch:
         pa.BufferReader(data),
         read_options=pajson.ReadOptions(use_threads=False, block_size=len(data) + 1),
         parse_options=pajson.ParseOptions(
-            explicit_schema=pa.schema([(each.name, _as_read(each.type)) for each in schema]),
+            explicit_schema=pa.schema(
+                [(each.name, _as_read(each.type)) for each in schema if each.name not in untyped]
+            ),
             unexpected_field_behavior="ignore",
         ),
     )
     if table.num_rows != len(lines):
         raise ValueError("it is more than one JSON object")
-    columns = [pc.cast(table.column(each.name), each.type) for each in schema]
-    return single_batch(pa.Table.from_arrays(columns, schema=schema))
+    rows = [json.loads(line) for line in lines] if untyped else []
+
+    def column(each: pa.Field) -> pa.Array:
+        if each.name in untyped:
+            return _texts(row.get(each.name) for row in rows)
+        return pa.concat_arrays(pc.cast(table.column(each.name), each.type).chunks)
+
+    return batch_of([column(each) for each in schema], schema, len(lines))
+
+
+def _texts(values: Iterable[object]) -> pa.Array:
+    return pa.array(
+        [value if value is None or isinstance(value, str) else as_json(value) for value in values], pa.string()
+    )
 
 
 def _as_read(kind: pa.DataType) -> pa.DataType:
     return pa.string() if pa.types.is_date(kind) else kind  # Arrow reads a date only from a number of days
+
+
+def _kinds(schema: pa.Schema, untyped: Collection[str]) -> dict[str, set[type]]:
+    """By column, the Python types of the JSON values that may fit it. Anything fits those that are `untyped`."""
+    return {each.name: _python_types(each.type) for each in schema if each.name not in untyped}
 
 
 def _python_types(kind: pa.DataType) -> set[type]:
@@ -144,13 +184,21 @@ def _refused(
     lines: list[bytes], numbers: np.ndarray, errors: list[Exception], schema: pa.Schema, split: Split
 ) -> Block:
     """The rows of `lines`, none of which fits `schema` whole, with those values that do fit."""
-    loaded = [_load(line) for line in lines]
-    rows: list[dict[str, Any]] = [row if isinstance(row, dict) else {} for row in loaded]
-    kinds = {each.name: _python_types(each.type) for each in schema}
+    loaded = [row if isinstance(row, dict) else {} for row in map(_load, lines)]
+    rows = list(loaded)
+    kinds = _kinds(schema, split.untyped)
+    broken = [_not_utf8(line, row) for line, row in zip(lines, rows, strict=True)]
+    readable = list(lines)
+    for position, name in enumerate(broken):
+        if name is not None:  # Arrow refuses such a line whole: the other fields are read from a line without this one
+            rows[position] = {key: value for key, value in rows[position].items() if _is_utf8([key, value])}
+            readable[position] = as_json(rows[position]).encode()
 
     def column(each: pa.Field, start: int, stop: int) -> pa.Array:
+        if each.name in split.untyped:
+            return _texts(row.get(each.name) for row in rows[start:stop])
         name, fitting = each.name, kinds[each.name]
-        some = zip(rows[start:stop], lines[start:stop], strict=True)
+        some = zip(rows[start:stop], readable[start:stop], strict=True)
         return _parse(
             [line if row and type(row.get(name)) in fitting else b"{}" for row, line in some], pa.schema([each])
         )[0]
@@ -159,14 +207,44 @@ def _refused(
     refusals = {}
     for position, row in enumerate(rows):
         text = lines[position].decode(errors="replace")
-        wrong = (each for each in schema if type(row.get(each.name)) not in kinds[each.name])
-        if (field := next(wrong, misfits.get(position))) is not None:
+        wrong = (schema.field(name) for name, fitting in kinds.items() if type(row.get(name)) not in fitting)
+        if (name := broken[position]) is not None:
+            refusals[position] = _surrogate(name, loaded[position], numbers[position], split, text)
+        elif (field := next(wrong, misfits.get(position))) is not None:
             refusals[position] = misfit(field, row.get(field.name), numbers[position], split, text)
         else:
             error = errors[position]
             message = f"row {numbers[position]} of {split.name} cannot be read: {one_line(error)}"
             refusals[position] = Refusal(type(error).__name__, message, text)
     return Block(batch, numbers, refusals)
+
+
+def _surrogate(name: str, row: dict[str, Any], number: int, split: Split, text: str) -> Refusal:
+    """The refusal of a row whose field `name` holds a lone surrogate."""
+    if _is_utf8(name):
+        return misfit(pa.field(name, pa.string()), row[name], number, split, text, expected="valid UTF-8")
+    message = f"row {number} of {split.name} has a field {json.dumps(name)}, whose name is not valid UTF-8"
+    return Refusal("ValueError", message, text)
+
+
+def _not_utf8(line: bytes, row: dict[str, Any]) -> str | None:
+    """The first field of `row`, read from `line`, with a lone surrogate: JSON has an escape for it, UTF-8 has nothing."""
+    if b"\\ud" not in line.lower():
+        return None
+    return next((name for name, value in row.items() if not _is_utf8([name, value])), None)
+
+
+def _is_utf8(value: object) -> bool:
+    try:
+        as_json(value).encode()
+    except (UnicodeEncodeError, RecursionError):
+        return False
+    return True
+
+
+def _as_utf8(row: dict[str, Any]) -> dict[str, Any]:
+    """`row` with a question mark for each lone surrogate, and without the fields that are named by one."""
+    return {name: json.loads(as_json(value).encode(errors="replace")) for name, value in row.items() if _is_utf8(name)}
 
 
 def _load(line: bytes) -> dict[str, Any] | Exception:

@@ -41,9 +41,17 @@ def line_blocks(split: Split) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def head_lines(split: Split, size: int, limit: int) -> list[bytes]:
-    """At most `limit` lines from about the first `size` bytes of a file, for a look at it; blank lines left out."""
+    """At most `limit` lines from about the first `size` bytes of a file, for a look at it; blank lines left out.
+
+    It is one line at least, however long, where the file has one that can be read.
+    """
+    text, whole, at_end = b"", b"", False
     with open_stream(split.path) as stream:
-        text = stream.read(size).removeprefix(_BOM)
-        if len(text) == size:
-            text = text[: text.rfind(b"\n") + 1] or text
-    return [line for line in text.split(b"\n") if line and not line.isspace()][:limit]
+        while not whole.strip() and not at_end and len(text) <= MAX_LINE_BYTES:
+            asked = max(size, len(text))
+            data = stream.read(asked)
+            at_end = len(data) < asked
+            text += data
+            whole = text if at_end and stream.error is None else text[: text.rfind(b"\n") + 1]
+    lines = whole.removeprefix(_BOM).split(b"\n")
+    return [line for line in lines if line and not line.isspace()][:limit]

@@ -81,7 +81,8 @@ def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Bl
         names = file.schema_arrow.names
         check_columns(names, options.needed, split)
         check_types(plain_schema(file.schema_arrow), schema, split)
-        columns = [name for name in schema.names if name in names] or names[:1]  # one, to count the rows by
+        known = set(names)
+        columns = [name for name in schema.names if name in known] or names[:1]  # one, to count the rows by
         row = split.first_row
         for group in range(*(split.row_groups or (0, file.num_row_groups))):
             metadata = file.metadata.row_group(group)
