@@ -297,7 +297,7 @@ def _needed(inputs: tuple[BoundInput, ...], chain: Chain, schema: pa.Schema) -> 
 
 
 def _check_names(found: pa.Schema, schema: pa.Schema) -> None:
-    twice = sorted({name for name in found.names if found.names.count(name) > 1})
+    twice = sorted(name for name, count in Counter(found.names).items() if count > 1)
     if twice:
         carried = [name for name in schema.names if name not in twice]
         hint = f"--columns={','.join(carried[:5])}{',…' if len(carried) > 5 else ''}"
@@ -311,20 +311,18 @@ def _fit(schema: pa.Schema) -> Step:
         batch = rows.batch
         if batch.schema.equals(schema):
             return rows
-        unknown = [
-            name
-            for name, column in zip(batch.schema.names, batch.columns, strict=True)
-            if name not in schema.names and column.null_count < len(column)
-        ]
+        columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        known = set(schema.names)
+        unknown = [name for name, column in columns.items() if name not in known and column.null_count < len(column)]
         if unknown:
             raise ValueError(f'column "{unknown[0]}" is new in this row; the output has {", ".join(schema.names)}')
         arrays = []
         for wanted in schema:
-            if wanted.name not in batch.schema.names:
+            if wanted.name not in columns:
                 arrays.append(pa.nulls(batch.num_rows, wanted.type))
                 continue
             try:
-                arrays.append(exact_cast(batch.column(wanted.name), wanted.type))
+                arrays.append(exact_cast(columns[wanted.name], wanted.type))
             except pa.ArrowException as error:
                 raise ValueError(f'column "{wanted.name}" does not fit the output: {one_line(error)}') from None
         return Rows(pa.RecordBatch.from_arrays(arrays, schema=schema), rows.ids)

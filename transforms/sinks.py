@@ -64,7 +64,7 @@ def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """
     if batch.schema.equals(schema):
         return batch
-    missing = [name for name in schema.names if name not in batch.schema.names]
+    missing = sorted(set(schema.names) - set(batch.schema.names))
     if missing:
         raise TorchbeamError(
             f"a chunk to be written has no column {', '.join(missing)}; it has {', '.join(batch.schema.names)}"
