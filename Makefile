@@ -33,7 +33,7 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 	usable='import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; \
 	if ! $(BIN)/python -c "$$usable" 2>/dev/null; then \
 	  found=; \
-	  for name in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
+	  for name in $(or $(PYTHON),python3.11 python3.12 python3.13 python3 python); do \
 	    if "$$name" -c "$$usable" >/dev/null 2>&1; then found=$$name; break; fi; \
 	  done; \
 	  if [ -z "$$found" ]; then \
@@ -94,7 +94,7 @@ spark-job-server:
 	@set -euo pipefail; \
 	for tool in java mvn; do \
 	  if ! command -v $$tool >/dev/null; then \
-	    echo "There is no $$tool on PATH. On Debian: apt-get install default-jdk-headless maven" >&2; exit 1; \
+	    echo "There is no $$tool on PATH. On Debian: apt-get install openjdk-17-jdk-headless maven" >&2; exit 1; \
 	  fi; \
 	done; \
 	mkdir -p '$(CACHE)'; \
@@ -109,4 +109,4 @@ spark-job-server:
 	echo "$(CACHE)/$$name"
 
 clean:
-	rm -rf $(VENV) out build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) out build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis templates/spark/target

@@ -9,6 +9,7 @@ counts. It needs pyspark (of the extra `dev`), Java, and the job server (`make s
 
 import argparse
 import json
+import os
 import shutil
 import statistics
 import subprocess
@@ -90,7 +91,8 @@ def run(contender: str, inputs: Path, model: Path, master: str) -> float:
         str(model),
         str(output),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = os.environ | {"PYSPARK_PYTHON": sys.executable}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     seconds = time.monotonic() - begin
     if done.returncode:
         raise SystemExit(f"{contender} ended with exit code {done.returncode}:\n{done.stderr[-4000:]}")

@@ -39,10 +39,14 @@ def connect(paths: Mapping[str, str], options: PipelineOptions) -> None:
         scheme = FileSystems.get_scheme(path)
         if scheme is None:
             continue
-        if scheme not in _LIST:
-            raise UsageError(
-                f"--{flag} {path}: paths of {scheme}:// are not read here; use a local path, gs:// or s3://"
-            )
+        if scheme not in _LIST:  # Beam has others, and users may have their own
+            try:
+                FileSystems.get_filesystem(path)
+            except ValueError:
+                raise UsageError(
+                    f"--{flag} {path}: paths of {scheme}:// are not read here; use a local path, gs:// or s3://"
+                ) from None
+            continue
         if not path.partition("://")[2].strip("/"):
             raise UsageError(f"--{flag} {path} names no bucket")
         if scheme == "s3" and importlib.util.find_spec("boto3") is None:

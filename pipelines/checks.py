@@ -18,7 +18,7 @@ from handlers.scorer import Plan, Scorer
 from pipelines import runners, score_job
 from pipelines.checkup import Finding, Outcome, SkipError
 from pipelines.ignored import ignored_options
-from pipelines.outputs import check_writable, folder_of, settle_output
+from pipelines.outputs import check_apart, check_writable, folder_of, settle_output
 from pipelines.score import ScoreOptions
 from transforms.sources import Input
 
@@ -41,7 +41,7 @@ def runner(options: ScoreOptions) -> Finding[PipelineOptions]:
 def ignored(options: ScoreOptions) -> Finding[None]:
     """Options that were given and would have no effect."""
     ResourceHints(options.model.accelerator, options.model.min_ram)  # which a run refuses, ignored or not
-    lines = ignored_options(options.run.runner, options.model, options.beam)
+    lines = ignored_options(options.run, options.model, options.beam)
     return Finding(". ".join(lines) or f"{options.run.runner} heeds all that were given", None, bool(lines))
 
 
@@ -121,11 +121,17 @@ def score_zeros(predictor: Predictor) -> Finding[None]:
     return _answers(predictor, {name: torch.zeros(2, *shape, dtype=dtypes[name]) for name, shape in shapes.items()})
 
 
-def write_output(options: ScoreOptions) -> Finding[None]:
-    """The output is free, and a file can be written where it will be."""
+def write_output(
+    options: ScoreOptions, source: Outcome[Source] | None = None, plan: Outcome[Plan] | None = None
+) -> Finding[None]:
+    """The output is free, takes the place of nothing that is read, and a file can be written where it will be."""
     if not options.sink.output:
         raise SkipError("no --output was given")
-    folder, _ = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
+    folder, tables = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
+    if source is not None and source.finding is not None:
+        check_apart(source.value.input, options.model.model, folder, options.sink.report)
+        if plan is not None and plan.finding is not None:
+            score_job.settle_columns(plan.value, source.value.input, tables)
     check_writable("--output", folder)
     if options.sink.report:
         check_writable("--report", folder_of(options.sink.report))

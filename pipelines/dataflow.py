@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from handlers.errors import UsageError
+from handlers.errors import TorchbeamError, UsageError
 from pipelines.options import ModelOptions
 
 RUNNER = "DataflowRunner"
@@ -27,6 +27,10 @@ _BUCKET_PATH = re.compile(r"gs://[a-z0-9][-_a-z0-9.]+[a-z0-9]/.*")
 
 class StillRunning(KeyboardInterrupt):
     """This process was told to stop; the job goes on."""
+
+
+class NotFollowedError(TorchbeamError):
+    """What becomes of the job cannot be told here any more; it may go on."""
 
 
 def settle(model: ModelOptions, arguments: Sequence[str]) -> tuple[ModelOptions, tuple[str, ...]]:
@@ -82,7 +86,7 @@ def from_template(arguments: Sequence[str]) -> bool:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The few of Beam's options that matter here. Beam is not asked, because importing it takes seconds."""
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
-    for name in ("project", "region", "temp_location", "template_location", "setup_file", "flexrs_goal"):
+    for name in ("project", "region", "temp_location", "template_location", "setup_file", "flexrs_goal", "dry_run"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--dataflow_endpoint", default="")
     parser.add_argument("--machine_type", "--worker_machine_type", dest="machine_type")
@@ -94,11 +98,13 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     try:
         return parser.parse_known_args(list(arguments))[0]
     except argparse.ArgumentError as error:
-        raise UsageError(f"Beam does not take {' '.join(arguments)}: {error}") from None
+        raise UsageError(str(error)) from None
 
 
 def _check_launch(given: argparse.Namespace) -> list[str]:
     """Checks what every job needs; gives the arguments to add."""
+    if given.dry_run is not None:
+        raise UsageError("--dry_run leaves nothing to follow or to report; torchbeam doctor checks without a run")
     if given.streaming:
         raise UsageError("--streaming does not go with this command, which reads its input to the end; leave it out")
     added = []
@@ -130,11 +136,15 @@ def _on_this_machine(given: argparse.Namespace) -> bool:
 
 def _check_accelerator(model: ModelOptions, given: argparse.Namespace) -> str | None:
     """The GPUs of a worker in Dataflow's notation; None where it has none."""
-    pool = [option.partition("=")[2] for option in _split(given.dataflow_service_options) if _is_pool(option)]
+    # Dataflow knows the option of a pool by its older name, too.
+    options = [*_split(given.dataflow_service_options), *_split(given.experiments)]
+    pool = [option.partition("=")[2] for option in options if option.startswith("worker_accelerator=")]
+    of_all_steps = [hint.partition("=")[2] for hint in given.resource_hints if hint.startswith("accelerator=")]
     hints = [name for name in ("accelerator", "min_ram") if getattr(model, name) is not None]
-    if hints and pool:
+    if pool and (hints or of_all_steps):
+        hint = hints[0] if hints else "resource_hint=accelerator"
         raise UsageError(
-            f"--{hints[0]} asks for workers of the inference step alone (right fitting), worker_accelerator in "
+            f"--{hint} asks for workers of the inference step alone (right fitting), worker_accelerator in "
             "--dataflow_service_options for GPUs on all workers, and Dataflow does not take both; leave one of them out"
         )
     for name in hints:
@@ -147,7 +157,7 @@ def _check_accelerator(model: ModelOptions, given: argparse.Namespace) -> str | 
         raise UsageError(
             f"--{hints[0]} (right fitting) does not go with --flexrs_goal on Dataflow; leave one of them out"
         )
-    asked = model.accelerator or (pool[-1] if pool else None)
+    asked = model.accelerator or next(reversed(pool or of_all_steps), None)
     if asked is None or "type:nvidia" not in asked:
         return None
     if "install-nvidia-driver" not in asked:
@@ -184,10 +194,6 @@ def _slots(model: ModelOptions, given: argparse.Namespace, accelerator: str) -> 
 def _part(accelerator: str, name: str, pattern: str) -> str | None:
     match = re.search(rf"(?:^|;){name}:({pattern})", accelerator)
     return match.group(1) if match else None
-
-
-def _is_pool(option: str) -> bool:
-    return option.startswith("worker_accelerator=")
 
 
 def _has_experiment(given: argparse.Namespace, name: str) -> bool:

@@ -19,12 +19,14 @@ from apache_beam.runners.runner import PipelineState
 
 from handlers.errors import TorchbeamError, one_line
 from handlers.metrics import NAMESPACE
-from pipelines.dataflow import StillRunning
+from pipelines.dataflow import NotFollowedError, StillRunning
 from pipelines.own_wheel import build_wheel
 from pipelines.watch import Watch
 from transforms.accounting import Counts
 
 PROGRESS_SECONDS = 15.0
+
+_CONSOLE = "https://console.cloud.google.com/dataflow/jobs"
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,15 @@ class Submitted:
     """A job that Dataflow has taken.
 
     Attributes:
-        result: Beam's handle of it; its id is None where only the graph was written, for the launcher of a template.
+        result: Beam's handle of it.
+        job_id: None where only the graph was written, for the launcher of a template.
+        name: of the job.
+        console: its web page.
     """
 
     result: DataflowPipelineResult
     job_id: str | None
+    name: str
     console: str
 
 
@@ -45,6 +51,7 @@ def submit(pipeline: beam.Pipeline) -> Submitted:
 
     Raises:
         TorchbeamError: where Dataflow, or the storage that is staged to, does not take it.
+        StillRunning: where this process was told to stop, and Dataflow may have taken it.
     """
     options = pipeline.options
     cloud = options.view_as(GoogleCloudOptions)
@@ -52,13 +59,16 @@ def submit(pipeline: beam.Pipeline) -> Submitted:
         _stage_package(options, Path(folder))
         try:
             result = cast("DataflowPipelineResult", pipeline.run())
+        except KeyboardInterrupt:
+            jobs = f"{_CONSOLE}?project={cloud.project}"
+            raise StillRunning(f"look whether the job was taken already: {jobs}") from None
         except Exception as error:
             raise TorchbeamError(f"Dataflow did not take the job: {type(error).__name__}: {one_line(error)}") from error
     if cloud.template_location is not None:
-        return Submitted(result, None, "")
+        return Submitted(result, None, "", "")
     job_id = result.job_id()
-    console = f"https://console.cloud.google.com/dataflow/jobs/{cloud.region}/{job_id}?project={cloud.project}"
-    return Submitted(result, job_id, console)
+    console = f"{_CONSOLE}/{cloud.region}/{job_id}?project={cloud.project}"
+    return Submitted(result, job_id, result._job.name, console)
 
 
 def _stage_package(options: beam.options.pipeline_options.PipelineOptions, folder: Path) -> None:
@@ -80,7 +90,7 @@ def announce(submitted: Submitted, options: beam.options.pipeline_options.Pipeli
     if submitted.job_id is None:
         print(f"graph    {cloud.template_location}, for the launcher to submit")
     else:
-        print(f"job      {cloud.job_name}, id {submitted.job_id}")
+        print(f"job      {submitted.name}, id {submitted.job_id}")
         print(f"console  {submitted.console}")
     print(f"report   {report}, once the job is finished", flush=True)
 
@@ -91,12 +101,25 @@ def follow(submitted: Submitted, rows: int | None) -> None:
     Raises:
         DataflowRuntimeException: where the job failed or was cancelled, with the last error of the service.
         StillRunning: where this process was told to stop.
+        NotFollowedError: where Dataflow does not tell any more what has become of the job.
     """
     try:
         with Watch(_Progress(submitted.result), rows):
             submitted.result.wait_until_finish()
     except KeyboardInterrupt:
         raise StillRunning(f"not followed any more; the job goes on: {submitted.console}") from None
+    except Exception as error:
+        if _has_ended(submitted.result):
+            raise
+        raise NotFollowedError(
+            f"Dataflow does not answer any more ({one_line(error, 300)}), but the job may go on: {submitted.console}"
+        ) from error
+
+
+def _has_ended(result: DataflowPipelineResult) -> bool:
+    with suppress(Exception):
+        return bool(PipelineState.is_terminal(result.state))
+    return False
 
 
 class _Progress:

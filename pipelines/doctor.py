@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Callable, Sequence
 from importlib import metadata
+from typing import TypeVar
 
 from packaging.requirements import Requirement
 
 from handlers.errors import TorchbeamError, UsageError, one_line
 from handlers.model_dir import ModelDir
-from pipelines import process
-from pipelines.checkup import Checkup, Finding, SkipError, State
+from pipelines import dataflow, process
+from pipelines.checkup import Checkup, Finding, Outcome, SkipError, State
 from pipelines.options import Command
-from pipelines.score import FINISHED, WRONG_USAGE, ScoreOptions, set_up_logging
+from pipelines.score import FINISHED, WRONG_USAGE, ScoreOptions, connect, set_up_logging
+
+T = TypeVar("T")
 
 PROG = "torchbeam doctor"
 COMMAND = Command(
     prog=PROG,
     description="Check before a run what would fail in it, and say how to mend it. Takes the options of score.",
     usage="[--runner=…] [--model=…] [--input=…] [--output=…]",
-    exit_codes="0 nothing is in the way of the run, 2 something is",
+    exit_codes="0 nothing is in the way of the run, 2 something is, 130 interrupted",
     strict=False,
 )
 
@@ -48,12 +52,18 @@ def main(argv: list[str] | None = None) -> int:
 def _examine(options: ScoreOptions) -> int:
     checkup = Checkup()
     checkup.check("versions", _versions)
+    if options.run.runner == dataflow.RUNNER:
+        checkup.check("credentials", lambda: _credentials(options.beam))
+    # Before a path is looked into: a store that does not answer would be waited for without an end.
+    stores = checkup.check("stores", lambda: _stores(options)) if _is_remote(options) else None
     # Before torch is imported: the environment variables of the model, OMP_NUM_THREADS and its like, are read then.
-    model = checkup.check("model", lambda: _open_model(options.model.model))
+    model = checkup.check("model", lambda: _open_model(options.model.model, stores))
 
     from pipelines import checks
 
     runner = checkup.check("runner", lambda: checks.runner(options.settled()))
+    if runner.finding is not None:
+        options = options.settled()
     checkup.check("options", lambda: checks.ignored(options))
     checkup.check("paths", lambda: checks.paths(options))
     if options.run.runner == "SparkRunner":
@@ -62,13 +72,14 @@ def _examine(options: ScoreOptions) -> int:
         examine(checkup, runner, options.run, options.beam)
     checkup.check("device", lambda: checks.device(options))
     predictor = checkup.check("weights", lambda: checks.load(options, model.value))
-    source = checkup.check("input", lambda: checks.read_input(options, model))
+    source = checkup.check("input", lambda: _reached(stores, lambda: checks.read_input(options, model)))
+    plan = None
     if options.source.input:
         plan = checkup.check("columns", lambda: checks.columns(options, model.value, predictor.value, source.value))
         checkup.check("rows", lambda: checks.score_rows(model.value, predictor.value, source.value, plan.value))
     else:
         checkup.check("rows", lambda: checks.score_zeros(predictor.value))
-    checkup.check("output", lambda: checks.write_output(options))
+    checkup.check("output", lambda: _reached(stores, lambda: checks.write_output(options, source, plan)))
 
     problems, warnings = checkup.counts[State.PROBLEM], checkup.counts[State.WARNING]
     print(f"\n{_count(problems, 'problem')}, {_count(warnings, 'warning')}")
@@ -100,10 +111,34 @@ def _versions() -> Finding[None]:
     return Finding(", ".join(found), None)
 
 
-def _open_model(path: str) -> Finding[ModelDir]:
+def _credentials(arguments: Sequence[str]) -> Finding[None]:
+    """There are credentials of Google."""
+    dataflow.check_credentials(arguments)
+    return Finding("there are Google credentials", None)
+
+
+def _is_remote(options: ScoreOptions) -> bool:
+    return any("://" in (path or "") for path in (options.source.input, options.model.model, options.sink.output))
+
+
+def _stores(options: ScoreOptions) -> Finding[None]:
+    """Every object store answers."""
+    return Finding(f"{', '.join(connect(options))} can be reached", None)
+
+
+def _reached(stores: Outcome[None] | None, ask: Callable[[], Finding[T]]) -> Finding[T]:
+    """What `ask` finds, unless the stores that it would ask do not answer."""
+    if stores is not None:
+        _ = stores.value
+    return ask()
+
+
+def _open_model(path: str, stores: Outcome[None] | None) -> Finding[ModelDir]:
     """The model directory is whole and valid."""
     if not path:
         raise SkipError("no --model was given")
+    if "://" in path and stores is not None:
+        _ = stores.value
     model = ModelDir(path)
     model.set_environment()
     checked = ", sha256 as model.yaml says" if model.spec.sha256 else ""

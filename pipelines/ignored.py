@@ -13,7 +13,7 @@ from apache_beam.options.pipeline_options import (
     WorkerOptions,
 )
 
-from pipelines.options import IN_PROCESS, ModelOptions
+from pipelines.options import IN_PROCESS, ModelOptions, RunOptions
 
 _DATAFLOW, _FLINK, _SPARK = "DataflowRunner", "FlinkRunner", "SparkRunner"
 # Beam's groups of options that are one runner's.
@@ -34,23 +34,32 @@ _INSTEAD = {
 }
 
 
-def ignored_options(runner: str, model: ModelOptions, beam: Sequence[str]) -> list[str]:
+def ignored_options(run: RunOptions, model: ModelOptions, beam: Sequence[str]) -> list[str]:
     """A line for each option that was given and that `runner` ignores, with what to use in its place.
 
     Args:
-        runner: the value of --runner.
+        run: the options of the run.
         model: the options of the model, for its resource hints.
         beam: the arguments that go to Beam.
     """
-    hints = {"--accelerator": model.accelerator, "--min_ram": model.min_ram}
+    runner = run.runner
+    ours = {
+        "--accelerator": (_DATAFLOW, model.accelerator),
+        "--min_ram": (_DATAFLOW, model.min_ram),
+        "--wait": (_DATAFLOW, run.wait or None),
+        "--spark_version": (_SPARK, run.spark_version),
+        "--spark_master_ui": (_SPARK, run.spark_master_ui),
+    }
     found: dict[str, tuple[str, ...]] = {
-        name: (_DATAFLOW,) for name, value in hints.items() if value is not None and runner != _DATAFLOW
+        name: (owner,) for name, (owner, value) in ours.items() if value is not None and runner != owner
     }
     given = [argument.split("=")[0] for argument in beam if argument.startswith("--")]
     for kind, owners in _OWNERS.items():
         if runner not in owners:
             found |= {name: owners for name in given if name in _flags(kind)}
     lines = []
+    if runner == _DATAFLOW and run.max_failure_rate < 1 and not run.wait:
+        lines.append("--max_failure_rate has no effect without --wait: the command ends before the rows are counted")
     for name, owners in found.items():
         instead = _INSTEAD.get((name, runner)) or f"it is for --runner={owners[0]}"
         lines.append(f"{name} is ignored by {runner}; {instead}")

@@ -23,7 +23,8 @@ COMMAND = Command(
     prog=PROG,
     description="Score Parquet, CSV, JSON lines, Avro or text files, or BigQuery, with a PyTorch model, here or on a cluster.",
     usage="--input=… --model=… --output=…",
-    exit_codes="0 finished, 1 failed, 2 wrong usage, 3 above --max_failure_rate or nothing could be scored",
+    exit_codes="0 finished, 1 failed, 2 wrong usage, 3 above --max_failure_rate or nothing could be scored, "
+    "130 interrupted",
 )
 
 FINISHED, FAILED, WRONG_USAGE, NOT_SCORED = 0, 1, 2, 3
@@ -106,7 +107,7 @@ def _run(options: ScoreOptions) -> dict[str, Any] | None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.run.runner == dataflow.RUNNER:
         dataflow.check_credentials(options.beam)
-    _connect(options)
+    connect(options)
     model = ModelDir(options.model.model)
     model.set_environment()
 
@@ -115,7 +116,7 @@ def _run(options: ScoreOptions) -> dict[str, Any] | None:
     from pipelines.watch import show_summary
 
     job = score_job.prepare(options, model)
-    for line in ignored_options(options.run.runner, options.model, options.beam):
+    for line in ignored_options(options.run, options.model, options.beam):
         print(f"{PROG}: warning: {line}", file=sys.stderr)
     report = score_job.run(job, wait=options.run.wait)
     if report is not None:
@@ -124,19 +125,21 @@ def _run(options: ScoreOptions) -> dict[str, Any] | None:
     return report
 
 
-def _connect(options: ScoreOptions) -> None:
-    """Sees that the object stores can be reached, where there are any, and gives them the options of Beam."""
+def connect(options: ScoreOptions) -> list[str]:
+    """Sees that the object stores can be reached, and gives them the options of Beam; gives the paths that are there."""
     paths = {
         "input": options.source.input,
         "model": options.model.model,
         "output": options.sink.output,
         "report": options.sink.report or "",
     }
-    if any("://" in path for path in paths.values()):
+    remote = [path for path in paths.values() if "://" in path]
+    if remote:
         from handlers import stores
         from pipelines import runners
 
         stores.connect(paths, runners.pipeline_options(options.run.runner, options.beam))
+    return remote
 
 
 def _exit_code(report: dict[str, Any], max_failure_rate: float) -> int:

@@ -28,7 +28,7 @@ from pipelines.outputs import check_apart, settle_output
 from pipelines.score import ScoreOptions
 from pipelines.watch import Watch
 from transforms.accounting import Counts, FileOutcomes
-from transforms.bigquery_tables import check_columns, loadable
+from transforms.bigquery_tables import Tables, check_columns, loadable
 from transforms.publish import Publication, Publish, clean_up, read_report, temporary_folder
 from transforms.score import Score
 from transforms.sinks import WriteChunks
@@ -68,15 +68,12 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
     check_apart(source, options.model.model, folder, options.sink.report)
     hints = ResourceHints(options.model.accelerator, options.model.min_ram)
     plan = settle_plan(options, model, load_here(options, model), sample_rows(source))
-    columns = [plan.output, dead_letter_schema(source.schema)]
-    if tables is not None:
-        columns = [loadable(each) for each in columns]
-        check_columns(tables, *columns)
+    predictions, dead_letters = settle_columns(plan, source, tables)
     publication = Publication(
         output=folder,
         run_id=uuid.uuid4().hex[:12],
-        predictions=columns[0],
-        dead_letters=columns[1],
+        predictions=predictions,
+        dead_letters=dead_letters,
         output_format=options.sink.output_format,
         report_path=options.sink.report,
         overwrite=options.sink.overwrite,
@@ -123,6 +120,15 @@ def settle_plan(options: ScoreOptions, model: ModelDir, predictor: Predictor, sa
     """What every worker does with a row, settled by scoring a sample."""
     chain = Chain.of(model.spec, options.model.preprocess, options.model.postprocess)
     return make_plan(model, predictor, sample, chain, options.sink.columns)
+
+
+def settle_columns(plan: Plan, source: Input, tables: Tables | None) -> tuple[pa.Schema, pa.Schema]:
+    """The columns of the predictions and of the dead letters; raises `UsageError` where tables that are there have others."""
+    predictions, dead_letters = plan.output, dead_letter_schema(source.schema)
+    if tables is not None:
+        predictions, dead_letters = loadable(predictions), loadable(dead_letters)
+        check_columns(tables, predictions, dead_letters)
+    return predictions, dead_letters
 
 
 def build(pipeline: beam.Pipeline, job: Job) -> None:
@@ -184,8 +190,8 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
                 pipeline = _checked_pipeline(session.options)
                 build(pipeline, job)
                 session.run(pipeline)
-    except dataflow.StillRunning:
-        raise
+    except (dataflow.StillRunning, dataflow.NotFollowedError):
+        raise  # what the job has written is its own
     except BaseException as error:
         clean_up(publication.output, publication.run_id)
         if isinstance(error, TorchbeamError):  # of a worker in this process; Beam has added the name of the step

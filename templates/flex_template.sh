@@ -12,19 +12,21 @@ for needed in PROJECT BUCKET; do
 done
 region=${REGION:-us-central1}
 bucket=${BUCKET#gs://}
+bucket=${bucket%/}
 cd "$(dirname "$0")/.."
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 kind=cpu build_args=()
-if [ -n "${GPU:-}" ]; then  # CUDA of the major version that PyTorch was built for
+if [ "${GPU:-0}" = 1 ]; then  # CUDA of the major version that PyTorch was built for
   kind=gpu build_args=(--build-arg BASE=nvidia/cuda:13.0.2-base-ubuntu24.04)
 fi
 image=$region-docker.pkg.dev/$PROJECT/torchbeam/$name:$version-$kind
-spec=gs://${bucket%/}/templates/$name-$version-$kind.json
+spec=gs://$bucket/templates/$name-$version-$kind.json
 
 # The Dockerfile is not at the root, so Cloud Build needs to be told; its steps are those of `docker build`.
-config=$(mktemp "${TMPDIR:-/tmp}/cloudbuild-XXXXXX.yaml")
-trap 'rm -f "$config"' EXIT
-args=$(printf '"%s", ' build -f "templates/$name/Dockerfile" -t "$image" "${build_args[@]}" .)
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+config=$folder/cloudbuild.yaml
+args=$(printf '"%s", ' build -f "templates/$name/Dockerfile" -t "$image" ${build_args[@]+"${build_args[@]}"} .)
 cat >"$config" <<EOF
 steps: [{name: gcr.io/cloud-builders/docker, args: [${args%, }]}]
 images: ["$image"]
@@ -42,28 +44,28 @@ show() {
   done
   say "${line% }"
 }
-command() {
+step() {
   show "$@"
-  if [ -n "${RUN:-}" ]; then "$@"; fi
+  if [ "${RUN:-0}" = 1 ]; then "$@"; fi
 }
 
 say "# Once: a repository for the image."
 say "# gcloud artifacts repositories create torchbeam --repository-format=docker --location=$region --project=$PROJECT"
 say "# The image, by Cloud Build:"
-if [ -z "${RUN:-}" ]; then
+if [ "${RUN:-0}" != 1 ]; then
   say "cat >cloudbuild.yaml <<'EOF'"
   cat "$config"
   say EOF
   show gcloud builds submit . --config=cloudbuild.yaml --project="$PROJECT" --region="$region"
 else
-  command gcloud builds submit . --config="$config" --project="$PROJECT" --region="$region"
+  step gcloud builds submit . --config="$config" --project="$PROJECT" --region="$region"
 fi
 say "# The template, a file in the bucket:"
-command gcloud dataflow flex-template build "$spec" --image="$image" --sdk-language=PYTHON \
+step gcloud dataflow flex-template build "$spec" --image="$image" --sdk-language=PYTHON \
   --metadata-file="templates/$name/metadata.json" --project="$PROJECT"
 say "# A launch. Between ^ and ^ is what separates parameters, since values have commas in them:"
 parameters="^~^input=gs://$bucket/data/*.parquet~model=gs://$bucket/models/my-model~output=gs://$bucket/scored~sdk_container_image=$image"
-[ -z "${GPU:-}" ] || parameters+="~accelerator=type:nvidia-l4;count:1;machine_type:g2-standard-4;install-nvidia-driver"
+[ "${GPU:-0}" != 1 ] || parameters+="~accelerator=type:nvidia-l4;count:1;machine_type:g2-standard-4;install-nvidia-driver"
 show gcloud dataflow flex-template run "$name-$(date +%Y%m%d-%H%M%S)" --template-file-gcs-location="$spec" \
   --project="$PROJECT" --region="$region" --temp-location="gs://$bucket/tmp" --staging-location="gs://$bucket/staging" \
   --parameters="$parameters"

@@ -17,14 +17,13 @@ from typing import Any
 
 from pipelines.options import ModelOptions, RunOptions, SinkOptions, SourceOptions
 
-# Paths on a launcher are those of object stores; a table of BigQuery is `bigquery:…`.
-PATH = r"(gs|s3)://[^/\s]+(/.*)?"
+# Paths on a launcher are those of Cloud Storage (the image has no client of S3); a table of BigQuery is `bigquery:…`.
+PATH = r"gs://[^/\s]+(/.*)?"
 TABLE = r"bigquery:.+"
 ACCELERATOR = r"type:[a-z0-9-]+(;[a-z_-]+(:[^;\s]+)?)*"
 RAM = r"[0-9]+(\.[0-9]+)?\s?([KMGTP]i?B)"
 FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 NUMBER = r"[1-9][0-9]*"
-RATE = r"0(\.[0-9]+)?|1(\.0+)?"
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,10 @@ TEMPLATES = {
         name="Score a table with a PyTorch model",
         description="Scores files of rows with a PyTorch model through RunInference, with every row accounted for.",
         groups=(SourceOptions, ModelOptions, SinkOptions, RunOptions),
-        # The launcher chooses the runner and does not wait; local paths and its terminal are nobody's.
-        left_out=frozenset({"runner", "spark_version", "spark_master_ui", "wait", "shared_filesystem", "verbose"}),
+        # The launcher chooses the runner and does not wait to count; local paths and its terminal are nobody's.
+        left_out=frozenset(
+            {"runner", "spark_version", "spark_master_ui", "wait", "max_failure_rate", "shared_filesystem", "verbose"}
+        ),
         values={
             "input": f"{PATH}|{TABLE}",
             "limit": NUMBER,
@@ -64,7 +65,6 @@ TEMPLATES = {
             "output": f"{PATH}|{TABLE}",
             "columns": r"[^,]+(,[^,]+)*",
             "report": PATH,
-            "max_failure_rate": RATE,
         },
     )
 }
@@ -88,7 +88,7 @@ def metadata(template: Template) -> dict[str, Any]:
 
 def _parameter(item: dataclasses.Field[Any], group: str, template: Template) -> dict[str, Any]:
     about = item.metadata
-    text = about["help"]
+    text = about["help"].replace("local, gs:// or s3://", "gs://")
     made: dict[str, Any] = {
         "name": item.name,
         "label": item.name.replace("_", " ").capitalize(),

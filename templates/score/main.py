@@ -5,7 +5,8 @@ Only this folder is on `sys.path` then, so that the package must be installed.
 
 import sys
 
+from pipelines import process
 from pipelines.score import main
 
 if __name__ == "__main__":
-    sys.exit(main(["--runner=DataflowRunner", *sys.argv[1:]]))
+    process.run(lambda: main(["--runner=DataflowRunner", *sys.argv[1:]]))

@@ -28,6 +28,7 @@ class FakeDataflow:
     Attributes:
         states: the states of the job, one for each time that it is asked for; the last stays.
         refuse: status and message for the creation of a job; None takes it.
+        silent: whether it tells nothing of the job any more (403).
     """
 
     url: str = ""
@@ -37,6 +38,7 @@ class FakeDataflow:
     messages: list[dict[str, str]] = field(default_factory=list)
     counters: dict[str, int] = field(default_factory=dict)
     refuse: tuple[int, str] | None = None
+    silent: bool = False
 
     def answer(self, method: str, path: str, body: Any) -> tuple[int, Any]:
         self.paths.append(f"{method} {path}")
@@ -46,6 +48,8 @@ class FakeDataflow:
                 status, message = self.refuse
                 return status, {"error": {"code": status, "message": message}}
             return 200, self._job()
+        if self.silent:
+            return 403, {"error": {"code": 403, "message": "the token has expired"}}
         if path.endswith("/messages"):
             return 200, {"jobMessages": self.messages}
         if path.endswith("/metrics"):

@@ -31,7 +31,8 @@ from poisoned_table import Table
 from handlers.errors import UsageError
 from handlers.model_dir import ModelDir
 from handlers.placement import Placement
-from pipelines import dataflow, score, score_job
+from pipelines import dataflow, dataflow_job, score, score_job
+from pipelines.dataflow_job import Submitted
 from pipelines.options import ModelOptions
 from pipelines.own_wheel import build_wheel
 
@@ -182,6 +183,29 @@ class TestFollowing:
         assert done.returncode == 2, done.stderr
         assert done.stderr.splitlines()[-1] == "torchbeam score: error: --device cuda was asked for, but"
 
+    def test_service_that_tells_nothing_any_more(self, command: list[str], service: FakeDataflow) -> None:
+        service.silent = True
+        done = submit(*command, "--wait")
+        assert done.returncode == 1, done.stderr
+        assert f"job      job, id {JOB_ID}" in done.stdout
+        last = done.stderr.splitlines()[-1]
+        assert "Dataflow does not answer any more" in last
+        assert "the job may go on: https://console.cloud.google.com/dataflow/jobs/us-central1/" in last
+
+    @pytest.mark.parametrize(("state", "kind"), [("RUNNING", dataflow.NotFollowedError), ("FAILED", RuntimeError)])
+    def test_only_a_job_that_has_ended_has_failed(self, state: str, kind: type[Exception]) -> None:
+        """What a job that goes on has written must stay, so its end is told by another error."""
+
+        class Result:
+            def __init__(self) -> None:
+                self.state = state
+
+            def wait_until_finish(self) -> None:
+                raise RuntimeError("Job did not reach to a terminal state")
+
+        with pytest.raises(kind, match="terminal state"):
+            dataflow_job.follow(Submitted(Result(), "1", "job", "https://…"), None)  # type: ignore[arg-type]
+
     def test_stopped_while_it_follows(self, command: list[str], service: FakeDataflow, tmp_path: Path) -> None:
         """The job goes on, and the last line says where."""
         service.states = ["JOB_STATE_RUNNING"]
@@ -311,6 +335,20 @@ class TestAccelerators:
             dataflow.settle(options(**hint), [*LAUNCH, f"--resource_hints={name}={hint[name]}"])
         with pytest.raises(UsageError, match="flexrs_goal"):
             dataflow.settle(options(**hint), [*LAUNCH, "--flexrs_goal=COST_OPTIMIZED"])
+
+    def test_the_older_ways_to_say_it(self) -> None:
+        with pytest.raises(UsageError, match="does not take both"):
+            dataflow.settle(options(accelerator=L4), [*LAUNCH, f"--experiments=worker_accelerator={L4}"])
+        of_all = [f"--resource_hints=accelerator={L4}"]
+        with pytest.raises(UsageError, match="does not take both"):
+            dataflow.settle(options(), [*LAUNCH, *of_all, f"--experiments=worker_accelerator={L4}"])
+        model, arguments = dataflow.settle(options(), [*LAUNCH, *of_all])
+        assert model.device == "cuda"
+        assert "--experiments=no_use_multiple_sdk_containers" in arguments
+
+    def test_dry_run(self) -> None:
+        with pytest.raises(UsageError, match="--dry_run leaves nothing to follow"):
+            dataflow.settle(options(), [*LAUNCH, "--dry_run=true"])
 
     def test_gpu_without_a_driver(self) -> None:
         with pytest.raises(UsageError, match="install-nvidia-driver"):

@@ -184,6 +184,24 @@ class TestProblems:
         assert code == 2
         assert "403 Forbidden; check your access to it" in lines["output"][1]
 
+    def test_output_in_the_model(self, examine: Examine, model: Path, good_rows: Path) -> None:
+        code, lines = examine(model=model, input=good_rows, output=model / "scored")
+        assert code == 2
+        assert "lies in the model" in lines["output"][1]
+
+    def test_stores_that_do_not_answer(self, examine: Examine) -> None:
+        code, lines = examine("--s3_endpoint_url=http://127.0.0.1:1", model="s3://bucket/model", input="s3://bucket/in")
+        assert code == 2
+        assert "cannot be reached" in lines["stores"][1]
+        assert lines["model"] == lines["input"] == ("skipped", 'needs "stores"')
+
+    def test_credentials(self, examine: Examine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("NO_GCE_CHECK", "true")
+        code, lines = examine("--runner=DataflowRunner")
+        assert code == 2
+        assert "there are no Google credentials here" in lines["credentials"][1]
+
     def test_finished_run_in_the_way(
         self, examine: Examine, tmp_path: Path, model: Path, good_rows: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

@@ -65,8 +65,8 @@ class TestMetadata:
         [
             (
                 "input",
-                ["gs://b/data/*.parquet", "gs://b/x", "s3://b/x", "bigquery:p.d.t", "bigquery:SELECT 1"],
-                ["/tmp/x", "x", ""],
+                ["gs://b/data/*.parquet", "gs://b/x", "bigquery:p.d.t", "bigquery:SELECT 1"],
+                ["/tmp/x", "s3://b/x", "x", ""],
             ),
             ("input_format", ["parquet", "csv", "jsonl"], ["xml", "PARQUET"]),
             ("model", ["gs://b/models/credit", "gs://b/m.pt2"], ["models/credit", "gs://", "http://x/y"]),
@@ -92,7 +92,6 @@ class TestMetadata:
             ("preprocess", ["credit.rows:clean"], ["credit.rows", "a:b:c", ":b"]),
             ("postprocess", ["credit.rows:only_confident"], ["only_confident"]),
             ("columns", ["*", "id,name", "f_*"], ["", ",", "a,,b"]),
-            ("max_failure_rate", ["0", "0.05", "1", "1.0"], ["1.5", "-1", "half", "2"]),
             ("output_format", ["parquet", "csv", "jsonl"], ["xml"]),
         ],
     )
@@ -177,7 +176,6 @@ def values_of_all_parameters(table: Path, model: Path, output: Path) -> dict[str
         "columns": "id,code",
         "overwrite": "true",
         "report": str(output / "own-report.json"),
-        "max_failure_rate": "0.5",
     }
     for name, value in values.items():
         if not value.startswith("/"):
