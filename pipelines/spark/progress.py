@@ -40,6 +40,8 @@ class SparkProgress:
             return ""
         if server.ui is None:
             return "starting Spark"
+        if server.waiting:
+            return f"waiting for executors, see {server.ui}"
         done = f"{server.tasks} tasks done" if server.tasks else "running the first tasks"
         return f"{done}, see {server.ui}"
 
