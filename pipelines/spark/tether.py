@@ -41,8 +41,8 @@ def end_with_parent(end: Callable[[], object], parent: int) -> None:
 
 def tether_command(program: Sequence[str], remove: str | Path = "") -> list[str]:
     """The command that runs a program which ends with this process; then the folder `remove` goes, too."""
-    # -P: the folder that it is started in may hold a package of the same name as ours
-    return [sys.executable, "-P", "-m", "pipelines.spark.tether", str(os.getpid()), str(remove), *program]
+    # This file, not a module by its name: another may be found where the program runs.
+    return [sys.executable, "-P", __file__, str(os.getpid()), str(remove), *program]
 
 
 def run(parent: int, remove: str, program: Sequence[str]) -> int:

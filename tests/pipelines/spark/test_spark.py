@@ -158,11 +158,16 @@ def test_killed_in_the_middle(
     Scored.read(tmp_path / "out").check(slow_expected)
 
 
-def test_driver_killed(started: Start, cluster: Cluster, job_server: Path, tmp_path: Path) -> None:
+def test_driver_killed(
+    started: Start, cluster: Cluster, job_server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     begun = started(cluster)
     begun.process.send_signal(signal.SIGKILL)
     begun.process.wait()
     wait_for(lambda: not processes(str(job_server)), "the end of the job server", 30)
+    wait_for(lambda: not list((tmp_path / "temporary").iterdir()), "the end of its files", 30)
     wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors", 30)
     there = list((tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else []  # killed before the first file
     assert not [path for path in there if not path.name.startswith("_tmp-")]
