@@ -28,6 +28,10 @@ from pipelines.spark.job_server import JobServer
 from pipelines.spark.master import SECONDS, Master, Worker, ask_master, is_standalone
 
 _WORKER_SECONDS = 20.0
+_MASTERS = re.compile(
+    r"(local(\[(\*|[1-9]\d*)(, *\d+)?\])?|local-cluster\[.+\]|yarn|k8s://(\[[^\s\]]+\]|[^\s/:]+):\d+/?)$"
+    r"|spark://|k8s://https?://."
+)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def check_streaming(options: PipelineOptions) -> str:
 
 def check_master_url(url: str) -> str:
     """The master is of a kind that Spark knows."""
-    if not re.match(r"local(\[(\*|[1-9]\d*)(, *\d+)?\])?$|local-cluster\[.+\]$|spark://|yarn$|k8s://https?://.+", url):
+    if not _MASTERS.match(url):
         raise UsageError(
             f'--spark_master_url "{url}" is none of local[N], spark://host:port, yarn and k8s://https://host:port'
         )

@@ -34,6 +34,7 @@ def examine(checkup: Checkup, runner: Outcome[PipelineOptions], run: RunOptions,
     endpoint = runner.finding.value.view_as(PortableOptions).job_endpoint if runner.finding else None
     if endpoint:  # a job server of the user's own: it has the Java, the jar and the master
         checkup.check("server", lambda: Finding(checks.check_endpoint(endpoint), None))
+        checkup.check("workers", lambda: _workers(submit.settle(runner.value, arguments, None, None)))
         return
     java = checkup.check("java", lambda: _java(runner.value))
     master = checkup.check("master", lambda: _master(submit.master_url(runner.value, arguments), run.spark_master_ui))

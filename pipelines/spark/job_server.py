@@ -5,8 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import re
+import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,14 +21,16 @@ from urllib.parse import unquote, urlparse
 from urllib.request import Request, urlopen
 
 from handlers.errors import TorchbeamError, UsageError
+from pipelines.spark.master import is_standalone
+from pipelines.spark.tether import GRACE_SECONDS, tether_command
 
 VARIABLE = "TORCHBEAM_SPARK_JOB_SERVER_JAR"
 DEFAULT_SPARK_VERSION = "3.5.7"  # that of templates/spark/pom.xml
 
 _START_SECONDS = 60.0
-_STOP_SECONDS = 15.0
+_STOP_SECONDS = GRACE_SECONDS + 5.0
 _DOWNLOAD_CHECK_SECONDS = 4.0
-_NO_EXECUTOR_SECONDS = 20.0
+_STARVED = 2  # times that Spark says that no executor has come; it says so every 15 s
 
 _log = logging.getLogger("SparkJobServer")
 
@@ -189,22 +191,28 @@ class Running:
     """A job server that runs, and what its log has told so far.
 
     Attributes:
+        master: the URL of the Spark master.
+        folder: one of the run's own, which goes with it.
         endpoint: where it takes jobs; empty until it does.
         ui: the address of Spark's web page, once the job has one.
         tasks: how many of Spark's tasks have been finished.
-        executors: how many executors the cluster has given.
+        executors: how many executors the cluster has given; on `local[…]` none is asked for.
+        waiting: whether Spark has no executor that takes the first tasks.
         problem: what the log says is wrong beyond repair, in one line.
         last: the last lines of the log.
     """
 
     process: subprocess.Popen[str]
+    master: str
+    folder: Path
     endpoint: str = ""
     ui: str | None = None
     tasks: int = 0
     executors: int = 0
+    waiting: bool = False
     problem: str | None = None
     last: deque[str] = field(default_factory=lambda: deque(maxlen=200))
-    _waiting_since: float | None = None
+    _starved: int = 0
 
     def follow(self) -> None:
         """Reads the log until its end; runs in a thread of its own."""
@@ -223,8 +231,10 @@ class Running:
             self.ui = self.ui or f"http://localhost:{match.group(1)}"
         elif "Finished task" in line:
             self.tasks += 1
+            self.waiting = False
         elif "Registered executor" in line:
             self.executors += 1
+            self.waiting = False
         elif "All masters are unresponsive" in line:
             self.problem = (
                 "the Spark master does not answer; check --spark_master_url, and that it is of the same Spark"
@@ -234,10 +244,12 @@ class Running:
                 "the Spark of the job server is not that of the cluster, to the last number; make the right one with: "
                 "make spark-job-server SPARK_VERSION=…, and give --spark_version=…"
             )
-        elif "Initial job has not accepted any resources" in line and not self.tasks:
-            now = time.monotonic()
-            self._waiting_since = self._waiting_since or now
-            if now - self._waiting_since >= _NO_EXECUTOR_SECONDS / 2:
+        elif "Initial job has not accepted any resources" in line:
+            self._starved += 1
+            self.waiting = True
+            # Other clusters may queue a job for long, and an executor that was lost comes back. A standalone master
+            # that had room a moment ago gives one at once.
+            if is_standalone(self.master) and not self.executors and self._starved >= _STARVED:
                 self.problem = (
                     "the cluster gives the job no executor: its cores or its memory are taken, or no worker is left; "
                     f"see {self.ui or 'the page of the master'}, or ask for less with "
@@ -282,7 +294,7 @@ def running(
         ]
         _log.info("%s", " ".join(whole))
         process = subprocess.Popen(  # noqa: S603 - Java, with the options of the user
-            [sys.executable, "-P", "-m", "pipelines.spark.tether", *whole],
+            tether_command(whole, remove=artifacts),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -291,7 +303,7 @@ def running(
             env=os.environ | environment,
             start_new_session=True,  # Ctrl-C is for this process, which stops the job first
         )
-        server = Running(process)
+        server = Running(process, master, Path(artifacts))
         reader = threading.Thread(target=server.follow, name="job-server-log", daemon=True)
         reader.start()
         try:
@@ -301,8 +313,9 @@ def running(
             process.terminate()
             try:
                 process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()  # and Java with it: it ends with its parent
+            except subprocess.TimeoutExpired:  # the tether, which kills Java before, is stopped; both are in its group
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
             reader.join(_STOP_SECONDS)
 

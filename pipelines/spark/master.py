@@ -11,22 +11,21 @@ import os
 import re
 import socket
 import struct
-import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
-from urllib.error import URLError
-from urllib.request import ProxyHandler, build_opener
 
 from handlers.errors import UsageError
+from pipelines.spark.pages import read_page
 
 SECONDS = 4.0  # for a connection, and again for each answer
 
 # Where 8080 is taken, Spark puts its page on the next free port.
 _UI_PORTS = range(8080, 8084)
-_PAGE_BYTES = 8 << 20
 _STREAM_REQUEST, _NO_SUCH_FILE = 6, b"/files/torchbeam"
+# A message is its own length in 8 bytes, its type in one, and the rest.
+_TYPES, _MESSAGE_BYTES = range(12), range(10, 1 << 20)
 
 
 @dataclass(frozen=True)
@@ -135,7 +134,17 @@ def _problem(host: str, port: int) -> str | None:
         return "is no host that is known here"
     except OSError as error:
         return f"refuses connections ({error.strerror or error})"
-    return "is a web page, and the port of a master is mostly 7077" if answer.startswith(b"HTTP") else None
+    if answer.startswith(b"HTTP"):
+        return "is a web page, and the port of a master is mostly 7077"
+    # One that asks for a secret first closes the connection without a word.
+    return None if not answer or _is_message(answer) else "does not speak Spark's protocol; it is something else"
+
+
+def _is_message(answer: bytes) -> bool:
+    if len(answer) < _MESSAGE_BYTES.start:
+        return False
+    length, kind = struct.unpack_from(">qb", answer)
+    return length in _MESSAGE_BYTES and kind in _TYPES
 
 
 def _page(ui: str) -> str:
@@ -151,7 +160,7 @@ def _usual_pages(hosts: Iterable[str]) -> list[str]:
 def _state(page: str, ports: set[int]) -> dict[str, Any] | None:
     """What the page of a master says of it; None where it is not that of a master on one of `ports`."""
     try:
-        state = json.loads(_get(f"{page}/json/"))
+        state = json.loads(read_page(f"{page}/json/", SECONDS))
         # The host may have other names; on this page's machine only one master has the port.
         (address, *_) = addresses(state["url"])
         return state if address[1] in ports and {"cores", "workers"} <= state.keys() else None
@@ -162,27 +171,7 @@ def _state(page: str, ports: set[int]) -> dict[str, Any] | None:
 def _version(page: str) -> str | None:
     """The Spark version, which only the page for people shows."""
     try:
-        found = re.search(r'class="version"[^>]*>\s*(\d[^<\s]*)', _get(page))
+        found = re.search(r'class="version"[^>]*>\s*(\d[^<\s]*)', read_page(page, SECONDS))
     except (OSError, ValueError):
         return None
     return found.group(1) if found else None
-
-
-def _get(url: str) -> str:
-    """The text at `url`; OSError or ValueError where there is none to be had within some seconds."""
-    # No proxy: the page is in the user's own network. A URL of another kind, as file:, is not opened.
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"{url} is no address of a web page")
-    deadline = time.monotonic() + SECONDS
-    text = b""
-    try:
-        with build_opener(ProxyHandler({})).open(url, timeout=SECONDS) as answer:
-            while piece := answer.read1(1 << 16):
-                text += piece
-                if time.monotonic() > deadline or len(text) > _PAGE_BYTES:
-                    raise TimeoutError(f"{url} does not end")
-    except URLError as error:
-        raise OSError(str(error)) from None
-    except Exception as error:  # http.client has errors of its own for what is no HTTP
-        raise OSError(str(error)) from error
-    return text.decode("utf-8", "replace")

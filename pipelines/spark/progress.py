@@ -6,10 +6,9 @@ import json
 import re
 import time
 from contextlib import suppress
-from typing import Any
-from urllib.request import ProxyHandler, build_opener
 
 from pipelines.spark.job_server import Running
+from pipelines.spark.pages import read_page
 from transforms.accounting import Counts
 
 _SECONDS = 5.0  # between two looks at the page, and for an answer
@@ -41,13 +40,15 @@ class SparkProgress:
             return ""
         if server.ui is None:
             return "starting Spark"
+        if server.waiting:
+            return f"waiting for executors, see {server.ui}"
         done = f"{server.tasks} tasks done" if server.tasks else "running the first tasks"
         return f"{done}, see {server.ui}"
 
 
 def _counts(page: str) -> Counts | None:
-    (application, *_) = _get(f"{page}/api/v1/applications")
-    stages = _get(f"{page}/api/v1/applications/{application['id']}/stages")
+    (application, *_) = json.loads(read_page(f"{page}/api/v1/applications", _SECONDS))
+    stages = json.loads(read_page(f"{page}/api/v1/applications/{application['id']}/stages", _SECONDS))
     found: dict[str, int] = {}
     for stage in stages:
         for update in stage.get("accumulatorUpdates", ()):
@@ -64,8 +65,3 @@ def _counts(page: str) -> Counts | None:
         rows_dropped=found.get("rows_dropped", 0),
         rows_dead=sum(rows for name, rows in found.items() if name.startswith("rows_failed_")),
     )
-
-
-def _get(url: str) -> Any:
-    with build_opener(ProxyHandler({})).open(url, timeout=_SECONDS) as answer:
-        return json.loads(answer.read())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -33,11 +35,14 @@ class Session:
     Attributes:
         options: Beam's, with the job server that takes the job.
         server: that job server; None where the user has one that runs.
+        progress: what can be told of the job meanwhile.
+        folder: one of the run's own, which goes with it.
     """
 
     options: PipelineOptions
     server: Running | None
     progress: SparkProgress
+    folder: Path
 
     def run(self, pipeline: beam.Pipeline) -> None:
         """Runs a pipeline to its end; where this is interrupted, the job ends on the cluster, too.
@@ -45,25 +50,23 @@ class Session:
         Raises:
             TorchbeamError: where the job failed, with what the log of the job server says where that is known.
         """
-        # Waiting is done elsewhere, so that an interruption or the end of the job server is seen at once.
-        outcome: list[BaseException | None] = []
-        result = pipeline.run()
-        waiting = threading.Thread(target=_wait, args=(result, outcome), name="wait-for-job", daemon=True)
-        waiting.start()
+        # It is submitted and waited for elsewhere, so that an interruption or the end of the job server is seen at once.
+        job = _Job(pipeline, self.folder)
+        job.start()
         try:
-            while waiting.is_alive():
-                waiting.join(_POLL_SECONDS)
+            while job.is_alive():
+                job.join(_POLL_SECONDS)
                 self._check_server()
         except BaseException:
-            _cancel(result)
+            if self.server is None or self.server.process.poll() is None:
+                _cancel(job)
             raise
-        error = outcome[0] if outcome else None
-        if error is not None:
+        if job.error is not None:
             if self.server is not None:
                 # The log is read by another thread, and what is wrong may be in its last lines.
                 time.sleep(_POLL_SECONDS)
                 self._check_server()
-            raise _said_by_worker(error) or error
+            raise _said_by_worker(job.error) or job.error
 
     def so_far(self) -> Counts | None:
         """What has been done, as far as Spark tells."""
@@ -98,20 +101,52 @@ def _said_by_worker(error: BaseException) -> RuntimeError | None:
     return None
 
 
-def _wait(result: Any, outcome: list[BaseException | None]) -> None:
+class _Job(threading.Thread):
+    """Submits a pipeline and waits for its end.
+
+    Attributes:
+        submitted: set once there is a result, or an error in its place.
+        result: what Beam says of the job.
+        error: why it was not submitted, or failed.
+    """
+
+    def __init__(self, pipeline: beam.Pipeline, folder: Path) -> None:
+        super().__init__(name="spark-job", daemon=True)
+        self._pipeline = pipeline
+        self._folder = folder
+        self.submitted = threading.Event()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            with _temporary_files_in(self._folder):
+                self.result = self._pipeline.run()
+            self.submitted.set()
+            self.result.wait_until_finish()
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.submitted.set()
+
+
+@contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Beam leaves what it makes for a submission in folders that nobody removes."""
+    before, tempfile.tempdir = tempfile.tempdir, str(folder)
     try:
-        result.wait_until_finish()
-        outcome.append(None)
-    except BaseException as error:
-        outcome.append(error)
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
-def _cancel(result: Any) -> None:
+def _cancel(job: _Job) -> None:
     """Ends the job on the cluster; what does not answer in time is ended with the job server."""
 
     def ask() -> None:
+        job.submitted.wait()
         with suppress(Exception):
-            result.cancel()
+            job.result.cancel()
 
     asking = threading.Thread(target=ask, name="cancel-job", daemon=True)
     asking.start()
@@ -130,30 +165,59 @@ def spark_session(submission: Submission, options: PipelineOptions, *, verbose: 
     Raises:
         JobServerError: where it does not start.
     """
-    if submission.job_server is None or submission.java is None:
-        yield Session(options, None, SparkProgress(None))
+    for line in submission.warnings:
+        print(f"torchbeam score: warning: {line}", file=sys.stderr)
+    with _threads_of_workers_here(submission.threads), _hushed_threads():
+        if submission.job_server is None or submission.java is None:
+            with tempfile.TemporaryDirectory(prefix="torchbeam-spark-") as folder:
+                yield Session(options, None, SparkProgress(None), Path(folder))
+            return
+        settings = [f"-Dlog4j2.configurationFile={Path(__file__).with_name('log4j2.properties')}"]
+        if verbose:
+            settings.append("-Dtorchbeam.log=info")
+        jar = _jar(submission.job_server)
+        master = options.view_as(SparkRunnerOptions).spark_master_url
+        arguments = [*settings, *submission.jvm_arguments]
+        with running(jar, submission.java.path, master, arguments, dict(submission.environment)) as server:
+            options.view_as(PortableOptions).job_endpoint = server.endpoint
+            yield Session(options, server, SparkProgress(server), server.folder)
+
+
+@contextmanager
+def _threads_of_workers_here(threads: int | None) -> Iterator[None]:
+    """How many threads PyTorch takes for each task where the workers are threads of this process; None: its own way."""
+    if threads is None:
+        yield
         return
-    settings = [f"-Dlog4j2.configurationFile={Path(__file__).with_name('log4j2.properties')}"]
-    if verbose:
-        settings.append("-Dtorchbeam.log=info")
-    jar = _jar(submission.job_server)
-    master = options.view_as(SparkRunnerOptions).spark_master_url
-    _hush_threads()
-    arguments = [*settings, *submission.jvm_arguments]
-    with running(jar, submission.java.path, master, arguments, dict(submission.environment)) as server:
-        options.view_as(PortableOptions).job_endpoint = server.endpoint
-        yield Session(options, server, SparkProgress(server))
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)  # threads that begin to compute afterwards take it over
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
-def _hush_threads() -> None:
+@contextmanager
+def _hushed_threads() -> Iterator[None]:
     """Threads of Beam's own that lose the job server at the end of a run print a traceback each; nobody needs them."""
     before = threading.excepthook
+    others = set(threading.enumerate())
 
     def hook(happened: threading.ExceptHookArgs) -> None:
         if not issubclass(happened.exc_type, grpc.RpcError):
             before(happened)
 
     threading.excepthook = hook
+    try:
+        yield
+    finally:
+        end = time.monotonic() + _POLL_SECONDS
+        for thread in set(threading.enumerate()) - others:
+            with suppress(AssertionError, RuntimeError):  # those that are not Python's own cannot be waited for
+                thread.join(max(end - time.monotonic(), 0))
+        threading.excepthook = before
 
 
 def _jar(server: JobServer) -> Path:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +16,12 @@ from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptio
 
 from handlers.errors import UsageError
 from pipelines.spark.java import Java
-from pipelines.spark.job_server import JobServer, find_job_server
+from pipelines.spark.job_server import VARIABLE, JobServer, find_job_server
+from pipelines.spark.master import addresses, is_standalone
 
 _LOCAL_MASTER = re.compile(r"local(\[.+\])?$")
+# What the configuration of PROCESS may hold.
+_PROCESS = ("command", "env", "os", "arch")
 _ENVIRONMENTS = ("LOOPBACK", "PROCESS", "DOCKER", "EXTERNAL")
 # Threads that the libraries of a worker make for themselves, each for every core of the machine if nobody says less.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -34,6 +39,9 @@ class Submission:
         java: what runs it; None with `job_server`.
         jvm_arguments: those of the user, Spark's settings among them.
         environment: what the job server's process is given beyond this one's.
+        threads: how many each task has where the workers are threads of this process and Spark runs here, too; None
+            where they are not, or where the user has said it.
+        warnings: what the user is told, a line each.
     """
 
     arguments: tuple[str, ...]
@@ -41,6 +49,8 @@ class Submission:
     java: Java | None
     jvm_arguments: tuple[str, ...]
     environment: tuple[tuple[str, str], ...]
+    threads: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def is_local(master: str) -> bool:
@@ -50,9 +60,20 @@ def is_local(master: str) -> bool:
 
 def master_url(options: PipelineOptions, arguments: Sequence[str]) -> str:
     """The master of the run; where none was named, this machine with a task for each core (Beam has four of them)."""
-    if any(argument.split("=")[0] == "--spark_master_url" for argument in arguments):
+    if _names_master(arguments):
         return str(options.view_as(SparkRunnerOptions).spark_master_url)
-    return f"local[{os.cpu_count() or 1}]"
+    return f"local[{_cores()}]"
+
+
+def _names_master(arguments: Sequence[str]) -> bool:
+    return any(argument.split("=")[0] == "--spark_master_url" for argument in arguments)
+
+
+def _cores() -> int:
+    """The cores that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def settle(
@@ -73,37 +94,99 @@ def settle(
     portable = options.view_as(PortableOptions)
     server_options = options.view_as(JobServerOptions)
     settings = spark_settings(server_options.job_server_jvm_properties)
-    added = [f"--spark_master_url={master}"]
-    if not int(portable.environment_cache_millis):
+    cpus = task_cpus(settings)
+    added = []
+    # A job server of the user's own has a master of its own, for jobs that name none.
+    if not portable.job_endpoint or _names_master(arguments):
+        added.append(f"--spark_master_url={master}")
+    if not _whole_number("environment_cache_millis", portable.environment_cache_millis):
         added.append(f"--environment_cache_millis={_WORKERS_STAY_MILLISECONDS}")
-    kind = portable.environment_type or ("LOOPBACK" if is_local(master) else "PROCESS")
-    if kind not in _ENVIRONMENTS and ":" not in kind:  # a URN
-        raise UsageError(f'--environment_type "{kind}" is none of {", ".join(_ENVIRONMENTS)}')
-    if not str(portable.sdk_worker_parallelism).isdecimal():
-        raise UsageError(
-            f'--sdk_worker_parallelism must be a whole number of 0 or more, not "{portable.sdk_worker_parallelism}"'
-        )
+    _whole_number("sdk_worker_parallelism", portable.sdk_worker_parallelism)
+    kind = _environment(portable, master, named=_names_master(arguments))
     added.append(f"--environment_type={kind}")
     if kind == "PROCESS" and not portable.lookup_environment_option("process_command"):
         added.append(f"--environment_config={_worker_config(portable.environment_config, settings)}")
     if not any(argument.startswith("--app_name") for argument in arguments):
         added.append("--app_name=torchbeam")
     whole = (*arguments, *added)
+    threads = cpus if kind == "LOOPBACK" and is_local(master) and _THREADS[0] not in os.environ else None
     if portable.job_endpoint or options.view_as(SparkRunnerOptions).spark_submit_uber_jar:
-        return Submission(whole, None, None, (), ())
-    job_server = find_job_server(options.view_as(SparkRunnerOptions).spark_job_server_jar, spark_version)
+        return Submission(whole, None, None, (), (), threads)
+    named_jar = options.view_as(SparkRunnerOptions).spark_job_server_jar
+    job_server = find_job_server(named_jar, spark_version)
+    warnings = []
+    if not is_local(master) and not spark_version and not named_jar and not os.environ.get(VARIABLE):
+        inside = f"is for Spark {job_server.spark_version}" if job_server.spark_version else "is Beam's own"
+        warnings.append(
+            f"the Spark version of the cluster {master} is not known; the job server that was found {inside}, and the "
+            "two must be equal to the last number; say that of the cluster with --spark_version"
+        )
     # The driver of a cluster on this machine, and Spark within the job server, need no address that others reach.
     here = is_local(master) or re.match(r"spark://(localhost|127\.[\d.]+|\[::1\]):", master)
     environment = {"SPARK_LOCAL_IP": "127.0.0.1"} if here and "SPARK_LOCAL_IP" not in os.environ else {}
-    return Submission(
-        (*whole,), job_server, java, tuple(server_options.job_server_jvm_properties), tuple(environment.items())
-    )
+    jvm_arguments = tuple(server_options.job_server_jvm_properties)
+    return Submission(whole, job_server, java, jvm_arguments, tuple(environment.items()), threads, tuple(warnings))
+
+
+def _whole_number(name: str, value: object) -> int:
+    if not str(value).isdecimal():
+        raise UsageError(f'--{name} must be a whole number of 0 or more, not "{value}"')
+    return int(str(value))
+
+
+def _environment(portable: PortableOptions, master: str, *, named: bool) -> str:
+    """How Python workers are started: as the user says, or as the master needs it.
+
+    Args:
+        portable: the user's options.
+        master: the URL of the master.
+        named: whether the user named it.
+    """
+    kind, endpoint = portable.environment_type, portable.job_endpoint
+    if kind and kind not in _ENVIRONMENTS and ":" not in kind:  # a URN
+        raise UsageError(f'--environment_type "{kind}" is none of {", ".join(_ENVIRONMENTS)}')
+    elsewhere = endpoint if endpoint and not _on_this_host(endpoint.rpartition(":")[0]) else None
+    if elsewhere and not kind and not named:
+        raise UsageError(
+            f"where the job server {elsewhere} runs Python workers is not known: name its Spark master with "
+            "--spark_master_url, or say how they are started with --environment_type (PROCESS or DOCKER)"
+        )
+    if kind == "LOOPBACK":
+        if is_standalone(master) and not any(_on_this_host(host) for host, _ in addresses(master)):
+            elsewhere = elsewhere or master
+        if elsewhere:
+            raise UsageError(
+                f"--environment_type=LOOPBACK runs Python in this process, which only this host reaches, and {elsewhere} "
+                "is on another; use PROCESS or DOCKER"
+            )
+    return str(kind or ("LOOPBACK" if is_local(master) and not elsewhere else "PROCESS"))
+
+
+def _on_this_host(host: str) -> bool:
+    """Whether a name or an address is that of this host: it can be listened on."""
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_DGRAM)
+    except (OSError, UnicodeError):
+        return False
+    for family, kind, protocol, _, address in found:
+        with suppress(OSError), socket.socket(family, kind, protocol) as own:
+            own.bind(address)
+            return True
+    return False
 
 
 def spark_settings(jvm_properties: Sequence[str]) -> dict[str, str]:
     """Spark's settings among the job server's Java properties (`-Dspark.task.cpus=2`)."""
     pairs = (text.removeprefix("-D").partition("=") for text in jvm_properties if text.startswith("-Dspark."))
     return {name: value for name, _, value in pairs}
+
+
+def task_cpus(settings: dict[str, str]) -> int:
+    """The cores that Spark counts for each task."""
+    given = settings.get("spark.task.cpus", "1")
+    if not given.isdecimal() or not int(given):
+        raise UsageError(f'-Dspark.task.cpus must be a whole number of 1 or more, not "{given}"')
+    return int(given)
 
 
 def worker_command() -> str:
@@ -124,7 +207,7 @@ def worker_environment(settings: dict[str, str]) -> dict[str, str]:
     An executor runs a task on each `spark.task.cpus` of its cores, so this many threads keep all of them busy and no
     more, however many workers (`--sdk_worker_parallelism`) share them.
     """
-    threads = settings.get("spark.task.cpus", "1")
+    threads = str(task_cpus(settings))
     environment = {name: os.environ.get(name, threads) for name in _THREADS}
     environment["OMP_WAIT_POLICY"] = os.environ.get("OMP_WAIT_POLICY", "PASSIVE")  # see pipelines.score
     folders = [str(Path(folder).absolute()) for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder]
@@ -136,10 +219,10 @@ def worker_environment(settings: dict[str, str]) -> dict[str, str]:
 
 
 def _worker_config(given: str | None, settings: dict[str, str]) -> str:
+    """What PROCESS is given: the user's JSON, with the command and the variables that are missing."""
     try:
         config = json.loads(given) if given else {}
-        if not isinstance(config, dict):
-            raise ValueError("it is no object")
+        _check_worker_config(config)
     except ValueError as error:
         raise UsageError(
             f"--environment_config {given} is not what PROCESS takes, as "
@@ -152,3 +235,16 @@ def _worker_config(given: str | None, settings: dict[str, str]) -> str:
             "env": worker_environment(settings) | config.get("env", {}),
         }
     )
+
+
+def _check_worker_config(config: object) -> None:
+    """Raises `ValueError` where Beam would trip over it, or would not see what is meant."""
+    if not isinstance(config, dict):
+        raise ValueError("it is no object")
+    for name, value in config.items():
+        if name not in _PROCESS:
+            raise ValueError(f'"{name}" is none of {", ".join(_PROCESS)}')
+        if name != "env" and not isinstance(value, str):
+            raise ValueError(f'"{name}" is no string')
+        if name == "env" and not (isinstance(value, dict) and all(isinstance(each, str) for each in value.values())):
+            raise ValueError('"env" is no object of strings')

@@ -40,6 +40,8 @@ NO_BEAM = 86  # exit code where this Python cannot even tell the job what is wro
 LAST_LINES = 4
 STARTED_FD = "TORCHBEAM_WORKER_STARTED_FD"
 EXECUTOR = "TORCHBEAM_WORKER_EXECUTOR"
+WATCHER = "TORCHBEAM_WORKER_WATCHER"
+FOLDER = "TORCHBEAM_WORKER_FOLDER"
 
 
 @dataclass(frozen=True)
@@ -67,39 +69,64 @@ class Boot:
 
 def main(argv: list[str] | None = None) -> int:
     """Watches over a worker until its end, and gives its exit code."""
+    executor = os.getppid()  # an executor that is gone by now does not answer, and that ends the worker
     arguments = sys.argv[1:] if argv is None else argv
     boot = Boot.parse(arguments)
-    started, started_in_child = os.pipe()
-    child = subprocess.Popen(  # noqa: S603 - this module, with the arguments of the runner
-        # -P: the folder that it is started in may hold a package of the same name as ours
-        [sys.executable, "-P", "-m", "pipelines.spark.worker", *arguments],
-        stderr=subprocess.PIPE,
-        pass_fds=[started_in_child],
-        env=os.environ | {STARTED_FD: str(started_in_child), EXECUTOR: str(os.getppid())},
-    )
-    os.close(started_in_child)
+    try:
+        folder = tempfile.mkdtemp(prefix="torchbeam-worker-", dir=_scratch(boot))
+    except OSError as error:
+        return _fail_the_work(boot, f"the worker on {platform.node()} has no folder for its files: {error}")
+    try:
+        return _watch(boot, arguments, executor, folder)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _watch(boot: Boot, arguments: Sequence[str], executor: int, folder: str) -> int:
+    """Runs the worker itself, which may be killed at any time: its folder is not its own to remove."""
+    child: subprocess.Popen[bytes] | None = None
     told_to_end = False
 
     def end(*_: object) -> None:
         nonlocal told_to_end
         told_to_end = True
-        child.kill()
+        if child is not None:
+            child.kill()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    end_with_parent(child.kill)
+    started, started_in_child = os.pipe()
+    own = {STARTED_FD: str(started_in_child), EXECUTOR: str(executor), WATCHER: str(os.getpid()), FOLDER: folder}
+    child = worker = subprocess.Popen(  # noqa: S603 - this module, with the arguments of the runner
+        # -P: the folder that it is started in may hold a package of the same name as ours
+        [sys.executable, "-P", "-m", "pipelines.spark.worker", *arguments],
+        stderr=subprocess.PIPE,
+        pass_fds=[started_in_child],
+        env=os.environ | own,
+    )
+    os.close(started_in_child)
+    if told_to_end:  # while it was started
+        worker.kill()
+
+    def end_with_executor() -> None:
+        worker.kill()
+        worker.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+    end_with_parent(end_with_executor, executor)
     last: deque[str] = deque(maxlen=LAST_LINES)
-    for line in child.stderr or ():
+    for line in worker.stderr or ():
         text = line.decode(errors="replace")
         sys.stderr.write(text)
         last.append(text.rstrip())
-    code = child.wait()
+    code = worker.wait()
+    shutil.rmtree(folder, ignore_errors=True)  # what follows may end this process, too
     with os.fdopen(started, "rb") as pipe:
         started_well = bool(pipe.read())
     if told_to_end:
         return 0
     if started_well:
-        _end_executor(os.getppid())
+        _end_executor(executor)
         return code if code >= 0 else 128 - code
     return _fail_the_work(boot, last_words(code, list(last)))
 
@@ -182,33 +209,35 @@ def _provision(boot: Boot) -> Any:
 
 def _work(argv: Sequence[str]) -> None:
     """Runs Beam's worker in this process, until the runner ends it."""
-    executor = int(os.environ.pop(EXECUTOR, "0"))
-    end_with_parent(lambda: _end_executor(executor))
+    executor, watcher = int(os.environ.pop(EXECUTOR)), int(os.environ.pop(WATCHER))
+    folder = os.environ.pop(FOLDER)
+
+    def end() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        _end_executor(executor)
+
+    end_with_parent(end, watcher)
     boot = Boot.parse(argv)
     from apache_beam.runners.worker import sdk_worker_main
     from google.protobuf import json_format  # type: ignore[import-untyped,unused-ignore]
 
     info = _provision(boot)
-    folder = tempfile.mkdtemp(prefix="torchbeam-worker-", dir=_scratch(boot))
-    try:
-        environment = {
-            "WORKER_ID": boot.id,
-            "PIPELINE_OPTIONS": json_format.MessageToJson(info.pipeline_options),
-            "LOGGING_API_SERVICE_DESCRIPTOR": f'url: "{boot.endpoints["logging"] or info.logging_endpoint.url}"',
-            "CONTROL_API_SERVICE_DESCRIPTOR": f'url: "{boot.endpoints["control"] or info.control_endpoint.url}"',
-            "SEMI_PERSISTENT_DIRECTORY": folder,
-            "RUNNER_CAPABILITIES": " ".join(info.runner_capabilities),
-        }
-        if info.status_endpoint.url:
-            environment["STATUS_API_SERVICE_DESCRIPTOR"] = f'url: "{info.status_endpoint.url}"'
-        _fetch_staged(boot, info, Path(folder, "staged"))
-        os.environ.update(environment)
-        _, harness, _ = sdk_worker_main.create_harness(environment)
-        os.write(int(os.environ[STARTED_FD]), b"1")
-        os.close(int(os.environ.pop(STARTED_FD)))
-        harness.run()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    environment = {
+        "WORKER_ID": boot.id,
+        "PIPELINE_OPTIONS": json_format.MessageToJson(info.pipeline_options),
+        "LOGGING_API_SERVICE_DESCRIPTOR": f'url: "{boot.endpoints["logging"] or info.logging_endpoint.url}"',
+        "CONTROL_API_SERVICE_DESCRIPTOR": f'url: "{boot.endpoints["control"] or info.control_endpoint.url}"',
+        "SEMI_PERSISTENT_DIRECTORY": folder,
+        "RUNNER_CAPABILITIES": " ".join(info.runner_capabilities),
+    }
+    if info.status_endpoint.url:
+        environment["STATUS_API_SERVICE_DESCRIPTOR"] = f'url: "{info.status_endpoint.url}"'
+    _fetch_staged(boot, info, Path(folder, "staged"))
+    os.environ.update(environment)
+    _, harness, _ = sdk_worker_main.create_harness(environment)
+    os.write(int(os.environ[STARTED_FD]), b"1")
+    os.close(int(os.environ.pop(STARTED_FD)))
+    harness.run()
 
 
 def _scratch(boot: Boot) -> str | None:

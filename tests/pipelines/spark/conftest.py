@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,15 +9,15 @@ import pytest
 from spark_cluster import Cluster, Run, started_cluster
 
 from handlers.errors import UsageError
+from pipelines.spark.java import find_java
 from pipelines.spark.job_server import DEFAULT_SPARK_VERSION, find_job_server
 
 
 @pytest.fixture(scope="session")
 def job_server() -> Path:
-    """The jar; a test that asks for it is skipped where there is none, or no Java."""
-    if not shutil.which("java"):
-        pytest.skip("there is no Java on this machine")
+    """The jar; a test that asks for it is skipped where there is none, or no Java that runs it."""
     try:
+        find_java()
         jar = find_job_server(None, DEFAULT_SPARK_VERSION).jar
     except UsageError as error:
         pytest.skip(str(error))

@@ -18,6 +18,8 @@ from urllib.request import urlopen
 
 import pytest
 
+from pipelines.spark.tether import tether_command
+
 WAIT_SECONDS = 120.0
 
 
@@ -111,14 +113,7 @@ def started_cluster(folder: Path) -> Iterator[Cluster]:
             return Daemon(
                 subprocess.Popen(
                     # Also where the tests are killed, nothing is left.
-                    [
-                        sys.executable,
-                        "-m",
-                        "pipelines.spark.tether",
-                        str(home / "bin" / "spark-class"),
-                        f"org.apache.spark.deploy.{name}",
-                        *arguments,
-                    ],
+                    tether_command([str(home / "bin" / "spark-class"), f"org.apache.spark.deploy.{name}", *arguments]),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -64,13 +64,15 @@ class TestSpark:
             check_spark(options("local[2]", "--streaming"), None)
 
     @pytest.mark.parametrize(
-        "url", ["mesos://host:5050", "sparc://host:7077", "localhost", "local[0]", "local[abc]", "k8s://x"]
+        "url", ["mesos://host:5050", "sparc://host:7077", "localhost", "local[0]", "local[abc]", "k8s://x", "k8s://x:y"]
     )
     def test_unknown_kind_of_master(self, url: str) -> None:
         with pytest.raises(UsageError, match="is none of"):
             check_spark(options(url), None)
 
-    @pytest.mark.parametrize("url", ["local", "local[2]", "local[*]", "yarn", "k8s://https://host:443"])
+    @pytest.mark.parametrize(
+        "url", ["local", "local[2]", "local[*]", "yarn", "k8s://https://host:443", "k8s://host:443"]
+    )
     def test_masters_that_are_not_asked(self, fake_java: FakeJava, url: str) -> None:
         fake_java('openjdk version "17.0.15"')
         assert check_spark(options(url), None).master is None

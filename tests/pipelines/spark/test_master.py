@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,21 @@ class TestNoMaster:
             with pytest.raises(UsageError, match="does not answer within 4 seconds"):
                 ask_master(f"spark://127.0.0.1:{silent.getsockname()[1]}")
             assert time.monotonic() - begin < 10
+
+    def test_port_of_something_else(self) -> None:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            server.listen()
+
+            def greet() -> None:
+                connection, _ = server.accept()
+                with connection:
+                    connection.sendall(b"SSH-2.0-OpenSSH_9.2p1 Debian-2\r\n")
+                    connection.recv(1 << 12)
+
+            threading.Thread(target=greet, daemon=True).start()
+            with pytest.raises(UsageError, match="does not speak Spark's protocol"):
+                ask_master(f"spark://127.0.0.1:{server.getsockname()[1]}")
 
     def test_unknown_host(self) -> None:
         with pytest.raises(UsageError, match="is no host that is known here"):

@@ -61,7 +61,17 @@ def expected(poisoned: Table, model: Path, tmp_path_factory: pytest.TempPathFact
     return in_process(poisoned, model, tmp_path_factory.mktemp("expected") / "out")
 
 
-def test_local(run: Start, job_server: Path, poisoned: Table, model: Path, expected: Scored, tmp_path: Path) -> None:
+def test_local(
+    run: Start,
+    job_server: Path,
+    poisoned: Table,
+    model: Path,
+    expected: Scored,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     master = "--spark_master_url=local[2]"
     code, out, err = run(master, input=poisoned.folder, model=model, output=tmp_path / "out").finish()
     assert code == 0, err
@@ -69,6 +79,7 @@ def test_local(run: Start, job_server: Path, poisoned: Table, model: Path, expec
     assert ["rows", "dead", str(POISONED)] in [line.split() for line in out.splitlines()]
     Scored.read(tmp_path / "out").check(expected)
     assert not processes(str(job_server))
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_cluster(run: Start, cluster: Cluster, poisoned: Table, model: Path, expected: Scored, tmp_path: Path) -> None:
@@ -147,11 +158,16 @@ def test_killed_in_the_middle(
     Scored.read(tmp_path / "out").check(slow_expected)
 
 
-def test_driver_killed(started: Start, cluster: Cluster, job_server: Path, tmp_path: Path) -> None:
+def test_driver_killed(
+    started: Start, cluster: Cluster, job_server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     begun = started(cluster)
     begun.process.send_signal(signal.SIGKILL)
     begun.process.wait()
     wait_for(lambda: not processes(str(job_server)), "the end of the job server", 30)
+    wait_for(lambda: not list((tmp_path / "temporary").iterdir()), "the end of its files", 30)
     wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors", 30)
     there = list((tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else []  # killed before the first file
     assert not [path for path in there if not path.name.startswith("_tmp-")]
@@ -174,7 +190,7 @@ def test_worker_that_dies_at_its_start(
     run: Start, job_server: Path, poisoned: Table, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "plug.py").write_text("import os, sys; print('no current', file=sys.stderr, flush=True); os._exit(3)")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     options = {"spark_master_url": "local[2]", "environment_type": "PROCESS", "beam_plugins": "plug"}
     code, _, err = run(input=poisoned.folder, model=model, output=tmp_path / "out", **options).finish(120)
     assert code == 1

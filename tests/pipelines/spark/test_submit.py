@@ -43,7 +43,7 @@ def settled(*arguments: str, version: str | None = None) -> dict[str, str]:
 class TestSettle:
     def test_on_this_machine_workers_are_threads_of_this_process(self) -> None:
         found = settled()
-        assert found["spark_master_url"] == f"local[{os.cpu_count()}]"
+        assert found["spark_master_url"] == f"local[{len(os.sched_getaffinity(0))}]"
         assert found["environment_type"] == "LOOPBACK"
         assert "environment_config" not in found
 
@@ -59,10 +59,80 @@ class TestSettle:
         found = settled("--spark_master_url=spark://host:7077", *given)
         assert found.items() >= dict(each.removeprefix("--").split("=") for each in given).items()
 
-    @pytest.mark.parametrize("wrong", ["--environment_type=FOO", "--sdk_worker_parallelism=many"])
+    @pytest.mark.parametrize(
+        "wrong",
+        [
+            "--environment_type=FOO",
+            "--sdk_worker_parallelism=many",
+            "--environment_cache_millis=abc",
+            "-Dspark.task.cpus=some",
+        ],
+    )
     def test_wrong_values(self, wrong: str) -> None:
         with pytest.raises(UsageError, match=wrong.split("=")[0]):
-            settled(wrong)
+            settled(wrong if wrong.startswith("--") else f"--job_server_jvm_properties={wrong}")
+
+    @pytest.mark.parametrize(
+        ("config", "problem"),
+        [
+            ("[]", "it is no object"),
+            ("no JSON", "Expecting value"),
+            ('{"comand": "/opt/worker"}', '"comand" is none of command, env'),
+            ('{"command": 3}', '"command" is no string'),
+            ('{"env": ["A=1"]}', '"env" is no object of strings'),
+            ('{"env": {"A": 1}}', '"env" is no object of strings'),
+        ],
+    )
+    def test_wrong_configuration_of_workers(self, config: str, problem: str) -> None:
+        with pytest.raises(UsageError, match=f"--environment_config .* is not what PROCESS takes.*{problem}"):
+            settled("--environment_type=PROCESS", f"--environment_config={config}")
+
+    def test_threads_of_workers_in_this_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def threads(*arguments: str) -> int | None:
+            return submit.settle(options("local[4]", *arguments), arguments, None, None).threads
+
+        cpus = "--job_server_jvm_properties=-Dspark.task.cpus=2"
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        assert (threads(), threads(cpus), threads("--environment_type=PROCESS")) == (1, 2, None)
+        monkeypatch.setenv("OMP_NUM_THREADS", "5")
+        assert threads(cpus) is None
+
+    def test_cluster_of_unknown_version(self) -> None:
+        def warnings(url: str, version: str | None, *more: str) -> list[str]:
+            arguments = (f"--spark_master_url={url}", *more)
+            return list(submit.settle(options(url, *arguments), arguments, None, version).warnings)
+
+        (warning,) = warnings("yarn", None)
+        assert "cluster yarn is not known; the job server that was found is for Spark 3.5.7" in warning
+        assert warnings("yarn", "3.4.10") == warnings("local[2]", None) == []
+
+
+class TestWhereWorkersAre:
+    """With a job server of the user's own, and with LOOPBACK where others would have to reach this process."""
+
+    def test_job_server_here(self) -> None:
+        found = settled("--job_endpoint=127.0.0.1:8099")
+        assert found["environment_type"] == "LOOPBACK"
+        assert "spark_master_url" not in found  # it has its own
+
+    def test_job_server_elsewhere(self) -> None:
+        endpoint = "--job_endpoint=jobs.invalid:8099"
+        with pytest.raises(UsageError, match=r"job server jobs.invalid:8099 .*--spark_master_url.*--environment_type"):
+            settled(endpoint)
+        assert settled(endpoint, "--spark_master_url=spark://host:7077")["environment_type"] == "PROCESS"
+        assert settled(endpoint, "--environment_type=DOCKER")["environment_type"] == "DOCKER"
+
+    @pytest.mark.parametrize(
+        "where", ["--job_endpoint=jobs.invalid:8099", "--spark_master_url=spark://host.invalid:7077"]
+    )
+    def test_loopback_elsewhere(self, where: str) -> None:
+        with pytest.raises(UsageError, match=r"LOOPBACK .*only this host reaches, and .*invalid"):
+            settled(where, "--environment_type=LOOPBACK")
+
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+    def test_loopback_with_a_cluster_here(self, host: str) -> None:
+        loopback = "--environment_type=LOOPBACK"
+        assert settled(f"--spark_master_url=spark://{host}:7077", loopback)["environment_type"] == "LOOPBACK"
 
 
 class TestJobServer:
