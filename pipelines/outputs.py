@@ -123,13 +123,16 @@ def _check_report(path: str, sink: SinkOptions) -> None:
     """Refuses to replace a finished run without being told to, and a file that is no report in any case."""
     if is_local(path) and Path(path).is_dir():
         raise UsageError(f"the report cannot be written: {path} is a folder; name a file with --report")
-    if not sink.overwrite:
-        what = f"--report {path} is there" if path == sink.report else f"--output {sink.output} holds a finished run"
-        raise UsageError(f"{what}; write elsewhere, or replace it with --overwrite")
+    named = f"--report {path}" if path == sink.report else path
     if run_of(path) is None:
         raise UsageError(
-            f"{path} is there and is no report of a run, so it is not replaced; name another with --report"
+            f"{named} is there and is no report of a run, so it is not replaced; name another with --report"
         )
+    if sink.overwrite:
+        return
+    if path == sink.report:
+        raise UsageError(f"{named} is of a finished run; name another, or replace it with --overwrite")
+    raise UsageError(f"--output {sink.output} holds a finished run; write elsewhere, or replace it with --overwrite")
 
 
 def _tables(sink: SinkOptions, temp_location: str | None) -> tuple[str, Tables]:
