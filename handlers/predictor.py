@@ -300,9 +300,11 @@ class Predictor:
             inputs = {name: fill_up(tensor, fixed) for name, tensor in inputs.items()}
         with torch.inference_mode(), self._autocast():
             # Copies: a model may write into what it is given, and rows are run again when others fail.
-            raw = self._call(
-                {name: tensor.to(self.device, copy=True).contiguous() for name, tensor in inputs.items()}, arguments
-            )
+            own = {
+                name: tensor.to(self.device, copy=True, memory_format=torch.contiguous_format)
+                for name, tensor in inputs.items()
+            }
+            raw = self._call(own, arguments)
             form, named = named_outputs(raw)
             for name, tensor in named.items():
                 got = len(tensor) if tensor.dim() else 0

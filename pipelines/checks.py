@@ -18,8 +18,9 @@ from handlers.scorer import Plan, Scorer
 from pipelines import runners, score_job
 from pipelines.checkup import Finding, Outcome, SkipError
 from pipelines.ignored import ignored_options
-from pipelines.outputs import check_apart, check_writable, folder_of, settle_output
+from pipelines.outputs import check_apart, check_writable, settle_output
 from pipelines.score import ScoreOptions
+from transforms.file_ops import folder_of
 from transforms.sources import Input
 
 _SHOWN = 6  # names of columns in a line

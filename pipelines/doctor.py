@@ -19,7 +19,7 @@ from handlers.model_dir import ModelDir
 from pipelines import dataflow, process
 from pipelines.checkup import Checkup, Finding, Outcome, SkipError, State
 from pipelines.options import Command
-from pipelines.score import FINISHED, WRONG_USAGE, ScoreOptions, connect, set_up_logging
+from pipelines.score import FINISHED, WRONG_USAGE, ScoreOptions, connect, remote_paths, set_up_logging
 
 T = TypeVar("T")
 
@@ -55,9 +55,10 @@ def _examine(options: ScoreOptions) -> int:
     if options.run.runner == dataflow.RUNNER:
         checkup.check("credentials", lambda: _credentials(options.beam))
     # Before a path is looked into: a store that does not answer would be waited for without an end.
-    stores = checkup.check("stores", lambda: _stores(options)) if _is_remote(options) else None
+    stores = checkup.check("stores", lambda: _stores(options)) if remote_paths(options) else None
     # Before torch is imported: the environment variables of the model, OMP_NUM_THREADS and its like, are read then.
-    model = checkup.check("model", lambda: _open_model(options.model.model, stores))
+    of_model = stores if "model" in remote_paths(options) else None
+    model = checkup.check("model", lambda: _reached(of_model, lambda: _open_model(options.model.model)))
 
     from pipelines import checks
 
@@ -117,13 +118,10 @@ def _credentials(arguments: Sequence[str]) -> Finding[None]:
     return Finding("there are Google credentials", None)
 
 
-def _is_remote(options: ScoreOptions) -> bool:
-    return any("://" in (path or "") for path in (options.source.input, options.model.model, options.sink.output))
-
-
 def _stores(options: ScoreOptions) -> Finding[None]:
     """Every object store answers."""
-    return Finding(f"{', '.join(connect(options))} can be reached", None)
+    connect(options)
+    return Finding(f"{', '.join(remote_paths(options).values())} can be reached", None)
 
 
 def _reached(stores: Outcome[None] | None, ask: Callable[[], Finding[T]]) -> Finding[T]:
@@ -133,12 +131,10 @@ def _reached(stores: Outcome[None] | None, ask: Callable[[], Finding[T]]) -> Fin
     return ask()
 
 
-def _open_model(path: str, stores: Outcome[None] | None) -> Finding[ModelDir]:
+def _open_model(path: str) -> Finding[ModelDir]:
     """The model directory is whole and valid."""
     if not path:
         raise SkipError("no --model was given")
-    if "://" in path and stores is not None:
-        _ = stores.value
     model = ModelDir(path)
     model.set_environment()
     checked = ", sha256 as model.yaml says" if model.spec.sha256 else ""

@@ -14,7 +14,7 @@ from pipelines import runners
 from pipelines.options import SinkOptions
 from pipelines.score import ScoreOptions
 from transforms.bigquery_tables import Tables, plan_tables
-from transforms.file_ops import exists, is_local, join
+from transforms.file_ops import exists, folder_of, is_local, join
 from transforms.publish import DEAD_LETTERS, FAILED_FILES, PREDICTIONS, left_over, reports, run_of
 from transforms.sources import Input
 from transforms.sources.formats.bigquery import EMULATOR, is_bigquery
@@ -60,11 +60,6 @@ def check_writable(option: str, folder: str) -> None:
         raise UsageError(f"{option} {folder} cannot be written: {there}: {error.strerror or error}") from error
 
 
-def folder_of(path: str) -> str:
-    """Where a file is, local or remote."""
-    return path.rpartition("/")[0] or "."
-
-
 def check_apart(source: Input, model: str, folder: str, report: str | None) -> None:
     """Refuses outputs that would take the place of what the run reads, or become part of it.
 
@@ -74,12 +69,13 @@ def check_apart(source: Input, model: str, folder: str, report: str | None) -> N
     for option, path in (("--output", folder), ("--report", report)):
         if path and _lies_in(path, model):
             raise UsageError(f"{option} {path} lies in the model, --model {model}; write elsewhere")
-    replaced = {name: _place(join(folder, name)) for name in (PREDICTIONS, DEAD_LETTERS)}
+    replaced = tuple(f"{_place(join(folder, name))}/" for name in (PREDICTIONS, DEAD_LETTERS))
+    report_place = _place(report) if report else None
     for path in sorted({split.path for split in source.splits}):
         place = _place(path)
-        if report and place == _place(report):
+        if place == report_place:
             raise UsageError(f"--report {report} is a file of the input; name another")
-        if any(place.startswith(f"{each}/") for each in replaced.values()):
+        if place.startswith(replaced):
             raise UsageError(f"{path}, of the input, is part of a run in --output {folder}; write elsewhere")
 
 

@@ -125,21 +125,24 @@ def _run(options: ScoreOptions) -> dict[str, Any] | None:
     return report
 
 
-def connect(options: ScoreOptions) -> list[str]:
-    """Sees that the object stores can be reached, and gives them the options of Beam; gives the paths that are there."""
+def remote_paths(options: ScoreOptions) -> dict[str, str]:
+    """The paths in object stores, by the names of their flags."""
     paths = {
         "input": options.source.input,
         "model": options.model.model,
         "output": options.sink.output,
         "report": options.sink.report or "",
     }
-    remote = [path for path in paths.values() if "://" in path]
-    if remote:
+    return {name: path for name, path in paths.items() if "://" in path}
+
+
+def connect(options: ScoreOptions) -> None:
+    """Sees that the object stores can be reached, where there are any, and gives them the options of Beam."""
+    if paths := remote_paths(options):
         from handlers import stores
         from pipelines import runners
 
         stores.connect(paths, runners.pipeline_options(options.run.runner, options.beam))
-    return remote
 
 
 def _exit_code(report: dict[str, Any], max_failure_rate: float) -> int:

@@ -5,6 +5,7 @@ Beam's own functions take a path for a pattern, and a local folder may be named 
 
 from __future__ import annotations
 
+import posixpath
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,6 +25,11 @@ def join(folder: str, name: str) -> str:
 def name_of(path: str) -> str:
     """The last part of `path`."""
     return path.rsplit("/", 1)[-1]
+
+
+def folder_of(path: str) -> str:
+    """Where a file is."""
+    return posixpath.dirname(path) or "."
 
 
 def is_local(path: str) -> bool:
@@ -52,7 +58,7 @@ def present(paths: Iterable[str]) -> set[str]:
     """Those of `paths` that are there; remote folders are listed, which takes fewer calls than asking for each file."""
     local = {path for path in paths if is_local(path) and exists(path)}
     remote = {path for path in paths if not is_local(path)}
-    folders = {path.rsplit("/", 1)[0] for path in remote}
+    folders = {folder_of(path) for path in remote}
     return local | (remote & {found for folder in folders for found in _matches(join(escape(folder), "*"))})
 
 
@@ -85,7 +91,7 @@ def rename(moves: Sequence[tuple[str, str]]) -> None:
     for source, target in local:
         _rename_local(source, target)
     remote = [move for move in moves if not is_local(move[1])]
-    for folder in {target.rsplit("/", 1)[0] for _, target in remote}:
+    for folder in {folder_of(target) for _, target in remote}:
         if not exists(folder):
             FileSystems.mkdirs(folder)
     if remote:
