@@ -9,8 +9,8 @@ from __future__ import annotations
 import functools
 import os
 import pickle
-from collections.abc import Callable, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import repeat, starmap
 from operator import countOf
 from types import NoneType
 from typing import Any, TypedDict, TypeVar, Unpack
@@ -21,7 +21,7 @@ from apache_beam.ml.inference.base import PredictionResult
 from handlers.base import MeteredHandler
 from handlers.batching import ResourceHints
 from handlers.collate import Collate
-from handlers.errors import BrokenModelError, DeviceLostError, UsageError
+from handlers.errors import DeviceLostError, UsageError
 from handlers.examples import Answers, ExampleScorer, InferenceFn, Recipe, Source
 from handlers.failures import FailedPrediction
 from handlers.faults import leave_lost_process
@@ -140,42 +140,43 @@ class TorchModelHandler(MeteredHandler[Any, PredictionResult, ExampleScorer]):
             BrokenModelError: where the model gives another number of rows than it was given.
         """
         examples = list(batch)
-        if not examples:
-            return []
+        return list(self.results(examples, self.answers(examples, model, inference_args)))
+
+    def answers(
+        self, examples: Sequence[Any], model: ExampleScorer, inference_args: Mapping[str, Any] | None = None
+    ) -> Answers:
+        """What becomes of `examples`; counted in the metrics. Raises as `run_inference` does."""
         try:
             answers = self._score(model, examples, inference_args)
         except DeviceLostError:
             leave_lost_process()
             raise
-        results = self._results(examples, answers)
-        if len(results) != len(examples):
-            raise BrokenModelError(f"{len(results)} results for {len(examples)} examples")
         failed = answers.failed_by_stage()
         self._metrics.loaded(answers.load)
         self._metrics.batch(len(examples), len(examples) - failed.total(), failed, answers.stats)
-        return results
+        return answers
 
-    def _score(self, model: Any, examples: list[Any], arguments: dict[str, Any] | None) -> Answers:
+    def _score(self, model: Any, examples: Sequence[Any], arguments: Mapping[str, Any] | None) -> Answers:
         if isinstance(model, ExampleScorer):
             return model.score(examples, arguments)
         call = pickle.dumps((examples, arguments), protocol=5)
         answers: Answers = pickle.loads(model.score_pickled(call))  # noqa: S301 - from a process of this pipeline
         return answers
 
-    def _results(self, examples: list[Any], answers: Answers) -> list[PredictionResult]:
+    def results(self, examples: Sequence[Any], answers: Answers) -> Iterator[PredictionResult]:
+        """One result for every example, in order, each made when it is asked for: few are held at once."""
         model_id, keep = answers.model_id, self._keep_example
-        found = answers.in_order()
-        if not answers.failures and not answers.results:  # the common case, at a third of the cost
-            kept = examples if keep else repeat(None)
-            return list(map(_result, zip(kept, found, repeat(model_id), strict=False)))
-        results = []
-        for example, answer in zip(examples, found, strict=True):
+        if answers.all_by_model:  # the common case, at a third of the cost
+            kept = examples if keep else repeat(None, len(examples))
+            return map(_result, zip(kept, answers.in_order(), repeat(model_id, len(examples)), strict=True))
+
+        def result(example: Any, answer: Any) -> PredictionResult:
             if isinstance(answer, PredictionResult):  # of an inference_fn
-                results.append(answer if keep else PredictionResult(None, answer.inference, answer.model_id))
-            else:
-                kept_example = example if keep or isinstance(answer, FailedPrediction) else None
-                results.append(PredictionResult(kept_example, answer, model_id))
-        return results
+                return answer if keep else PredictionResult(None, answer.inference, answer.model_id)
+            kept_example = example if keep or isinstance(answer, FailedPrediction) else None
+            return PredictionResult(kept_example, answer, model_id)
+
+        return starmap(result, zip(examples, answers.in_order(), strict=True))
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         """About how many bytes the examples take, by the first of them (Beam's own pickles the whole batch to know)."""
@@ -211,12 +212,15 @@ def failure_of(result: Any) -> FailedPrediction | None:
 
 def example_bytes(example: Any) -> int:
     """About how many bytes an example takes; a list is taken to be of values like its first."""
+    if type(example) in _NUMBERS:
+        return NUMBER_BYTES
+    if isinstance(example, str | bytes):
+        return len(example)
     if isinstance(example, torch.Tensor):
         return example.nbytes
     if isinstance(example, Mapping):
-        return sum(map(example_bytes, example.values()))
-    if isinstance(example, str | bytes):
-        return len(example)
+        others = [value for value in example.values() if type(value) not in _NUMBERS]
+        return NUMBER_BYTES * (len(example) - len(others)) + sum(map(example_bytes, others))
     if isinstance(example, list | tuple):
         return len(example) * example_bytes(example[0]) if example else 0
     return int(getattr(example, "nbytes", NUMBER_BYTES))
@@ -227,9 +231,8 @@ def _weight(element: Any) -> int:
     if type(element) is tuple and len(element) == 2:
         element = element[1]
     if type(element) is dict and len(element) <= _LEAST // NUMBER_BYTES:
-        # Every element is looked at, and rows of plain numbers, most of all floats, are the common case.
-        values = element.values()
-        if countOf(map(type, values), float) == len(values) or _NUMBERS.issuperset(map(type, values)):
+        values = element.values()  # every element is looked at, and rows of floats are the common case
+        if countOf(map(type, values), float) == len(values):
             return _LEAST
     size = example_bytes(element)
     return _LEAST if size <= _LEAST else min(BATCH_BYTES, size)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import apache_beam as beam
+from apache_beam.coders.typecoders import registry
 from apache_beam.ml.inference.base import (
     KeyedModelHandler,
     ModelHandler,
@@ -18,10 +19,13 @@ from apache_beam.ml.inference.base import (
 from apache_beam.pvalue import PCollection
 
 from handlers.elements import TorchModelHandler, example_bytes, failure_of
-from handlers.errors import BrokenModelError, TorchbeamError, UsageError
+from handlers.errors import BrokenModelError, UsageError
 from handlers.failures import FailedPrediction, failed_prediction
+from transforms.pickled_coder import PickledCoder
 
 _DEAD_LETTERS = "dead_letters"
+
+Arguments = dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -99,31 +103,41 @@ class RunTorchInference(beam.PTransform[Any, Any]):
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def expand(self, examples: PCollection[Any]) -> Inferences:
-        """RunInference on batches → split."""
+        """Batches → RunInference → split."""
         if self.handler.should_skip_batching():
             raise UsageError("RunTorchInference makes batches itself; leave with_no_batching out, or use RunInference")
         outputs = (
             examples
+            | "Batch" >> beam.BatchElements(**self.handler.batch_elements_kwargs()).with_output_types(_Batch)
             | "RunInference"
             >> RunInference(
                 _BatchHandler(self.handler),
                 inference_args=None if self.inference_args is None else dict(self.inference_args),
                 metrics_namespace=self.metrics_namespace,
                 **self.options,
-            )
-            | "Split" >> beam.FlatMap(_split_batch).with_outputs(_DEAD_LETTERS, main="predictions")
+            ).with_output_types(_Batch)
+            | "Split" >> beam.FlatMap(lambda batch: batch).with_outputs(_DEAD_LETTERS, main="predictions")
         )
         return Inferences(outputs.predictions, outputs[_DEAD_LETTERS])
 
 
-@dataclass(frozen=True)
-class _Batch:
-    predictions: list[Any]
-    dead_letters: list[DeadLetter]
+class _Batch(list[Any]):
+    """The type of a list of elements, for Beam to know its coder; a dead letter among them is a `TaggedOutput`."""
 
 
-class _BatchHandler(ModelHandler[Any, _Batch, Any]):
-    """A handler with its functions around it, that gives one `_Batch` for all elements it is given."""
+class _BatchCoder(PickledCoder):
+    """The steps that pass batches are fused. A batch counts as many times its first element."""
+
+    def estimate_size(self, value: Sequence[Any]) -> int:
+        return len(value) * int(_ELEMENT_CODER.estimate_size(value[0])) if value else 0
+
+
+_ELEMENT_CODER = beam.coders.FastPrimitivesCoder()
+registry.register_coder(_Batch, _BatchCoder)
+
+
+class _BatchHandler(ModelHandler[Any, list[Any], Any]):
+    """A handler with its functions around it: from a list of elements to the one list of what comes of them."""
 
     def __init__(self, handler: ModelHandler[Any, Any, Any]) -> None:
         self._before = _one_after_the_other(list(handler.get_preprocess_fns()))
@@ -132,7 +146,6 @@ class _BatchHandler(ModelHandler[Any, _Batch, Any]):
         while hasattr(core, "_base"):  # Beam's wrappers for the functions, whose work is done here
             core = core._base
         self._core = core
-        self._maybe_keyed = isinstance(core, TorchModelHandler)
         self._by_key = isinstance(core, KeyedModelHandler) and not core._single_model
         self._env_vars = getattr(handler, "_env_vars", {})
         self._plain = core if isinstance(core, TorchModelHandler) else getattr(core, "_unkeyed", core)
@@ -142,56 +155,54 @@ class _BatchHandler(ModelHandler[Any, _Batch, Any]):
 
     def run_inference(
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
-    ) -> Iterable[_Batch]:
-        done = _Batch([], [])
-        elements, inputs = _apply(self._before, batch, batch, "preprocess", done)
-        if not inputs:
-            return [done]
+    ) -> Iterable[list[Any]]:
+        dead: list[DeadLetter] = []
+        score = self._by_model if isinstance(self._core, TorchModelHandler) else self._by_wrapper
+        elements, inputs = _apply(self._before, batch, batch, "preprocess", dead)
+        results: Iterable[Any] = []
+        if inputs:
+            elements, results = score(elements, inputs, model, inference_args, dead)
+        _, predictions = _apply(self._after, elements, results, "postprocess", dead)
+        return [predictions + [beam.pvalue.TaggedOutput(_DEAD_LETTERS, letter) for letter in dead]]
+
+    def _by_model(
+        self, elements: Sequence[Any], inputs: list[Any], model: Any, arguments: Arguments, dead: list[DeadLetter]
+    ) -> tuple[Sequence[Any], Iterable[Any]]:
+        """Elements and results of what could be scored, without the keys that some may have."""
+        examples = [element[1] if _is_pair(element) else element for element in inputs]
+        answers = self._core.answers(examples, model, arguments)
+        results = (
+            result if example is element else (element[0], result)
+            for element, example, result in zip(inputs, examples, self._core.results(examples, answers), strict=True)
+        )
+        return (elements, results) if answers.all_by_model else _good(elements, results, dead)
+
+    def _by_wrapper(
+        self, elements: Sequence[Any], inputs: list[Any], model: Any, arguments: Arguments, dead: list[DeadLetter]
+    ) -> tuple[Sequence[Any], Iterable[Any]]:
+        """The same by one of Beam's handlers around ours; one with a model a key gives its results sorted by key."""
+        places: dict[Any, list[int]] = defaultdict(list)
+        for place, element in enumerate(inputs):
+            places[element[0] if self._by_key else None].append(place)
         origins: list[Any] = []
         results: list[Any] = []
-        for places in self._groups(inputs):
-            part = [inputs[place] for place in places]
-            found = self._run(part, model, inference_args)
+        for key, chosen in places.items():
+            part = [inputs[place] for place in chosen]
+            try:
+                found = list(self._core.run_inference(part, model, arguments))
+            except KeyError:
+                if not self._by_key or key in self._core._key_to_id_map:
+                    raise
+                failure = FailedPrediction("forward", "KeyError", f"no model is mapped to the key {key!r}")
+                found = [(key, PredictionResult(example, failure)) for _, example in part]
             if len(found) != len(part):
                 raise BrokenModelError(f"the handler gave {len(found)} results for {len(part)} examples")
-            origins += [elements[place] for place in places]
+            origins += [elements[place] for place in chosen]
             results += found
-        if any(map(failure_of, results)):
-            pairs = list(zip(origins, results, strict=True))
-            for origin, result in pairs:
-                if failure := failure_of(result):
-                    done.dead_letters.append(_dead_letter(origin, failure, _model_id(result)))
-            pairs = [pair for pair in pairs if not failure_of(pair[1])]
-            origins, results = [origin for origin, _ in pairs], [result for _, result in pairs]
-        _, predictions = _apply(self._after, origins, results, "postprocess", done)
-        done.predictions.extend(predictions)
-        return [done]
+        return _good(origins, results, dead)
 
-    def _groups(self, inputs: Sequence[Any]) -> Iterable[Sequence[int]]:
-        """Elements that are run together: those with and those without a key, or those of one key.
-
-        (A handler with a model a key gives its results sorted by key.)
-        """
-        if not self._by_key and (not self._maybe_keyed or len(set(map(_is_pair, inputs))) == 1):
-            return [range(len(inputs))]
-        places = defaultdict(list)
-        for place, element in enumerate(inputs):
-            places[element[0] if self._by_key else _is_pair(element)].append(place)
-        return places.values()
-
-    def _run(self, elements: list[Any], model: Any, inference_args: dict[str, Any] | None) -> list[Any]:
-        try:
-            if self._maybe_keyed and _is_pair(elements[0]):
-                keys, examples = zip(*elements, strict=True)
-                return list(zip(keys, self._core.run_inference(examples, model, inference_args), strict=True))
-            return list(self._core.run_inference(elements, model, inference_args))
-        except TorchbeamError:
-            raise
-        except KeyError:
-            if not self._by_key or elements[0][0] in self._core._key_to_id_map:
-                raise
-            failure = FailedPrediction("forward", "KeyError", f"no model is mapped to the key {elements[0][0]!r}")
-            return [(key, PredictionResult(example, failure)) for key, example in elements]
+    def should_skip_batching(self) -> bool:
+        return True  # RunTorchInference has made the batches
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         return len(batch) * example_bytes(batch[0][1] if _is_pair(batch[0]) else batch[0]) if batch else 0
@@ -201,9 +212,6 @@ class _BatchHandler(ModelHandler[Any, _Batch, Any]):
 
     def get_resource_hints(self) -> dict[str, Any]:
         return dict(self._core.get_resource_hints())
-
-    def batch_elements_kwargs(self) -> Mapping[str, Any]:
-        return dict(self._core.batch_elements_kwargs())
 
     def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
         self._core.validate_inference_args(inference_args)
@@ -226,10 +234,18 @@ class _BatchHandler(ModelHandler[Any, _Batch, Any]):
         return bool(core.override_metrics(metrics_namespace))
 
 
-def _split_batch(batch: _Batch) -> Iterator[Any]:
-    yield from batch.predictions
-    for letter in batch.dead_letters:
-        yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, letter)
+def _good(
+    elements: Sequence[Any], results: Iterable[Any], dead: list[DeadLetter]
+) -> tuple[Sequence[Any], Iterable[Any]]:
+    """Elements and results without those that failed, which become dead letters."""
+    good: tuple[list[Any], list[Any]] = [], []
+    for element, result in zip(elements, results, strict=True):
+        if failure := failure_of(result):
+            dead.append(_dead_letter(element, failure, _model_id(result)))
+        else:
+            good[0].append(element)
+            good[1].append(result)
+    return good
 
 
 def _one_after_the_other(functions: Sequence[Callable[[Any], Any]]) -> Callable[[Any], Any] | None:
@@ -239,18 +255,23 @@ def _one_after_the_other(functions: Sequence[Callable[[Any], Any]]) -> Callable[
 
 
 def _apply(
-    function: Callable[[Any], Any] | None, origins: Sequence[Any], values: Sequence[Any], stage: str, done: _Batch
-) -> tuple[Sequence[Any], Sequence[Any]]:
+    function: Callable[[Any], Any] | None,
+    origins: Sequence[Any],
+    values: Iterable[Any],
+    stage: str,
+    dead: list[DeadLetter],
+) -> tuple[Sequence[Any], list[Any]]:
     """Runs `function` on each of `values`; gives the origins and results of those that went well."""
     if function is None:
-        return origins, values
+        return origins, list(values)
     results: list[Any] = []
-    failed = set()
-    for place, value in enumerate(values):
+    failed: set[int] = set()
+    for value in values:
         try:
             results.append(function(value))
         except Exception as error:
-            done.dead_letters.append(_dead_letter(origins[place], failed_prediction(stage, error), _model_id(value)))
+            place = len(results) + len(failed)
+            dead.append(_dead_letter(origins[place], failed_prediction(stage, error), _model_id(value)))
             failed.add(place)
     return [origin for place, origin in enumerate(origins) if place not in failed] if failed else origins, results
 

@@ -380,6 +380,7 @@ def test_what_an_example_weighs():
 
     least = elements.BATCH_BYTES // elements.BATCH_EXAMPLES
     assert elements._weight({"a": 1.0, "b": None, "c": 3}) == least
+    assert elements._weight({"a": 1.0, "name": "x" * 10_000, "b": None}) == 10_000 + 2 * elements.NUMBER_BYTES
     assert elements._weight({"id": 1, "image": np.zeros(250_000, np.float32)}) == 1_000_032
     assert elements._weight([0.0] * 100_000) == 100_000 * elements.NUMBER_BYTES
     assert elements._weight({"words": [["ab"] * 1000] * 10}) == 20_000

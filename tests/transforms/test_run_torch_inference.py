@@ -3,12 +3,14 @@
 import apache_beam as beam
 import pytest
 import torch
+from apache_beam.coders.typecoders import registry
 from apache_beam.ml.inference.base import KeyedModelHandler, KeyModelMapping, ModelMetadata, RunInference
 from apache_beam.testing.util import assert_that
 
 from handlers import StateDict, TorchModelHandler
 from handlers.errors import BrokenModelError, UsageError
-from transforms import RunTorchInference, SplitFailures
+from transforms import RunTorchInference, SplitFailures, run_torch_inference
+from transforms.run_torch_inference import DeadLetter
 
 BAD = {0: "forward", 1: "forward", 99: "forward", 500: "forward", 501: "forward", 777: "preprocess", 999: "postprocess"}
 
@@ -170,3 +172,45 @@ def test_batches_of_which_the_first_is_empty(source):
     with beam.Pipeline(runner="FnApiRunner") as pipeline:
         found = pipeline | beam.Create([torch.ones(1), torch.zeros(1)]) | RunTorchInference(handler)
         assert_that(found.predictions | beam.Map(lambda result: result.inference.item()), check([0.0, 2.0]))
+
+
+class Costly:
+    """An example that counts how often it is pickled."""
+
+    pickled = 0
+
+    def __reduce__(self):
+        Costly.pickled += 1
+        return Costly, ()
+
+
+def test_batches_are_measured_by_their_first_element(source):
+    """Beam measures a share of all batches; by default it would pickle all elements in them."""
+    Costly.pickled = 0
+    handler = TorchModelHandler(
+        source, collate=lambda examples: {"x": torch.ones(len(examples), 1)}, min_batch_size=200, max_batch_size=200
+    )
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        examples = pipeline | beam.Create([4000]) | beam.FlatMap(lambda count: [Costly() for _ in range(count)])
+        found = examples | RunTorchInference(handler)
+        assert_that(found.predictions | beam.combiners.Count.Globally(), check([4000]))
+    assert 0 < Costly.pickled < 1000
+
+
+@pytest.mark.parametrize("option", ["runtime_type_check", "performance_runtime_type_check"])
+def test_under_the_type_checks_of_beam(source, option):
+    options = beam.options.pipeline_options.PipelineOptions(**{option: True})
+    with beam.Pipeline(runner="FnApiRunner", options=options) as pipeline:
+        elements = pipeline | beam.Create([("a", torch.ones(1)), ("b", torch.tensor([1e6]))])
+        found = elements | RunTorchInference(TorchModelHandler(source))
+        assert_that(found.predictions | beam.Map(lambda pair: pair[1].inference.item()), check([2.0]), "good")
+        assert_that(found.dead_letters | beam.Map(lambda dead: dead.key), check(["b"]), "dead")
+
+
+def test_a_batch_may_be_encoded_where_a_runner_sets_the_steps_apart():
+    coder = registry.get_coder(run_torch_inference._Batch)
+    batch = [("a", torch.ones(2)), beam.pvalue.TaggedOutput("dead_letters", DeadLetter("b", 1, "forward", "E", "m"))]
+    (key, tensor), dead = coder.decode(coder.encode(batch))
+    assert (key, tensor.tolist(), dead.tag, dead.value) == ("a", [1.0, 1.0], "dead_letters", batch[1].value)
+    assert coder.estimate_size([]) == 0
+    assert coder.estimate_size([b"x" * 100] * 50) == pytest.approx(5000, rel=0.1)
