@@ -140,6 +140,8 @@ class TorchModelHandler(MeteredHandler[Any, PredictionResult, ExampleScorer]):
             BrokenModelError: where the model gives another number of rows than it was given.
         """
         examples = list(batch)
+        if not examples:  # BatchElements begins a bundle with an empty batch where its first element is a full one
+            return []
         return list(self.results(examples, self.answers(examples, model, inference_args)))
 
     def answers(

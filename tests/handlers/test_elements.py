@@ -375,6 +375,11 @@ def test_large_examples_are_never_in_an_empty_batch(line):
     assert elements._weight({"a": 1.0}) == elements.BATCH_BYTES // elements.BATCH_EXAMPLES
 
 
+def test_an_empty_batch_is_not_collated(line):
+    handler = TorchModelHandler(line, collate=torch.stack)
+    assert handler.run_inference([], handler.load_model()) == []
+
+
 def test_what_an_example_weighs():
     import handlers.elements as elements
 
