@@ -8,7 +8,7 @@
 
 Examples of unequal shape or dtype never meet in one tensor: those whose lengths differ along the first axis are padded
 where there is a `Padding`, and all others form groups of one shape and dtype, which go through the model one after the
-other. What becomes of an example does not depend on those beside it.
+other. Whether an example can be scored, and its answer, do not depend on those beside it.
 """
 
 from __future__ import annotations
@@ -266,7 +266,7 @@ def _sequences(rows: Sequence[Mapping[str, torch.Tensor]], padding: Padding | No
 
 def _no_example(example: Any) -> FailedPrediction:
     kind = type(example).__name__
-    if isinstance(example, tuple):
+    if isinstance(example, tuple) and len(example) == 2:
         what = "a (key, example) pair; wrap the handler in KeyedModelHandler"
     elif not isinstance(example, Mapping):
         what = "none"
@@ -277,16 +277,21 @@ def _no_example(example: Any) -> FailedPrediction:
 
 
 def _stack(values: list[Any]) -> torch.Tensor:
-    """`values` as one tensor; raises `TypeError` where their dtypes differ, which torch and numpy would make alike."""
+    """`values` as one dense tensor; raises `TypeError` where dtypes differ, which torch and numpy would make alike."""
     if not isinstance(values[0], torch.Tensor):
         values = [np.asarray(value) for value in values]
     if len({value.dtype for value in values}) > 1:
         raise TypeError("the examples have different dtypes")
-    return torch.stack(values) if isinstance(values[0], torch.Tensor) else torch.from_numpy(np.stack(values))
+    return _tensor(torch.stack(values) if isinstance(values[0], torch.Tensor) else np.stack(values))
 
 
 def _tensor(value: Any) -> torch.Tensor:
-    return value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+    """`value` as a dense tensor; raises `TypeError` where it is a sparse or nested one, which has no rows of one size."""
+    tensor = value if isinstance(value, torch.Tensor) else torch.from_numpy(np.array(value))
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
+        raise TypeError(f"the example is a {kind} tensor; examples must be dense ones, as tensor.to_dense() makes them")
+    return tensor
 
 
 def _take(value: torch.Tensor | Ragged, rows: np.ndarray) -> torch.Tensor | Ragged:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import functools
 import os
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import repeat, starmap
 from operator import countOf
 from types import NoneType
 from typing import Any, TypedDict, TypeVar, Unpack
 
-import torch
 from apache_beam.ml.inference.base import PredictionResult
 
 from handlers.base import MeteredHandler
@@ -133,21 +133,15 @@ class TorchModelHandler(MeteredHandler[Any, PredictionResult, ExampleScorer]):
 
     def run_inference(
         self, batch: Sequence[Any], model: ExampleScorer, inference_args: dict[str, Any] | None = None
-    ) -> list[PredictionResult]:
+    ) -> Iterable[PredictionResult]:
         """One result for every example of `batch`, in order.
 
         Raises:
             BrokenModelError: where the model gives another number of rows than it was given.
         """
         examples = list(batch)
-        if not examples:  # BatchElements begins a bundle with an empty batch where its first element is a full one
+        if not examples:  # BatchElements begins a bundle with an empty batch where its first element is too large
             return []
-        return list(self.results(examples, self.answers(examples, model, inference_args)))
-
-    def answers(
-        self, examples: Sequence[Any], model: ExampleScorer, inference_args: Mapping[str, Any] | None = None
-    ) -> Answers:
-        """What becomes of `examples`; counted in the metrics. Raises as `run_inference` does."""
         try:
             answers = self._score(model, examples, inference_args)
         except DeviceLostError:
@@ -156,29 +150,14 @@ class TorchModelHandler(MeteredHandler[Any, PredictionResult, ExampleScorer]):
         failed = answers.failed_by_stage()
         self._metrics.loaded(answers.load)
         self._metrics.batch(len(examples), len(examples) - failed.total(), failed, answers.stats)
-        return answers
+        return Results(examples, answers, self._keep_example)
 
-    def _score(self, model: Any, examples: Sequence[Any], arguments: Mapping[str, Any] | None) -> Answers:
+    def _score(self, model: Any, examples: list[Any], arguments: dict[str, Any] | None) -> Answers:
         if isinstance(model, ExampleScorer):
             return model.score(examples, arguments)
         call = pickle.dumps((examples, arguments), protocol=5)
         answers: Answers = pickle.loads(model.score_pickled(call))  # noqa: S301 - from a process of this pipeline
         return answers
-
-    def results(self, examples: Sequence[Any], answers: Answers) -> Iterator[PredictionResult]:
-        """One result for every example, in order, each made when it is asked for: few are held at once."""
-        model_id, keep = answers.model_id, self._keep_example
-        if answers.all_by_model:  # the common case, at a third of the cost
-            kept = examples if keep else repeat(None, len(examples))
-            return map(_result, zip(kept, answers.in_order(), repeat(model_id, len(examples)), strict=True))
-
-        def result(example: Any, answer: Any) -> PredictionResult:
-            if isinstance(answer, PredictionResult):  # of an inference_fn
-                return answer if keep else PredictionResult(None, answer.inference, answer.model_id)
-            kept_example = example if keep or isinstance(answer, FailedPrediction) else None
-            return PredictionResult(kept_example, answer, model_id)
-
-        return starmap(result, zip(examples, answers.in_order(), strict=True))
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         """About how many bytes the examples take, by the first of them (Beam's own pickles the whole batch to know)."""
@@ -188,6 +167,43 @@ class TorchModelHandler(MeteredHandler[Any, PredictionResult, ExampleScorer]):
         """Refuses, before the pipeline runs, what cannot be keyword arguments."""
         if inference_args and not all(isinstance(name, str) for name in inference_args):
             raise UsageError("inference_args must be keyword arguments of the model's forward, by name")
+
+
+@dataclass(frozen=True, eq=False)
+class Results(Iterable[PredictionResult]):
+    """The results of a batch, in order. Each is made when it is asked for, so that not all need be held at once.
+
+    Attributes:
+        examples: the batch.
+        answers: what became of it.
+        keep_example: whether a result carries its example; a failed one always does.
+    """
+
+    examples: list[Any]
+    answers: Answers
+    keep_example: bool
+
+    @property
+    def none_failed(self) -> bool:
+        """Whether all are known to be predictions."""
+        return self.answers.all_by_model
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __iter__(self) -> Iterator[PredictionResult]:
+        model_id, found = self.answers.model_id, self.answers.in_order()
+        if self.none_failed:  # the common case, at a third of the cost
+            kept = self.examples if self.keep_example else repeat(None, len(self))
+            return map(_result, zip(kept, found, repeat(model_id, len(self)), strict=True))
+        return starmap(self._either, zip(self.examples, found, strict=True))
+
+    def _either(self, example: Any, answer: Any) -> PredictionResult:
+        model_id: str | None = self.answers.model_id
+        if isinstance(answer, PredictionResult):  # of an inference_fn
+            example, answer, model_id = answer
+        keep = self.keep_example or isinstance(answer, FailedPrediction)
+        return PredictionResult(example if keep else None, answer, model_id)
 
 
 _result = functools.partial(tuple.__new__, PredictionResult)  # its _make, at half the cost
@@ -218,14 +234,14 @@ def example_bytes(example: Any) -> int:
         return NUMBER_BYTES
     if isinstance(example, str | bytes):
         return len(example)
-    if isinstance(example, torch.Tensor):
-        return example.nbytes
     if isinstance(example, Mapping):
-        others = [value for value in example.values() if type(value) not in _NUMBERS]
-        return NUMBER_BYTES * (len(example) - len(others)) + sum(map(example_bytes, others))
+        return sum(map(example_bytes, example.values()))
     if isinstance(example, list | tuple):
         return len(example) * example_bytes(example[0]) if example else 0
-    return int(getattr(example, "nbytes", NUMBER_BYTES))
+    try:
+        return int(example.nbytes)
+    except Exception:  # of a kind that has none, such as a sparse tensor
+        return NUMBER_BYTES
 
 
 def _weight(element: Any) -> int:
@@ -233,8 +249,9 @@ def _weight(element: Any) -> int:
     if type(element) is tuple and len(element) == 2:
         element = element[1]
     if type(element) is dict and len(element) <= _LEAST // NUMBER_BYTES:
-        values = element.values()  # every element is looked at, and rows of floats are the common case
-        if countOf(map(type, values), float) == len(values):
+        # Every element is looked at, and rows of plain numbers, most of all floats, are the common case.
+        values = element.values()
+        if countOf(map(type, values), float) == len(values) or _NUMBERS.issuperset(map(type, values)):
             return _LEAST
     size = example_bytes(element)
     return _LEAST if size <= _LEAST else min(BATCH_BYTES, size)

@@ -129,7 +129,7 @@ class Answers:
         return not self.failures and not self.results
 
     def in_order(self) -> Iterable[Any]:
-        """An answer or a `FailedPrediction` for every example, in order, each made when it is asked for."""
+        """An answer or a `FailedPrediction` for every example, in order."""
         if len(self.parts) == 1 and len(self.parts[0].places) == self.count:  # the common case
             return self.parts[0].answers()
         answers: list[Any] = [_MISSING] * self.count

@@ -9,23 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import apache_beam as beam
-from apache_beam.coders.typecoders import registry
 from apache_beam.ml.inference.base import (
     KeyedModelHandler,
+    MaybeKeyedModelHandler,
     ModelHandler,
     PredictionResult,
     RunInference,
 )
 from apache_beam.pvalue import PCollection
 
-from handlers.elements import TorchModelHandler, example_bytes, failure_of
+from handlers.elements import Results, TorchModelHandler, example_bytes, failure_of
 from handlers.errors import BrokenModelError, UsageError
 from handlers.failures import FailedPrediction, failed_prediction
-from transforms.pickled_coder import PickledCoder
+from transforms.batch_coder import Batch
 
 _DEAD_LETTERS = "dead_letters"
-
-Arguments = dict[str, Any] | None
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,8 @@ class RunTorchInference(beam.PTransform[Any, Any]):
         handler: a `TorchModelHandler`, alone or in Beam's wrappers; alone it takes examples with and without keys.
         inference_args: further keyword arguments of the model's `forward`.
         metrics_namespace: for the metrics of this step.
-        options: further keyword arguments of Beam's `RunInference`, such as `model_metadata_pcoll`.
+        options: further keyword arguments of Beam's `RunInference`, such as `model_metadata_pcoll`. A
+            `monitoring_transform` is given lists, each of all that came of a batch.
     """
 
     handler: ModelHandler[Any, Any, Any]
@@ -106,38 +105,28 @@ class RunTorchInference(beam.PTransform[Any, Any]):
         """Batches → RunInference → split."""
         if self.handler.should_skip_batching():
             raise UsageError("RunTorchInference makes batches itself; leave with_no_batching out, or use RunInference")
+        batches = beam.BatchElements(**self.handler.batch_elements_kwargs())
         outputs = (
             examples
-            | "Batch" >> beam.BatchElements(**self.handler.batch_elements_kwargs()).with_output_types(_Batch)
+            | "Batch" >> batches.with_output_types(Batch(examples.element_type or Any))
             | "RunInference"
             >> RunInference(
                 _BatchHandler(self.handler),
                 inference_args=None if self.inference_args is None else dict(self.inference_args),
                 metrics_namespace=self.metrics_namespace,
                 **self.options,
-            ).with_output_types(_Batch)
+            ).with_output_types(Batch(Any))
             | "Split" >> beam.FlatMap(lambda batch: batch).with_outputs(_DEAD_LETTERS, main="predictions")
         )
         return Inferences(outputs.predictions, outputs[_DEAD_LETTERS])
 
 
-class _Batch(list[Any]):
-    """The type of a list of elements, for Beam to know its coder; a dead letter among them is a `TaggedOutput`."""
-
-
-class _BatchCoder(PickledCoder):
-    """The steps that pass batches are fused. A batch counts as many times its first element."""
-
-    def estimate_size(self, value: Sequence[Any]) -> int:
-        return len(value) * int(_ELEMENT_CODER.estimate_size(value[0])) if value else 0
-
-
-_ELEMENT_CODER = beam.coders.FastPrimitivesCoder()
-registry.register_coder(_Batch, _BatchCoder)
-
-
 class _BatchHandler(ModelHandler[Any, list[Any], Any]):
-    """A handler with its functions around it: from a list of elements to the one list of what comes of them."""
+    """A handler with its functions around it: from a list of elements to the one list of what comes of them.
+
+    Dead letters are in that list as `TaggedOutput`. Keys are taken off before the model and put back after it, where
+    none of Beam's handlers has more to do with them.
+    """
 
     def __init__(self, handler: ModelHandler[Any, Any, Any]) -> None:
         self._before = _one_after_the_other(list(handler.get_preprocess_fns()))
@@ -145,10 +134,13 @@ class _BatchHandler(ModelHandler[Any, list[Any], Any]):
         core: Any = handler
         while hasattr(core, "_base"):  # Beam's wrappers for the functions, whose work is done here
             core = core._base
-        self._core = core
+        self._needs_key = isinstance(core, KeyedModelHandler)
         self._by_key = isinstance(core, KeyedModelHandler) and not core._single_model
+        self._takes_key = isinstance(core, TorchModelHandler)
+        if type(core) in (KeyedModelHandler, MaybeKeyedModelHandler) and not self._by_key:
+            core, self._takes_key = core._unkeyed, True
+        self._core = core
         self._env_vars = getattr(handler, "_env_vars", {})
-        self._plain = core if isinstance(core, TorchModelHandler) else getattr(core, "_unkeyed", core)
 
     def load_model(self) -> Any:
         return self._core.load_model()
@@ -157,49 +149,49 @@ class _BatchHandler(ModelHandler[Any, list[Any], Any]):
         self, batch: Sequence[Any], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[list[Any]]:
         dead: list[DeadLetter] = []
-        score = self._by_model if isinstance(self._core, TorchModelHandler) else self._by_wrapper
         elements, inputs = _apply(self._before, batch, batch, "preprocess", dead)
-        results: Iterable[Any] = []
-        if inputs:
-            elements, results = score(elements, inputs, model, inference_args, dead)
+        results, none_failed = self._score(inputs, model, inference_args)
+        if not none_failed:
+            elements, results = _good(elements, results, dead)
         _, predictions = _apply(self._after, elements, results, "postprocess", dead)
         return [predictions + [beam.pvalue.TaggedOutput(_DEAD_LETTERS, letter) for letter in dead]]
 
-    def _by_model(
-        self, elements: Sequence[Any], inputs: list[Any], model: Any, arguments: Arguments, dead: list[DeadLetter]
-    ) -> tuple[Sequence[Any], Iterable[Any]]:
-        """Elements and results of what could be scored, without the keys that some may have."""
-        examples = [element[1] if _is_pair(element) else element for element in inputs]
-        answers = self._core.answers(examples, model, arguments)
-        results = (
-            result if example is element else (element[0], result)
-            for element, example, result in zip(inputs, examples, self._core.results(examples, answers), strict=True)
-        )
-        return (elements, results) if answers.all_by_model else _good(elements, results, dead)
-
-    def _by_wrapper(
-        self, elements: Sequence[Any], inputs: list[Any], model: Any, arguments: Arguments, dead: list[DeadLetter]
-    ) -> tuple[Sequence[Any], Iterable[Any]]:
-        """The same by one of Beam's handlers around ours; one with a model a key gives its results sorted by key."""
-        places: dict[Any, list[int]] = defaultdict(list)
+    def _score(self, inputs: list[Any], model: Any, arguments: dict[str, Any] | None) -> tuple[Iterable[Any], bool]:
+        """Results in the order of `inputs`, and whether all are known to be predictions."""
+        if not inputs:
+            return [], True
+        if not self._needs_key or (not self._by_key and all(map(_is_pair, inputs))):
+            return self._run(inputs, model, arguments)
+        results = [None if _is_pair(element) else _without_key(element) for element in inputs]
+        places: dict[Any, list[int]] = defaultdict(list)  # a handler with a model a key gives its results sorted by key
         for place, element in enumerate(inputs):
-            places[element[0] if self._by_key else None].append(place)
-        origins: list[Any] = []
-        results: list[Any] = []
+            if _is_pair(element):
+                places[element[0] if self._by_key else None].append(place)
         for key, chosen in places.items():
             part = [inputs[place] for place in chosen]
             try:
-                found = list(self._core.run_inference(part, model, arguments))
+                found, _ = self._run(part, model, arguments)
             except KeyError:
                 if not self._by_key or key in self._core._key_to_id_map:
                     raise
                 failure = FailedPrediction("forward", "KeyError", f"no model is mapped to the key {key!r}")
                 found = [(key, PredictionResult(example, failure)) for _, example in part]
-            if len(found) != len(part):
-                raise BrokenModelError(f"the handler gave {len(found)} results for {len(part)} examples")
-            origins += [elements[place] for place in chosen]
-            results += found
-        return _good(origins, results, dead)
+            for place, result in zip(chosen, found, strict=True):
+                results[place] = result
+        return results, False
+
+    def _run(self, inputs: list[Any], model: Any, arguments: dict[str, Any] | None) -> tuple[Iterable[Any], bool]:
+        examples = [each[1] if _is_pair(each) else each for each in inputs] if self._takes_key else inputs
+        found = self._core.run_inference(examples, model, arguments)
+        if not isinstance(found, Results):
+            found = list(found)
+        if len(found) != len(inputs):
+            raise BrokenModelError(f"the handler gave {len(found)} results for {len(inputs)} examples")
+        results = (
+            result if example is each else (each[0], result)
+            for each, example, result in zip(inputs, examples, found, strict=True)
+        )
+        return results, isinstance(found, Results) and found.none_failed
 
     def should_skip_batching(self) -> bool:
         return True  # RunTorchInference has made the batches
@@ -229,9 +221,12 @@ class _BatchHandler(ModelHandler[Any, list[Any], Any]):
         return int(self._core.model_copies())
 
     def override_metrics(self, metrics_namespace: str = "") -> bool:
-        # MaybeKeyedModelHandler does not hand this on.
-        core = self._plain if isinstance(self._plain, TorchModelHandler) else self._core
-        return bool(core.override_metrics(metrics_namespace))
+        return bool(self._core.override_metrics(metrics_namespace))
+
+
+def _without_key(element: Any) -> PredictionResult:
+    message = f"KeyedModelHandler takes (key, example) pairs; this {type(element).__name__} is none"
+    return PredictionResult(element, FailedPrediction("encode", "WrongType", message))
 
 
 def _good(

@@ -1,16 +1,24 @@
 """1,000 examples, 7 of them bad: 993 results and 7 dead letters, whatever the batch size."""
 
+from threading import Lock
+
 import apache_beam as beam
 import pytest
 import torch
 from apache_beam.coders.typecoders import registry
-from apache_beam.ml.inference.base import KeyedModelHandler, KeyModelMapping, ModelMetadata, RunInference
+from apache_beam.ml.inference.base import (
+    KeyedModelHandler,
+    KeyModelMapping,
+    MaybeKeyedModelHandler,
+    ModelMetadata,
+    RunInference,
+)
+from apache_beam.ml.inference.pytorch_inference import PytorchModelHandlerTensor
 from apache_beam.testing.util import assert_that
 
-from handlers import StateDict, TorchModelHandler
+from handlers import ResourceHints, StateDict, TorchModelHandler
 from handlers.errors import BrokenModelError, UsageError
-from transforms import RunTorchInference, SplitFailures, run_torch_inference
-from transforms.run_torch_inference import DeadLetter
+from transforms import RunTorchInference, SplitFailures
 
 BAD = {0: "forward", 1: "forward", 99: "forward", 500: "forward", 501: "forward", 777: "preprocess", 999: "postprocess"}
 
@@ -174,6 +182,24 @@ def test_batches_of_which_the_first_is_empty(source):
         assert_that(found.predictions | beam.Map(lambda result: result.inference.item()), check([0.0, 2.0]))
 
 
+class Held:
+    """Can be encoded by the coder of its own only."""
+
+    def __init__(self, value):
+        self.value, self.lock = value, Lock()
+
+
+class HeldCoder(beam.coders.Coder):
+    def encode(self, value):
+        return str(value.value).encode()
+
+    def decode(self, encoded):
+        return Held(float(encoded))
+
+    def is_deterministic(self):
+        return True
+
+
 class Costly:
     """An example that counts how often it is pickled."""
 
@@ -207,10 +233,81 @@ def test_under_the_type_checks_of_beam(source, option):
         assert_that(found.dead_letters | beam.Map(lambda dead: dead.key), check(["b"]), "dead")
 
 
-def test_a_batch_may_be_encoded_where_a_runner_sets_the_steps_apart():
-    coder = registry.get_coder(run_torch_inference._Batch)
-    batch = [("a", torch.ones(2)), beam.pvalue.TaggedOutput("dead_letters", DeadLetter("b", 1, "forward", "E", "m"))]
-    (key, tensor), dead = coder.decode(coder.encode(batch))
-    assert (key, tensor.tolist(), dead.tag, dead.value) == ("a", [1.0, 1.0], "dead_letters", batch[1].value)
-    assert coder.estimate_size([]) == 0
-    assert coder.estimate_size([b"x" * 100] * 50) == pytest.approx(5000, rel=0.1)
+@pytest.mark.parametrize("hinted", [False, True])  # hints set the step apart, and then batches are encoded
+@pytest.mark.parametrize("keyed", [False, True])
+def test_elements_that_only_their_own_coder_can_encode(source, hinted, keyed):
+    registry.register_coder(Held, HeldCoder)
+    hints = ResourceHints(min_ram="1GB") if hinted else None
+    handler = TorchModelHandler(source, hints=hints, keep_example=False)
+    handler = handler.with_preprocess_fn(lambda held: torch.tensor([held.value]))
+    elements = [1.0, 2.0]
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        held = pipeline | beam.Create(elements) | beam.Map(Held).with_output_types(Held)
+        if keyed:
+            held = held | beam.Map(lambda each: (str(each.value), each)).with_output_types(tuple[str, Held])
+            handler = TorchModelHandler(source, hints=hints, keep_example=False).with_preprocess_fn(
+                lambda pair: (pair[0], torch.tensor([pair[1].value]))
+            )
+        found = held | RunTorchInference(handler)
+        values = found.predictions | beam.Map(lambda each: (each[1] if keyed else each).inference.item())
+        assert_that(values, check([2.0, 4.0]))
+
+
+def test_the_pipeline_can_be_made_again_from_its_proto(source):
+    pipeline = beam.Pipeline(runner="FnApiRunner")
+    _ = pipeline | beam.Create([("k", torch.ones(1))]) | RunTorchInference(TorchModelHandler(source))
+    again = beam.Pipeline.from_runner_api(pipeline.to_runner_api(), pipeline.runner, pipeline._options)
+    assert again.run().wait_until_finish() == "DONE"
+
+
+class Scaled(TorchModelHandler):
+    """A handler of the user's, made of ours."""
+
+    def run_inference(self, batch, model, inference_args=None):
+        found = super().run_inference(batch, model, inference_args)
+        return [result._replace(inference=result.inference * 100) for result in found]
+
+
+@pytest.mark.parametrize("wrap", [lambda handler: handler, KeyedModelHandler, MaybeKeyedModelHandler])
+def test_a_handler_that_overrides_run_inference(source, wrap):
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        found = pipeline | beam.Create([("k", torch.ones(1))]) | RunTorchInference(wrap(Scaled(source)))
+        assert_that(
+            found.predictions | beam.Map(lambda pair: (pair[0], pair[1].inference.item())), check([("k", 200.0)])
+        )
+
+
+def test_a_handler_of_beams_own(source):
+    handler = KeyedModelHandler(PytorchModelHandlerTensor(source.path, Double))
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        found = pipeline | beam.Create([("k", torch.ones(1)), ("l", torch.zeros(1))]) | RunTorchInference(handler)
+        values = found.predictions | beam.Map(lambda pair: (pair[0], pair[1].inference.item()))
+        assert_that(values, check([("k", 2.0), ("l", 0.0)]))
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+def test_an_element_without_a_key_where_there_must_be_one(source, by_key):
+    handler = TorchModelHandler(source)
+    elements = [("a", torch.ones(1)), torch.zeros(1), "xyz", ("b", torch.ones(1))]
+    keyed = KeyedModelHandler([KeyModelMapping(["a", "b"], handler)] if by_key else handler)
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        found = pipeline | beam.Create([elements]) | beam.FlatMap(list) | RunTorchInference(keyed)
+        values = found.predictions | beam.Map(lambda pair: (pair[0], pair[1].inference.item()))
+        assert_that(values, check([("a", 2.0), ("b", 2.0)]), "good")
+        dead = found.dead_letters | beam.Map(lambda dead: (dead.key, dead.error_type, dead.message))
+        message = "KeyedModelHandler takes (key, example) pairs; this {} is none"
+        expected = [(None, "WrongType", message.format(kind)) for kind in ("Tensor", "str")]
+        assert_that(dead, check(expected), "dead")
+
+
+def test_a_sparse_tensor_is_a_dead_letter(source):
+    """It has no nbytes, so that weighing it must not fail either."""
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        examples = (
+            pipeline | beam.Create([2]) | beam.FlatMap(lambda size: [torch.eye(size).to_sparse(), torch.eye(size)])
+        )
+        found = examples | RunTorchInference(TorchModelHandler(source))
+        values = found.predictions | beam.Map(lambda result: result.inference.tolist())
+        assert_that(values, check([[[2.0, 0.0], [0.0, 2.0]]]), "good")
+        dead = found.dead_letters | beam.Map(lambda dead: (dead.stage, dead.error_type, dead.message.split(";")[0]))
+        assert_that(dead, check([("encode", "TypeError", "the example is a sparse_coo tensor")]), "dead")
