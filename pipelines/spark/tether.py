@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 # Between a SIGTERM and the SIGKILL to a program that does not heed it.
 GRACE_SECONDS = 10
@@ -39,6 +40,37 @@ def end_with_parent(end: Callable[[], object], parent: int) -> None:
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
+class EndedBySignal:
+    """A child of this process that is ended where a signal tells this one to end, also while the child is started.
+
+    Args:
+        end: ends the child.
+        signals: that tell to end.
+
+    Attributes:
+        told_to_end: whether one of them came.
+    """
+
+    def __init__(self, end: Callable[[subprocess.Popen[bytes]], object], *signals: signal.Signals) -> None:
+        self.told_to_end = False
+        self._end = end
+        self._child: subprocess.Popen[bytes] | None = None
+        for number in signals:
+            signal.signal(number, self._tell)
+
+    def _tell(self, *_: object) -> None:
+        self.told_to_end = True
+        if self._child is not None:
+            self._end(self._child)
+
+    def start(self, program: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Starts the child; `options` are those of `subprocess.Popen`."""
+        self._child = child = subprocess.Popen(program, **options)  # noqa: S603 - the caller's own
+        if self.told_to_end:
+            self._end(child)
+        return child
+
+
 def tether_command(program: Sequence[str], remove: str | Path = "") -> list[str]:
     """The command that runs a program which ends with this process; then the folder `remove` goes, too."""
     # This file, not a module by its name: another may be found where the program runs.
@@ -55,34 +87,22 @@ def run(parent: int, remove: str, program: Sequence[str]) -> int:
         remove: a folder that is removed where that process is gone; nobody else would. May be empty.
         program: the program and its arguments.
     """
-    child: subprocess.Popen[bytes] | None = None
-    told_to_end = False
 
-    def end(*_: object) -> None:
-        nonlocal told_to_end
-        told_to_end = True
-        if child is not None:
-            child.terminate()
-            signal.alarm(GRACE_SECONDS)
+    def end(child: subprocess.Popen[bytes]) -> None:
+        signal.signal(signal.SIGALRM, lambda *_: child.kill())
+        child.terminate()
+        signal.alarm(GRACE_SECONDS)
 
-    def kill(*_: object) -> None:
-        if child is not None:
-            child.kill()
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGALRM, kill)
-    child = started = subprocess.Popen(program)  # noqa: S603 - the caller's own
-    if told_to_end:  # while it was started
-        end()
+    child = EndedBySignal(end, signal.SIGTERM).start(program)
 
     def end_and_remove() -> None:
-        started.kill()
-        started.wait()
+        child.kill()
+        child.wait()
         if remove:
             shutil.rmtree(remove, ignore_errors=True)
 
     end_with_parent(end_and_remove, parent)
-    code = started.wait()
+    code = child.wait()
     if os.getppid() != parent:
         end_and_remove()
     return code

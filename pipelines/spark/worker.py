@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.spark.tether import end_with_parent
+from pipelines.spark.tether import EndedBySignal, end_with_parent
 
 # The watcher imports nothing but the standard library while all is well: there may be many on a host.
 
@@ -84,20 +84,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _watch(boot: Boot, arguments: Sequence[str], executor: int, folder: str) -> int:
     """Runs the worker itself, which may be killed at any time: its folder is not its own to remove."""
-    child: subprocess.Popen[bytes] | None = None
-    told_to_end = False
-
-    def end(*_: object) -> None:
-        nonlocal told_to_end
-        told_to_end = True
-        if child is not None:
-            child.kill()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
+    child = EndedBySignal(subprocess.Popen.kill, signal.SIGTERM, signal.SIGINT)
     started, started_in_child = os.pipe()
     own = {STARTED_FD: str(started_in_child), EXECUTOR: str(executor), WATCHER: str(os.getpid()), FOLDER: folder}
-    child = worker = subprocess.Popen(  # noqa: S603 - this module, with the arguments of the runner
+    worker = child.start(
         # -P: the folder that it is started in may hold a package of the same name as ours
         [sys.executable, "-P", "-m", "pipelines.spark.worker", *arguments],
         stderr=subprocess.PIPE,
@@ -105,8 +95,6 @@ def _watch(boot: Boot, arguments: Sequence[str], executor: int, folder: str) -> 
         env=os.environ | own,
     )
     os.close(started_in_child)
-    if told_to_end:  # while it was started
-        worker.kill()
 
     def end_with_executor() -> None:
         worker.kill()
@@ -123,7 +111,7 @@ def _watch(boot: Boot, arguments: Sequence[str], executor: int, folder: str) -> 
     shutil.rmtree(folder, ignore_errors=True)  # what follows may end this process, too
     with os.fdopen(started, "rb") as pipe:
         started_well = bool(pipe.read())
-    if told_to_end:
+    if child.told_to_end:
         return 0
     if started_well:
         _end_executor(executor)
