@@ -282,7 +282,7 @@ def _stack(values: list[Any]) -> torch.Tensor:
         values = [np.asarray(value) for value in values]
     if len({value.dtype for value in values}) > 1:
         raise TypeError("the examples have different dtypes")
-    return _tensor(torch.stack(values) if isinstance(values[0], torch.Tensor) else np.stack(values))
+    return _tensor(torch.stack(values) if isinstance(values[0], torch.Tensor) else torch.from_numpy(np.stack(values)))
 
 
 def _tensor(value: Any) -> torch.Tensor:

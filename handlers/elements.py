@@ -185,8 +185,8 @@ class Results(Iterable[PredictionResult]):
 
     @property
     def none_failed(self) -> bool:
-        """Whether all are known to be predictions."""
-        return self.answers.all_by_model
+        """Whether all are known to be predictions; what a function of the user's gave may hold failures of its own."""
+        return not self.answers.failures and not self.answers.results
 
     def __len__(self) -> int:
         return len(self.examples)

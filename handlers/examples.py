@@ -123,11 +123,6 @@ class Answers:
     stats: Stats
     load: Load | None = None
 
-    @property
-    def all_by_model(self) -> bool:
-        """Whether every answer is the model's: none failed, and none came from a function of the user's."""
-        return not self.failures and not self.results
-
     def in_order(self) -> Iterable[Any]:
         """An answer or a `FailedPrediction` for every example, in order."""
         if len(self.parts) == 1 and len(self.parts[0].places) == self.count:  # the common case

@@ -181,6 +181,7 @@ class _BatchHandler(ModelHandler[Any, list[Any], Any]):
         return results, False
 
     def _run(self, inputs: list[Any], model: Any, arguments: dict[str, Any] | None) -> tuple[Iterable[Any], bool]:
+        """The same by the handler itself, of elements that it takes in one batch."""
         examples = [each[1] if _is_pair(each) else each for each in inputs] if self._takes_key else inputs
         found = self._core.run_inference(examples, model, arguments)
         if not isinstance(found, Results):
