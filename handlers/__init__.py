@@ -8,12 +8,14 @@ from handlers.lazy import lazy_names
 
 if TYPE_CHECKING:
     from handlers.batching import Batching, ResourceHints
-    from handlers.columnar import ColumnarModelHandler
-    from handlers.elements import FailedPrediction, StateDict, TorchModelHandler, skip_failures
-    from handlers.model_dir import ModelDir
-    from handlers.placement import Placement
-    from handlers.predictor import Predictor
-    from handlers.ragged import Padding, Ragged
+    from handlers.columnar.handler import ColumnarModelHandler
+    from handlers.elements.failures import FailedPrediction
+    from handlers.elements.handler import TorchModelHandler, skip_failures
+    from handlers.model.directory import ModelDir
+    from handlers.model.state_dict import StateDict
+    from handlers.predict.placement import Placement
+    from handlers.predict.predictor import Predictor
+    from handlers.tensors import Padding, Ragged
 
 __all__ = [
     "Batching",
@@ -32,17 +34,17 @@ __all__ = [
 
 _HOMES = {
     "Batching": "batching",
-    "ColumnarModelHandler": "columnar",
-    "FailedPrediction": "elements",
-    "ModelDir": "model_dir",
-    "Padding": "ragged",
-    "Placement": "placement",
-    "Predictor": "predictor",
-    "Ragged": "ragged",
+    "ColumnarModelHandler": "columnar.handler",
+    "FailedPrediction": "elements.failures",
+    "ModelDir": "model.directory",
+    "Padding": "tensors",
+    "Placement": "predict.placement",
+    "Predictor": "predict.predictor",
+    "Ragged": "tensors",
     "ResourceHints": "batching",
-    "StateDict": "elements",
-    "TorchModelHandler": "elements",
-    "skip_failures": "elements",
+    "StateDict": "model.state_dict",
+    "TorchModelHandler": "elements.handler",
+    "skip_failures": "elements.handler",
 }
 
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -16,14 +16,12 @@ Runners count a bundle that is retried twice; exact counts are those of the pipe
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from apache_beam.metrics.metric import Metrics
 
-from handlers.scorer import Scored
 from handlers.stats import Load, Stats
 
 NAMESPACE = "torchbeam"
@@ -31,19 +29,19 @@ NAMESPACE = "torchbeam"
 
 @dataclass
 class InferenceMetrics:
-    """The metrics of one handler in one worker. Small, and pickled with it; the cells are made where they are used."""
+    """The metrics of one handler in one worker. Small, and pickled with it; the metrics are made where they are used."""
 
     namespace: str = NAMESPACE
-    _cells: dict[str, Any] = field(default_factory=dict, repr=False)
+    _metrics: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"namespace": self.namespace, "_cells": {}}
+        return {"namespace": self.namespace, "_metrics": {}}
 
     def rename(self, namespace: str) -> None:
         """Takes the namespace that `RunInference(metrics_namespace=…)` was given."""
         if namespace and namespace != self.namespace:
             self.namespace = namespace
-            self._cells = {}
+            self._metrics = {}
 
     def batch(self, rows: int, scored: int, failed: Mapping[str, int], stats: Stats, dropped: int = 0) -> None:
         """Notes what became of the rows of a batch; `failed` by stage."""
@@ -56,19 +54,11 @@ class InferenceMetrics:
         self._count("out_of_memory", stats.out_of_memory)
         for size in stats.micro_batches:
             self._distribute("micro_batch_rows", size)
-        if stats.places:
-            self._distribute("padding_percent", round(100 * (1 - stats.tokens / stats.places)))
+        if stats.padded_tokens:
+            self._distribute("padding_percent", round(100 * (1 - stats.tokens / stats.padded_tokens)))
         self._distribute("encode_microseconds", round(1e6 * stats.encode_seconds))
         self._distribute("forward_microseconds", round(1e6 * stats.forward_seconds))
         self._distribute("decode_microseconds", round(1e6 * stats.decode_seconds))
-
-    def scored(self, scored: Scored) -> None:
-        """Notes what became of a chunk."""
-        failed: Counter[str] = Counter()
-        for error, rows in scored.dead_by_error.items():
-            failed[error.rpartition("/")[0]] += rows
-        rows = scored.predictions.num_rows
-        self.batch(rows + failed.total() + scored.dropped, rows, failed, scored.stats, scored.dropped)
 
     def loaded(self, load: Load | None) -> None:
         """Notes what loading the model cost, where it was just loaded."""
@@ -79,11 +69,11 @@ class InferenceMetrics:
     def _count(self, name: str, number: int) -> None:
         if not number:
             return
-        if name not in self._cells:
-            self._cells[name] = Metrics.counter(self.namespace, name)
-        self._cells[name].inc(number)
+        if name not in self._metrics:
+            self._metrics[name] = Metrics.counter(self.namespace, name)
+        self._metrics[name].inc(number)
 
     def _distribute(self, name: str, value: int) -> None:
-        if name not in self._cells:
-            self._cells[name] = Metrics.distribution(self.namespace, name)
-        self._cells[name].update(value)
+        if name not in self._metrics:
+            self._metrics[name] = Metrics.distribution(self.namespace, name)
+        self._metrics[name].update(value)

@@ -11,8 +11,8 @@ class Stats:
 
     Attributes:
         micro_batches: rows of each that the model answered.
-        tokens: places of the padded inputs that are real; 0 where nothing was padded.
-        places: places of the padded inputs in all.
+        tokens: real tokens of the padded inputs; 0 where nothing was padded.
+        padded_tokens: tokens of the padded inputs, padding included.
         out_of_memory: how often memory ran out.
         encode_seconds: from rows to tensors.
         forward_seconds: in the model, with the way to the device and back.
@@ -21,7 +21,7 @@ class Stats:
 
     micro_batches: list[int] = field(default_factory=list)
     tokens: int = 0
-    places: int = 0
+    padded_tokens: int = 0
     out_of_memory: int = 0
     encode_seconds: float = 0.0
     forward_seconds: float = 0.0
@@ -31,7 +31,7 @@ class Stats:
         """Adds what was done for further rows."""
         self.micro_batches += other.micro_batches
         self.tokens += other.tokens
-        self.places += other.places
+        self.padded_tokens += other.padded_tokens
         self.out_of_memory += other.out_of_memory
         self.encode_seconds += other.encode_seconds
         self.forward_seconds += other.forward_seconds

@@ -6,7 +6,7 @@ import importlib
 import sys
 from typing import NoReturn
 
-from pipelines import process
+from pipelines.command import process
 
 COMMANDS = {
     "score": "score a table with a PyTorch model",

@@ -1,7 +1,7 @@
 """`python -m pipelines.doctor`: what would fail in a run, found before it, and how to mend it.
 
 It takes the options of `score`, and looks at what it is given: without `--input` nothing is said of columns. The checks
-are in `pipelines.checks` and `pipelines.spark.checks`; this module has the command and the order of its checks.
+are in `pipelines.checks.steps` and `pipelines.spark.checks`; this module has the command and the order of its checks.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from typing import TypeVar
 from packaging.requirements import Requirement
 
 from handlers.errors import TorchbeamError, UsageError, one_line
-from handlers.model_dir import ModelDir
-from pipelines import dataflow, process
-from pipelines.checkup import Checkup, Finding, Outcome, SkipError, State
-from pipelines.options import Command
-from pipelines.score import FINISHED, WRONG_USAGE, ScoreOptions, connect, remote_paths, set_up_logging
+from handlers.model.directory import ModelDir
+from pipelines.checks.checkup import Checkup, Finding, Outcome, SkipError, State
+from pipelines.command import process
+from pipelines.command.options import Command
+from pipelines.dataflow import settings as dataflow
+from pipelines.jobs.options import ScoreOptions, connect, remote_paths
+from pipelines.score import FINISHED, WRONG_USAGE, set_up_logging
 
 T = TypeVar("T")
 
@@ -60,7 +62,7 @@ def _examine(options: ScoreOptions) -> int:
     of_model = stores if "model" in remote_paths(options) else None
     model = checkup.check("model", lambda: _reached(of_model, lambda: _open_model(options.model.model)))
 
-    from pipelines import checks
+    from pipelines.checks import steps as checks
 
     runner = checkup.check("runner", lambda: checks.runner(options.settled()))
     if runner.finding is not None:
@@ -68,7 +70,7 @@ def _examine(options: ScoreOptions) -> int:
     checkup.check("options", lambda: checks.ignored(options))
     checkup.check("paths", lambda: checks.paths(options))
     if options.run.runner == "SparkRunner":
-        from pipelines.spark.examine import examine
+        from pipelines.checks.spark import examine
 
         examine(checkup, runner, options.run, options.beam)
     checkup.check("device", lambda: checks.device(options))

@@ -14,8 +14,8 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from handlers.errors import UsageError, one_line
-from pipelines import dataflow
-from pipelines.options import IN_PROCESS, ModelOptions, Parser, RunOptions, SinkOptions, SourceOptions
+from pipelines.command.options import IN_PROCESS, ModelOptions, Parser, RunOptions, SinkOptions, SourceOptions
+from pipelines.dataflow import settings as dataflow
 from pipelines.spark.checks import check_spark, check_versions
 from pipelines.spark.session import spark_session
 from pipelines.spark.submit import Submission

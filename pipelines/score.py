@@ -1,6 +1,6 @@
 """`python -m pipelines.score`: scores a table with a PyTorch model and accounts for every row.
 
-This module holds the command: arguments, exit codes, what is shown. The job itself is in `pipelines.score_job`, which
+This module holds the command: arguments, exit codes, what is shown. The job itself is in `pipelines.jobs.scoring`, which
 is imported only once the arguments are known to be right, since Beam and torch take seconds to import.
 """
 
@@ -10,13 +10,14 @@ import logging
 import os
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, replace
 from typing import Any
 
 from handlers.errors import BrokenModelError, TorchbeamError, UsageError, one_line
 from handlers.isolation import contained
-from pipelines import dataflow, process
-from pipelines.options import IN_PROCESS, Command, ModelOptions, RunOptions, SinkOptions, SourceOptions, parser, pick
+from pipelines.command import process
+from pipelines.command.options import Command
+from pipelines.dataflow import settings as dataflow
+from pipelines.jobs.options import ScoreOptions, connect
 
 PROG = "torchbeam score"
 COMMAND = Command(
@@ -30,55 +31,11 @@ COMMAND = Command(
 FINISHED, FAILED, WRONG_USAGE, NOT_SCORED = 0, 1, 2, 3
 
 
-@dataclass(frozen=True)
-class ScoreOptions:
-    """All options of the command; `beam` are those that go to the runner as they are."""
-
-    source: SourceOptions
-    model: ModelOptions
-    sink: SinkOptions
-    run: RunOptions
-    beam: tuple[str, ...] = ()
-
-    @staticmethod
-    def parse(argv: list[str], command: Command = COMMAND) -> ScoreOptions:
-        """Builds the options from arguments; raises `UsageError`, or SystemExit(0) for `--help`."""
-        groups = (SourceOptions, ModelOptions, SinkOptions, RunOptions)
-        values, others = parser(command, groups).parse_known_args(argv)
-        if others and not others[0].startswith("-"):
-            raise UsageError(f"unexpected argument \"{others[0]}\"; quote patterns, as --input='data/*.parquet'")
-        source, model, sink, run = (pick(group, values) for group in groups)
-        return ScoreOptions(source, model, sink, run, tuple(others))  # type: ignore[arg-type]
-
-    def settled(self) -> ScoreOptions:
-        """The same with what the runner needs; raises `UsageError` for what it would refuse only later."""
-        if self.run.runner in IN_PROCESS:
-            return self
-        report = self.sink.report and _absolute(self.sink.report)
-        absolute = replace(  # local paths that hold wherever a worker is started
-            self,
-            source=replace(self.source, input=_absolute(self.source.input)),
-            model=replace(self.model, model=_absolute(self.model.model)),
-            sink=replace(self.sink, output=_absolute(self.sink.output), report=report),
-        )
-        if self.run.runner != dataflow.RUNNER:
-            return absolute
-        model, beam = dataflow.settle(absolute.model, self.beam)
-        return replace(absolute, model=model, beam=beam)
-
-
-def _absolute(path: str) -> str:
-    # Not through Path: what a slash at the end, or a pattern, means is the source's to say.
-    if not path or ":" in path.split("/")[0]:
-        return path
-    return os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118
-
-
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and gives its exit code."""
     verbose = False
     try:
-        options = ScoreOptions.parse(sys.argv[1:] if argv is None else argv)
+        options = ScoreOptions.parse(sys.argv[1:] if argv is None else argv, COMMAND)
         verbose = options.run.verbose
         set_up_logging(verbose)
         report = contained(_run, options.settled())
@@ -100,7 +57,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: ScoreOptions) -> dict[str, Any] | None:
     """Runs the job and gives its report; None where it goes on elsewhere."""
-    from handlers.model_dir import ModelDir
+    from handlers.model.directory import ModelDir
 
     # Before torch is imported, which reads these then. By default its threads wait for one another in a busy loop, and
     # on a machine that has other work, too, that costs two thirds of the throughput; asleep they wait for free.
@@ -111,9 +68,9 @@ def _run(options: ScoreOptions) -> dict[str, Any] | None:
     model = ModelDir(options.model.model)
     model.set_environment()
 
-    from pipelines import score_job
-    from pipelines.ignored import ignored_options
-    from pipelines.watch import show_summary
+    from pipelines.command.ignored import ignored_options
+    from pipelines.command.watch import show_summary
+    from pipelines.jobs import scoring as score_job
 
     job = score_job.prepare(options, model)
     for line in ignored_options(options.run, options.model, options.beam):
@@ -123,26 +80,6 @@ def _run(options: ScoreOptions) -> dict[str, Any] | None:
         with suppress(OSError, ValueError, SystemExit):  # the run is finished, whoever reads of it
             show_summary(report, job.publication)
     return report
-
-
-def remote_paths(options: ScoreOptions) -> dict[str, str]:
-    """The paths in object stores, by the names of their flags."""
-    paths = {
-        "input": options.source.input,
-        "model": options.model.model,
-        "output": options.sink.output,
-        "report": options.sink.report or "",
-    }
-    return {name: path for name, path in paths.items() if "://" in path}
-
-
-def connect(options: ScoreOptions) -> None:
-    """Sees that the object stores can be reached, where there are any, and gives them the options of Beam."""
-    if paths := remote_paths(options):
-        from handlers import stores
-        from pipelines import runners
-
-        stores.connect(paths, runners.pipeline_options(options.run.runner, options.beam))
 
 
 def _exit_code(report: dict[str, Any], max_failure_rate: float) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.options import ModelOptions, RunOptions, SinkOptions, SourceOptions
+from pipelines.command.options import ModelOptions, RunOptions, SinkOptions, SourceOptions
 
 # Paths on a launcher are those of Cloud Storage (the image has no client of S3); a table of BigQuery is `bigquery:…`.
 PATH = r"gs://[^/\s]+(/.*)?"

@@ -22,7 +22,7 @@ from urllib.request import Request, urlopen
 
 from handlers.errors import TorchbeamError, UsageError
 from pipelines.spark.master import is_standalone
-from pipelines.spark.tether import GRACE_SECONDS, tether_command
+from pipelines.spark.supervisor import GRACE_SECONDS, tether_command
 
 VARIABLE = "TORCHBEAM_SPARK_JOB_SERVER_JAR"
 DEFAULT_SPARK_VERSION = "3.5.7"  # that of templates/spark/pom.xml

@@ -5,7 +5,7 @@ Only this folder is on `sys.path` then, so that the package must be installed.
 
 import sys
 
-from pipelines import process
+from pipelines.command import process
 from pipelines.score import main
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ import tempfile
 
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from handlers import stores
-from handlers.model_dir import ModelDir
+from handlers.model import stores
+from handlers.model.directory import ModelDir
 
 
 def copy_model(model: ModelDir, options: list[str], temporary_folder: str) -> str:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from handlers import ModelDir
-from handlers.chunks import ROW, SOURCE, merge, without_provenance
+from handlers.columnar.chunks import ROW, SOURCE, merge, without_provenance
 from handlers.errors import UsageError
 from pipelines import score
 from transforms.sources import BadRows, plan_input, read_split
@@ -63,8 +63,8 @@ def read(name: str) -> pa.RecordBatch:
 def test_a_table(table: str) -> None:
     rows = read(table)
     assert sorted(rows.column("id").to_pylist()) == list(range(ROWS))
-    places = set(zip(rows.column(SOURCE).to_pylist(), rows.column(ROW).to_pylist(), strict=True))
-    assert len(places) == ROWS
+    indices = set(zip(rows.column(SOURCE).to_pylist(), rows.column(ROW).to_pylist(), strict=True))
+    assert len(indices) == ROWS
 
 
 @pytest.mark.usefixtures("table")

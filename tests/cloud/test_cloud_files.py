@@ -9,14 +9,14 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from cloud_runs import as_parquet
 from fake_stores import Store
 
-from handlers import stores
 from handlers.errors import UsageError
+from handlers.model import stores
 from transforms.sources import plan_input
 from transforms.sources.files import find_files
 
 
 @pytest.fixture
-def place(store: Store) -> Store:
+def layout(store: Store) -> Store:
     stores.connect({"input": store.url("")}, PipelineOptions(list(store.options)))
     for name in ("day=1/x.parquet", "day=2/[x].parquet", "day=2/x y.parquet", "_hidden/z.parquet", "day=2/"):
         store.put(f"hive/{name}", b"" if name.endswith("/") else b"1234")
@@ -34,29 +34,29 @@ def place(store: Store) -> Store:
         ("", ["day=1/x", "day=2/[x]", "day=2/x y"]),
     ],
 )
-def test_found(place: Store, pattern: str, found: list[str]) -> None:
-    files = find_files(place.url(pattern))
-    assert [file.path for file in files] == [place.url(f"hive/{name}.parquet") for name in found]
+def test_found(layout: Store, pattern: str, found: list[str]) -> None:
+    files = find_files(layout.url(pattern))
+    assert [file.path for file in files] == [layout.url(f"hive/{name}.parquet") for name in found]
     assert {file.size for file in files} == {4}
     if pattern != "hive/day=2/[x].parquet":
         assert [dict(file.partitions)["day"] for file in files] == [name[4] for name in found]
 
 
-def test_a_bucket_without_slash(place: Store) -> None:
-    assert len(find_files(place.url("").rstrip("/"))) == 3
+def test_a_bucket_without_slash(layout: Store) -> None:
+    assert len(find_files(layout.url("").rstrip("/"))) == 3
 
 
-def test_nothing_there(place: Store) -> None:
+def test_nothing_there(layout: Store) -> None:
     with pytest.raises(UsageError, match="no file matches"):
-        find_files(place.url("hiv"))
+        find_files(layout.url("hiv"))
 
 
-def test_a_footer_is_read_alone(place: Store) -> None:
+def test_a_footer_is_read_alone(layout: Store) -> None:
     """Row counts and columns of a Parquet file are known without its data."""
     numbers = np.random.default_rng(5).normal(size=2_000_000)
     content = as_parquet(pa.table({"a": numbers}), 500_000)
     assert len(content) > 15_000_000
-    place.put("large.parquet", content)
-    place.proxy.seen.clear()
-    assert plan_input(place.url("large.parquet")).rows == 2_000_000
-    assert 0 < sum(seen.answered for seen in place.proxy.seen) < 1_000_000
+    layout.put("large.parquet", content)
+    layout.proxy.seen.clear()
+    assert plan_input(layout.url("large.parquet")).rows == 2_000_000
+    assert 0 < sum(seen.answered for seen in layout.proxy.seen) < 1_000_000

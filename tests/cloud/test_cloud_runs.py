@@ -18,8 +18,9 @@ from cloud_runs import DEAD, PATHS, ROWS, as_parquet, check, expected, one_line,
 from copy_model import copy_model
 from fake_stores import Store
 
-from handlers import ModelDir, stores
-from transforms.sinks import Writer
+from handlers import ModelDir
+from handlers.model import stores
+from transforms.sinks.write import Writer
 
 pytestmark = pytest.mark.slow
 

@@ -8,7 +8,7 @@ import small_models
 import torch
 from small_models import Save
 
-from handlers.model_dir import ModelDir
+from handlers.model.directory import ModelDir
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from handlers.model_dir import ModelDir
+from handlers.model.directory import ModelDir
 
 Save = Callable[..., ModelDir]  # the fixture of that name
 

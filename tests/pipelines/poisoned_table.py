@@ -66,7 +66,7 @@ def make_table(folder: Path, model: Path) -> Table:
     vectors = rng.normal(size=(rows, 4))
     code = rng.integers(100, 200, rows)
     picked = rng.choice(rows, POISONED + 50, replace=False)
-    poison = {int(row): WAYS[place % len(WAYS)] for place, row in enumerate(picked[:POISONED])}
+    poison = {int(row): WAYS[index % len(WAYS)] for index, row in enumerate(picked[:POISONED])}
     dropped = frozenset(map(int, picked[POISONED:]))
     code[list(dropped)] = poison_rows.LEFT_OUT
 

@@ -23,7 +23,7 @@ from rich.console import Console
 
 from handlers.errors import UsageError
 from pipelines import cli, doctor, score
-from pipelines.checkup import Checkup, Finding, State
+from pipelines.checks.checkup import Checkup, Finding, State
 
 
 class RemoteFileSystem(LocalFileSystem):

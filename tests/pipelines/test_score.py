@@ -67,7 +67,7 @@ class TestPoisonedTable:
         assert np.abs(found["confidence"].to_numpy() - probabilities.max(axis=1)).max() <= 1e-6
         top_two = np.sort(probabilities, axis=1)[:, -2:]
         clear = top_two[:, 1] - top_two[:, 0] > 1e-6
-        classes = np.array([LABELS[place] for place in probabilities.argmax(axis=1)])
+        classes = np.array([LABELS[index] for index in probabilities.argmax(axis=1)])
         assert (np.array(found["predicted_class"].to_pylist())[clear] == classes[clear]).all()
 
     def test_input_columns_are_untouched(self, scored: Path, poisoned: Table) -> None:
@@ -196,9 +196,9 @@ class TestTextFormats:
         save_model(model, inputs=[{"name": "x", "columns": ["amount", "f_*", "g_*"]}])
         rows = [row for row in range(300) if row not in poisoned.poison and row not in poisoned.dropped][:100]
         table = poisoned.table.take(pa.array(rows)).drop_columns(["vec"])
-        for place in range(4):
-            values = [row[place] for row in poisoned.table["vec"].take(pa.array(rows)).to_pylist()]
-            table = table.append_column(f"g_{place}", pa.array(values))
+        for index in range(4):
+            values = [row[index] for row in poisoned.table["vec"].take(pa.array(rows)).to_pylist()]
+            table = table.append_column(f"g_{index}", pa.array(values))
         records = table.to_pylist()
         records[17]["f_1"] = "abc"
         json_lines = [json.dumps(record, default=str) for record in records]
@@ -211,7 +211,7 @@ class TestTextFormats:
             assert run(f"--input={tmp_path / name}", f"--model={model}", f"--output={out}") == 0
             assert counts(out) == (101, 99, 0, 2)
             found = read(out / "predictions").sort_by("id")
-            kept = [row for place, row in enumerate(rows) if place != 17]
+            kept = [row for index, row in enumerate(rows) if index != 17]
             assert found["id"].to_pylist() == kept
             assert np.abs(found["confidence"].to_numpy() - poisoned.probabilities[kept].max(axis=1)).max() <= 1e-6
             letters = [row["dead_letter"] for row in read(out / "dead_letters").to_pylist()]
@@ -255,7 +255,7 @@ class TestEmptyAndBroken:
 
 def test_expected_counts_of_the_fixture(poisoned: Table) -> None:
     assert Counter(poisoned.poison.values()) == {
-        way: 20 if place < 4 else 19
-        for place, way in enumerate(("null", "text", "infinity", "length", "model", "preprocess", "postprocess"))
+        way: 20 if index < 4 else 19
+        for index, way in enumerate(("null", "text", "infinity", "length", "model", "preprocess", "postprocess"))
     }
     assert poison_rows.LEFT_OUT not in (poison_rows.PREPROCESS_REFUSES, poison_rows.POSTPROCESS_REFUSES)

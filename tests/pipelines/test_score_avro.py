@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from poisoned_table import Table, save_model
 
-from handlers.chunks import ROW, merge, without_provenance
+from handlers.columnar.chunks import ROW, merge, without_provenance
 from pipelines import score
 from transforms.sources import BadRows, plan_input, read_split
 

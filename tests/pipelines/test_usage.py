@@ -16,8 +16,10 @@ import yaml
 from poisoned_table import Table, save_model
 
 from handlers.errors import UsageError
-from pipelines import cli, runners, score, score_job
-from pipelines.options import RunOptions
+from pipelines import cli, runners, score
+from pipelines.command.options import RunOptions
+from pipelines.jobs import scoring as score_job
+from pipelines.jobs.options import ScoreOptions
 
 Refused = Callable[..., str]
 
@@ -163,7 +165,7 @@ class TestOptions:
         assert "column vec" in refused("--output_format=csv")
 
     def test_model_copies_reach_the_workers(self) -> None:
-        options = score.ScoreOptions.parse(["--input=x", "--model=x", "--output=x", "--model_copies=3"])
+        options = ScoreOptions.parse(["--input=x", "--model=x", "--output=x", "--model_copies=3"], score.COMMAND)
         assert score_job.placement(options.model).copies == 3
 
 

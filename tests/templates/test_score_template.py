@@ -30,7 +30,8 @@ from google.cloud.dataflow_v1beta3.types import TemplateMetadata
 from poisoned_table import save_model
 
 from pipelines import score
-from pipelines.options import parser
+from pipelines.command.options import parser
+from pipelines.jobs.options import ScoreOptions
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "templates" / "score"
@@ -102,7 +103,7 @@ class TestMetadata:
         assert [text for text in bad if re.fullmatch(pattern, text)] == []
         rest = [f"--{other}=gs://b/x" for other in ("input", "model", "output") if other != name]
         for text in good:
-            assert score.ScoreOptions.parse([*rest, f"--{name}={text}"])
+            assert ScoreOptions.parse([*rest, f"--{name}={text}"], score.COMMAND)
 
     def test_every_parameter_has_examples(self) -> None:
         (marks,) = [mark for mark in TestMetadata.test_patterns.pytestmark if mark.name == "parametrize"]

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from handlers.chunks import single_batch, without_provenance
-from transforms.sinks import Writer
+from handlers.columnar.chunks import single_batch, without_provenance
+from transforms.sinks.write import Writer
 from transforms.sources import BadRows, plan_input, read_split
 
 UTC = datetime.UTC

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from handlers.chunks import DEAD_LETTER
+from handlers.columnar.chunks import DEAD_LETTER
 from handlers.errors import BrokenFileError
 from handlers.isolation import isolate
 from transforms.sources.files import Partitions

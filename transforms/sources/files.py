@@ -18,7 +18,7 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from handlers.errors import UsageError
-from handlers.stores import explain, mend_s3
+from handlers.model.stores import explain, mend_s3
 
 mend_s3()
 

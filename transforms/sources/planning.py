@@ -9,8 +9,9 @@ from fnmatch import fnmatchcase
 
 import pyarrow as pa
 
-from handlers.chunks import DEAD_LETTER, PROVENANCE, ROW_ID
+from handlers.columnar.chunks import DEAD_LETTER, PROVENANCE, ROW_ID
 from handlers.errors import UsageError
+from transforms.bigquery import is_bigquery
 from transforms.sources.blocks import CHUNK_ROWS, ReadOptions, Split, is_dead_letter
 from transforms.sources.files import InputFile, find_files
 from transforms.sources.formats import Format, bigquery, format_of
@@ -85,7 +86,7 @@ def plan_input(
 
 
 def _found(pattern: str, input_format: str | None) -> tuple[list[InputFile], Format]:
-    if not bigquery.is_bigquery(pattern):
+    if not is_bigquery(pattern):
         files = find_files(pattern)
         return files, format_of(files, input_format)
     if input_format is not None:

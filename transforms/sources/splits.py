@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from handlers.chunks import (
+from handlers.columnar.chunks import (
     DEAD_LETTER,
     ROW,
     ROW_FIELD,
@@ -20,7 +20,7 @@ from handlers.chunks import (
     with_provenance,
 )
 from handlers.errors import BrokenFileError, ServiceError
-from handlers.stores import explain
+from handlers.model.stores import explain
 from transforms.sources.blocks import CHUNK_ROWS, MAX_CHUNK_BYTES, Block, ReadOptions, Refusal, Split, batch_of
 from transforms.sources.formats import READERS
 

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from pipelines.spark.tether import tether_command
+from pipelines.spark.supervisor import tether_command
 
 WAIT_SECONDS = 120.0
 

@@ -136,7 +136,7 @@ def started(run: Start, poisoned: Table, slow_model: Path, alive: Path, tmp_path
 
 def busy(cluster: Cluster) -> int:
     """The worker that has a Python worker by now."""
-    return next(place for place, worker in enumerate(cluster.workers) if worker.python_workers())
+    return next(index for index, worker in enumerate(cluster.workers) if worker.python_workers())
 
 
 @pytest.mark.parametrize("victim", ["python worker", "executor", "spark worker"])

@@ -17,9 +17,9 @@ from apache_beam.io.localfilesystem import LocalFileSystem
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers.chunks import DEAD_LETTER, DEAD_LETTER_TYPE, ROW, SOURCE, chunk_schema, dead_letter_schema
+from handlers.columnar.chunks import DEAD_LETTER, DEAD_LETTER_TYPE, ROW, SOURCE, chunk_schema, dead_letter_schema
 from handlers.errors import BrokenFileError, UsageError
-from transforms.sinks import Writer
+from transforms.sinks.write import Writer
 from transforms.sources import plan_input, read_split
 
 LIBRARIES = {"snappy": "cramjam", "zstandard": "backports.zstd"}

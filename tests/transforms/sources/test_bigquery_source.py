@@ -15,7 +15,7 @@ import torch
 from fake_bigquery import FakeBigQuery, serve_queries, serve_storage
 
 from handlers import ModelDir
-from handlers.chunks import DEAD_LETTER, DEAD_LETTER_TYPE, ROW, SOURCE
+from handlers.columnar.chunks import DEAD_LETTER, DEAD_LETTER_TYPE, ROW, SOURCE
 from handlers.errors import ServiceError, UsageError
 from pipelines import score
 from transforms.sources import Input, Split, plan_input, read_split

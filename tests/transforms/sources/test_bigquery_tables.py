@@ -15,14 +15,14 @@ from fake_bigquery import FakeBigQuery, serve_storage
 from fake_bigquery_tables import FakeTables, serve_tables
 
 from handlers import ModelDir
-from handlers.chunks import dead_letter_schema
+from handlers.columnar.chunks import dead_letter_schema
 from handlers.errors import ServiceError, TorchbeamError, UsageError
 from pipelines import score
-from transforms import bigquery_tables
 from transforms.accounting import AccountingError, Counts
-from transforms.bigquery_tables import Tables, load, loadable, plan_tables, table_schema
-from transforms.publish import Publication, publish_run, temporary_folder
-from transforms.sinks import Part, Writer, write_empty
+from transforms.sinks import bigquery_tables
+from transforms.sinks.bigquery_tables import Tables, load, loadable, plan_tables, table_schema
+from transforms.sinks.publish import Publication, publish_run, temporary_folder
+from transforms.sinks.write import Part, Writer, write_empty
 from transforms.sources.formats import bigquery
 
 TABLE = "my-project.shop.scored"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers.chunks import ROW, SOURCE, without_provenance
+from handlers.columnar.chunks import ROW, SOURCE, without_provenance
 from handlers.errors import BrokenFileError, UsageError
 from transforms.sources import BadRows, Input, Split, plan_input, read_split
 from transforms.sources.formats import delimited

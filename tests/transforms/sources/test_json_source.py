@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers.chunks import DEAD_LETTER_TYPE, ROW, dead_letter_schema
+from handlers.columnar.chunks import DEAD_LETTER_TYPE, ROW, dead_letter_schema
 from handlers.errors import BrokenFileError
 from transforms.sources import BadRows, Input, plan_input, read_split
 from transforms.sources.formats import jsonl, lines

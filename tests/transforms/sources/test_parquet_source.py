@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handlers.chunks import DEAD_LETTER, DEAD_LETTER_TYPE, ROW, ROW_ID, SOURCE, chunk_schema
+from handlers.columnar.chunks import DEAD_LETTER, DEAD_LETTER_TYPE, ROW, ROW_ID, SOURCE, chunk_schema
 from handlers.errors import BrokenFileError, UsageError
 from transforms.sources import Split, plan_input, read_split
 from transforms.sources.formats import parquet

@@ -10,7 +10,7 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
-from handlers.chunks import ROW
+from handlers.columnar.chunks import ROW
 from transforms.sources import FileRead, ReadChunks, plan_input
 from transforms.sources.formats import parquet
 

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from handlers.errors import ServiceError, UsageError, one_line
+from transforms.bigquery import BEFORE_RUN, PREFIX, WAY_OUT, billed_project, rest_client
 from transforms.sources.blocks import Block, Plan, ReadOptions, Split, as_json, check_columns, fit
 from transforms.sources.files import InputFile
 from transforms.sources.formats.parquet import plain_schema
@@ -28,20 +29,9 @@ NAME = "bigquery"
 EXTENSIONS: tuple[str, ...] = ()
 COMPRESSED = False
 
-PREFIX = "bigquery:"
-# The environment variable that names another server than Google's.
-EMULATOR = "BIGQUERY_EMULATOR_HOST"
 _TABLE = re.compile(r"([a-z0-9:.-]+)[.:]([A-Za-z0-9_]+)\.([^\s.`]+)")
 _QUERY = re.compile(r"\(|(select|with)\b", re.IGNORECASE)
-# For how long a server that cannot be reached is asked again, in seconds: before the run somebody waits for the answer.
-_BEFORE_RUN = 30
 _IN_RUN = 600
-WAY_OUT = "check the name, the credentials of this process and its roles (see docs/bigquery.md)"
-
-
-def is_bigquery(name: str) -> bool:
-    """Whether `name`, of an input or output, stands for something in BigQuery."""
-    return name.startswith(PREFIX)
 
 
 def find(name: str) -> list[InputFile]:
@@ -84,7 +74,7 @@ def plan(files: Sequence[InputFile], _numeric: Callable[[str], bool]) -> Plan:
             read_session=types.ReadSession(
                 table=f"projects/{project}/datasets/{dataset}/tables/{name}", data_format=types.DataFormat.ARROW
             ),
-            retry=_retry(_BEFORE_RUN),
+            retry=_retry(BEFORE_RUN),
         )
         columns = pa.ipc.read_schema(pa.py_buffer(session.arrow_schema.serialized_schema))
     except Exception as error:
@@ -142,28 +132,6 @@ def _read_client_of(emulator: str | None) -> Any:
 
     channel = grpc.insecure_channel(emulator, [("grpc.max_receive_message_length", -1)])
     return BigQueryReadClient(transport=BigQueryReadGrpcTransport(channel=channel))  # type: ignore[no-untyped-call]
-
-
-def rest_client(project: str | None) -> Any:
-    """A client of all but reading, whose jobs run in `project`; None for that of the credentials."""
-    from google.auth.credentials import AnonymousCredentials
-    from google.cloud.bigquery import Client
-
-    if os.environ.get(EMULATOR):
-        return Client(project=project or "emulator", credentials=AnonymousCredentials())  # type: ignore[no-untyped-call]
-    return Client(project=project)
-
-
-def rest_retry() -> Any:
-    """For how long a call of `rest_client` is tried again before the run."""
-    from google.cloud.bigquery.retry import DEFAULT_RETRY
-
-    return DEFAULT_RETRY.with_timeout(_BEFORE_RUN)
-
-
-def billed_project() -> str | None:
-    """The project that pays for reading, where the environment says it; else the client or the table tells."""
-    return os.environ.get("GOOGLE_CLOUD_PROJECT")
 
 
 def _retry(seconds: float) -> Any:

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from handlers.chunks import single_batch
+from handlers.columnar.chunks import single_batch
 from handlers.errors import BrokenFileError, UsageError
 from transforms.sources.blocks import Block, Plan, ReadOptions, Refusal, Split, check_columns, fit, null_batch
 from transforms.sources.files import InputFile, InputStream, open_stream

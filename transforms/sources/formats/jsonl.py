@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pajson
 
-from handlers.chunks import DEAD_LETTER, DEAD_LETTER_TYPE
+from handlers.columnar.chunks import DEAD_LETTER, DEAD_LETTER_TYPE
 from handlers.errors import BrokenFileError, one_line
 from handlers.isolation import isolate
 from transforms.sources.blocks import (

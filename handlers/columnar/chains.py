@@ -1,0 +1,312 @@
+"""Chains: users' functions on rows, run so that a row that fails or is left out is known by name.
+
+A function says by the annotation of its first parameter what it takes and gives back:
+
+| annotation | takes and gives | leaving rows out | contract |
+| --- | --- | --- | --- |
+| `pa.RecordBatch` | a record batch | `batch.filter(…)` | as many rows in the same order, or the column `__row_id__` kept |
+| `pd.DataFrame` | a data frame | `frame[…]`, `frame.query(…)` | the index stays with its row |
+| `dict` | one row at a time (slower) | `None` | none |
+"""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from handlers.columnar.chunks import ROW_ID, exact_cast, single_batch
+from handlers.errors import UsageError, one_line
+from handlers.functions import import_function
+from handlers.isolation import Isolated, isolate
+
+# The index of frames starts here, so that an index that was reset is never taken for the rows' own.
+FIRST_INDEX = 1 << 40
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows on their way through a chain: the batch, and of each row its number in the chunk that was read.
+
+    Attributes:
+        batch: the columns as they are now.
+        ids: int64 of (batch.num_rows,).
+    """
+
+    batch: pa.RecordBatch
+    ids: np.ndarray
+
+    def take(self, keep: np.ndarray) -> Rows:
+        """The rows at `keep`, places (int64) or a mask (bool) of them."""
+        if keep.dtype == bool:
+            return self if keep.all() else Rows(self.batch.filter(pa.array(keep)), self.ids[keep])
+        return Rows(self.batch.take(pa.array(keep)), self.ids[keep])
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row that a stage refused: its number in the chunk, and why."""
+
+    id: int
+    stage: str
+    type: str
+    message: str
+
+
+class ContractError(ValueError):
+    """A user's function gave back something that cannot be matched with the rows that it took."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One function of a chain.
+
+    Attributes:
+        name: `module:function`, for messages.
+        stage: `features`, `preprocess` or `postprocess`.
+        call: takes rows and gives those that are left, as they are now. Raises for the rows that it cannot take.
+    """
+
+    name: str
+    stage: str
+    call: Callable[[Rows], Rows]
+
+    def run(self, rows: Rows) -> tuple[Rows, list[Failure]]:
+        """The rows that are left, and those that make the function fail, told apart by halving.
+
+        A row that is in neither was left out by the function: it is dropped.
+        """
+        broken: list[ContractError] = []
+
+        def call(low: int, high: int) -> Rows:
+            try:
+                result = self.call(Rows(rows.batch.slice(low, high - low), rows.ids[low:high]))
+                if len(result.ids) != result.batch.num_rows:  # Arrow cannot count rows that have no column
+                    raise ContractError("gave rows without a single column")
+            except ContractError as error:
+                broken.append(error)
+                raise
+            return result
+
+        count = rows.batch.num_rows
+        if not count:
+            return self._of_nothing(rows), []
+        found = isolate(call, 0, count)
+        if (
+            broken and not found.failures
+        ):  # no row is to blame, so what came back of fewer rows cannot be trusted either
+            found = Isolated(failures=[(row, broken[0]) for row in range(count)])
+        failures = [
+            Failure(int(rows.ids[row]), self.stage, type(error).__name__, f"{self.name}: {one_line(error)}")
+            for row, error in found.failures
+        ]
+        parts = [part for _, _, part in found.results]
+        joined, misfits = _join(parts) if parts else (rows.take(np.zeros(rows.batch.num_rows, dtype=bool)), [])
+        failures += [
+            Failure(int(id_), self.stage, "ArrowTypeError", f"{self.name}: gave this row in columns of another type")
+            for id_ in misfits
+        ]
+        return joined, failures
+
+    def _of_nothing(self, rows: Rows) -> Rows:
+        """What the function makes of no rows, for the columns that it adds; as they came where it cannot take none."""
+        try:
+            return self.call(rows)
+        except Exception:
+            return rows
+
+
+def _join(parts: Sequence[Rows]) -> tuple[Rows, list[int]]:
+    """All rows of `parts`, and the ids of those whose columns have no common type with the columns of most rows."""
+    if len(parts) == 1:
+        return parts[0], []
+    by_schema: dict[pa.Schema, list[int]] = defaultdict(list)
+    for index, part in enumerate(parts):
+        by_schema[part.batch.schema].append(index)
+    fitting: list[int] = []
+    table = pa.Table.from_batches([parts[0].batch])
+    for indices in sorted(by_schema.values(), key=lambda indices: -sum(len(parts[index].ids) for index in indices)):
+        wanted = sorted([*fitting, *indices])
+        tables = [pa.Table.from_batches([parts[index].batch]) for index in wanted]
+        try:
+            table = pa.concat_tables(tables, promote_options="permissive")
+        except (pa.ArrowInvalid, pa.ArrowTypeError):  # the types have nothing in common, or a value does not fit
+            continue
+        fitting = wanted
+    misfits = [int(id_) for index in set(range(len(parts))) - set(fitting) for id_ in parts[index].ids]
+    return Rows(single_batch(table), np.concatenate([parts[index].ids for index in fitting])), sorted(misfits)
+
+
+def function_step(name: str, stage: str) -> Step:
+    """The step of the function `module:function`; raises `UsageError` where it cannot be used."""
+    function = import_function(name, stage)
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):  # some built-in functions have none
+        parameters = []
+    if not parameters:
+        raise UsageError(f'{stage} "{name}" takes no argument; it must take rows')
+    try:
+        annotation = typing.get_type_hints(function).get(parameters[0].name)
+    except Exception:
+        annotation = parameters[0].annotation
+    kind = typing.get_origin(annotation) or annotation
+    if isinstance(kind, str):  # its names are imported for type checkers only
+        kind = kind.partition("[")[0].rpartition(".")[2]
+    adapters: dict[Any, Callable[[Any, Rows], Rows]]
+    adapters = {pa.RecordBatch: _on_batch, pd.DataFrame: _on_frame, dict: _on_dicts}
+    adapters |= {"RecordBatch": _on_batch, "DataFrame": _on_frame, "dict": _on_dicts, "Dict": _on_dicts}
+    if kind not in adapters:
+        raise UsageError(
+            f'{stage} "{name}" must say what it takes by the annotation of its first argument: pa.RecordBatch, '
+            "pd.DataFrame or dict"
+        )
+    adapter = adapters[kind]
+    return Step(name, stage, lambda rows: adapter(function, rows))
+
+
+def _on_batch(function: Callable[[pa.RecordBatch], Any], rows: Rows) -> Rows:
+    result = function(rows.batch.append_column(ROW_ID, pa.array(rows.ids)))
+    if isinstance(result, pa.Table):
+        result = single_batch(result)
+    if not isinstance(result, pa.RecordBatch):
+        raise ContractError(f"gave a {type(result).__name__}, not a pa.RecordBatch")
+    if len(set(result.schema.names)) != len(result.schema.names):
+        raise ContractError("gave a record batch with two columns of one name")
+    if ROW_ID in result.schema.names:
+        ids = result.column(ROW_ID).to_numpy(zero_copy_only=False).astype(np.int64)
+        _check_ids(ids, rows.ids)
+        return Rows(result.drop_columns([ROW_ID]), ids)
+    if result.num_rows != rows.batch.num_rows:
+        raise ContractError(
+            f"took {rows.batch.num_rows} rows and gave {result.num_rows} without the column {ROW_ID}; keep that "
+            "column, so that rows can be told apart"
+        )
+    return Rows(result, rows.ids)
+
+
+def _on_frame(function: Callable[[pd.DataFrame], Any], rows: Rows) -> Rows:
+    frame = rows.batch.to_pandas(types_mapper=_nullable_integers)
+    frame.index = pd.RangeIndex(FIRST_INDEX, FIRST_INDEX + len(frame))
+    before = frame.copy(deep=pd.__version__ < "3")  # since pandas 3 copies are made when something is written
+    result = function(frame)
+    if not isinstance(result, pd.DataFrame):
+        raise ContractError(f"gave a {type(result).__name__}, not a pd.DataFrame")
+    indices = result.index.to_numpy()
+    if not np.issubdtype(indices.dtype, np.integer) or (len(indices) and (indices.min() < FIRST_INDEX)):
+        raise ContractError(
+            "gave a frame with an index of its own; keep the index that came with the rows (no reset_index)"
+        )
+    indices = indices - FIRST_INDEX
+    _check_ids(indices, np.arange(len(frame)))
+    if not result.columns.is_unique:
+        raise ContractError("gave a frame with two columns of one name")
+    in_place = np.array_equal(indices, np.arange(len(frame)))  # the usual case, which needs no copies
+    kept = rows if in_place else rows.take(indices.astype(np.int64))
+    known = before if in_place else before.iloc[indices]
+    columns = {str(column): _column_of(result[column], known, kept.batch) for column in result.columns}
+    return Rows(pa.RecordBatch.from_pydict(columns), kept.ids)
+
+
+def _column_of(series: pd.Series[Any], before: pd.DataFrame, batch: pa.RecordBatch) -> pa.Array:
+    """A column that a function gave back; the very array that it was made from, where no value was changed.
+
+    Pandas cannot tell null from NaN, and has no decimals, dates, lists or dictionaries of Arrow's: what the function left
+    alone must not suffer from that.
+    """
+    index = batch.schema.get_field_index(str(series.name))
+    if index < 0:
+        array = pa.Array.from_pandas(series)
+        array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+        return array.cast(pa.string()) if pa.types.is_large_string(array.type) else array
+    # Lists and structs may have been changed in place, and the frame from before with them.
+    nested = pa.types.is_nested(batch.schema.field(index).type)
+    known = batch.column(index).to_pandas().set_axis(series.index) if nested else before[series.name]
+    if _unchanged(series, known):
+        return batch.column(index)
+    return _in_type(lambda kind: pa.Array.from_pandas(series, type=kind), batch.schema.field(index).type)
+
+
+def _unchanged(one: pd.Series[Any], other: pd.Series[Any]) -> bool:
+    try:
+        return one.dtype == other.dtype and bool(one.equals(other))
+    except ValueError:  # arrays among the values have no single answer
+        return False
+
+
+def _in_type(make: Callable[[pa.DataType | None], pa.Array], kind: pa.DataType) -> pa.Array:
+    """The array of the type that a column had before, where its new values fit that; else of the type that they have."""
+
+    def array(wanted: pa.DataType | None) -> pa.Array:
+        made = make(wanted)
+        return made.combine_chunks() if isinstance(made, pa.ChunkedArray) else made
+
+    try:
+        found = array(None)
+    except (pa.ArrowInvalid, pa.ArrowTypeError):  # as decimals of several scales, or numbers among text
+        return array(kind)
+    try:
+        return exact_cast(found, kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+        pass
+    if pa.types.is_nested(kind) or pa.types.is_dictionary(kind):
+        try:
+            return array(kind)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError):
+            pass
+    return found.cast(pa.string()) if pa.types.is_large_string(found.type) else found
+
+
+def _nullable_integers(kind: pa.DataType) -> Any:
+    """Pandas' own nullable type for integers and flags, which would turn to float or object where a null is among them."""
+    names = {pa.int8(): "Int8", pa.int16(): "Int16", pa.int32(): "Int32", pa.int64(): "Int64"}
+    names |= {pa.uint8(): "UInt8", pa.uint16(): "UInt16", pa.uint32(): "UInt32", pa.uint64(): "UInt64"}
+    names[pa.bool_()] = "boolean"
+    return pd.api.types.pandas_dtype(names[kind]) if kind in names else None
+
+
+def _on_dicts(function: Callable[[dict[str, Any]], Any], rows: Rows) -> Rows:
+    kept: list[dict[str, Any]] = []
+    ids: list[int] = []
+    for id_, row in zip(rows.ids.tolist(), rows.batch.to_pylist(), strict=True):
+        result = function(row)
+        if result is None:
+            continue
+        if not isinstance(result, dict):
+            raise TypeError(f"gave a {type(result).__name__} for a row, not a dict or None")
+        kept.append(result)
+        ids.append(id_)
+    if not kept:
+        return Rows(rows.batch.slice(0, 0), np.empty(0, np.int64))
+    names: dict[str, None] = dict.fromkeys(key for row in kept for key in row)
+    arrays = [_column(key, [row.get(key) for row in kept], rows.batch.schema) for key in names]
+    return Rows(pa.RecordBatch.from_arrays(arrays, names=list(names)), np.array(ids, np.int64))
+
+
+def _column(name: str, values: Sequence[Any], before: pa.Schema) -> pa.Array:
+    index = before.get_field_index(name)
+    if index < 0:
+        return pa.array(values)
+    kind = before.field(index).type
+    try:
+        array = pa.array(values, kind)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+        return pa.array(values)
+    # Python's floats have no width: they keep that of the column, unless they are too large for it.
+    if pa.types.is_floating(kind) and pc.any(pc.is_inf(array)).as_py():
+        wide = pa.array(values, pa.float64())
+        return array if pc.is_inf(wide).equals(pc.is_inf(array)) else wide
+    return array
+
+
+def _check_ids(ids: np.ndarray, known: np.ndarray) -> None:
+    if len(np.unique(ids)) != len(ids) or not np.isin(ids, known).all():
+        raise ContractError("gave a row twice or one that it did not take; every row may come back once")

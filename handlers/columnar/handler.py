@@ -1,0 +1,96 @@
+"""`ColumnarModelHandler`: Beam's RunInference over chunks of rows."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from handlers.base import MeteredHandler
+from handlers.batching import Batching, ResourceHints
+from handlers.columnar.chunks import merge
+from handlers.columnar.scorer import Plan, Scored, Scorer
+from handlers.errors import DeviceLostError
+from handlers.metrics import InferenceMetrics
+from handlers.model.directory import ModelDir
+from handlers.predict.faults import leave_lost_process
+from handlers.predict.placement import Placement
+from handlers.predict.predictor import Predictor
+
+
+class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
+    """Scores chunks: a batch of record batches with provenance goes in, one `Scored` comes out.
+
+    Args:
+        model: the model directory.
+        plan: what `make_plan` settled.
+        placement: where the model runs.
+        batching: how rows are gathered.
+        hints: resource hints of the inference step.
+    """
+
+    def __init__(
+        self,
+        model: ModelDir,
+        plan: Plan,
+        placement: Placement | None = None,
+        batching: Batching | None = None,
+        hints: ResourceHints | None = None,
+    ) -> None:
+        self._model = model
+        self.plan = plan
+        self._placement = placement or Placement()
+        self.batching = batching or Batching()
+        self._hints = hints or ResourceHints()
+        self._metrics = InferenceMetrics()
+        # RunInference sets them before load_model; kept by the name that Beam's base class has for them.
+        self._env_vars = model.spec.env_vars
+
+    def load_model(self) -> Scorer:
+        """Loads the model into this process, on its device."""
+        started = time.perf_counter()
+        predictor = Predictor(self._model.load(), self._placement, self.batching.batch_size)
+        return Scorer(self._model, self.plan, predictor, predictor.load_since(started))
+
+    def run_inference(
+        self, batch: Sequence[pa.RecordBatch], model: Scorer, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[Scored]:
+        """Scores the chunks of `batch` as one; those whose schemas have no common type are scored apart."""
+        if not batch:  # BatchElements begins a bundle with an empty batch where its first element is a full one
+            return []
+        try:
+            chunks = [merge(batch)]
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            chunks = list(batch)
+        try:
+            scored = [model.score(chunk) for chunk in chunks]
+        except DeviceLostError:
+            leave_lost_process()
+            raise
+        self._metrics.loaded(model.take_load())
+        for part in scored:
+            self._count(part)
+        return scored
+
+    def _count(self, scored: Scored) -> None:
+        failed: Counter[str] = Counter()
+        for error, rows in scored.dead_by_error.items():
+            failed[error.rpartition("/")[0]] += rows
+        rows = scored.predictions.num_rows
+        self._metrics.batch(rows + failed.total() + scored.dropped, rows, failed, scored.stats, scored.dropped)
+
+    def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
+        """Bytes of the Arrow buffers of the batch."""
+        return sum(chunk.nbytes for chunk in batch)
+
+    def batch_elements_kwargs(self) -> Mapping[str, Any]:
+        """Batches are counted in rows; chunks have the right size already, so each goes on by itself."""
+        rows = self.batching.chunk_rows
+        return {"min_batch_size": rows, "max_batch_size": rows, "element_size_fn": _rows}
+
+
+def _rows(chunk: pa.RecordBatch) -> int:
+    return int(chunk.num_rows)

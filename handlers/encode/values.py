@@ -1,0 +1,291 @@
+"""Arrow arrays of any type as numbers: what each value is as a tensor's, and which values are none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+
+from handlers.model.spec import InputSpec
+
+# Nanoseconds in a unit.
+UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "days": 86_400 * 10**9}
+
+
+@dataclass(frozen=True)
+class Values:
+    """The values of an array as numbers.
+
+    Attributes:
+        numbers: (values,); 0 where there is none.
+        nulls: mask of the values that are null; None where none is.
+        errors: masks of the values that are no number or code, by the type of error.
+    """
+
+    numbers: np.ndarray
+    nulls: np.ndarray | None
+    errors: dict[str, np.ndarray]
+
+
+def type_problem(kind: pa.DataType, spec: InputSpec) -> str | None:
+    """Why a column of type `kind` cannot feed an input, as the end of a sentence about the column; None where it can."""
+    inner = kind
+    while pa.types.is_dictionary(inner) or is_list(inner):
+        inner = inner.value_type
+    if is_time(inner):
+        if spec.encoder == "numeric" and spec.timestamp is None:
+            return f'holds {kind}; say in which unit the model input "{spec.name}" counts it, for example timestamp: s'
+        return None
+    if is_number(inner) or pa.types.is_boolean(inner) or pa.types.is_null(inner) or is_text(inner):
+        return None
+    return f'holds {kind}, which has no meaning in the model input "{spec.name}"'
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether `kind` is an integer, floating or decimal type."""
+    return is_machine_number(kind) or bool(pa.types.is_decimal(kind))
+
+
+def is_time(kind: pa.DataType) -> bool:
+    """Whether `kind` counts time: a date, timestamp or duration."""
+    return bool(pa.types.is_timestamp(kind) or pa.types.is_date(kind) or pa.types.is_duration(kind))
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether `kind` is a type of strings."""
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether `kind` is a type of lists."""
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def list_lengths(array: pa.Array) -> np.ndarray:
+    """How many values each list of `array` holds, those of inner lists together; 0 for null."""
+    return flatten(array)[1]
+
+
+def is_machine_number(kind: pa.DataType) -> bool:
+    """Whether numpy has the type too: an integer or a float, no decimal."""
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
+
+
+def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
+    """The dtype that values are gathered in: `dtype` itself, and float32 for bfloat16, which numpy has not."""
+    return np.dtype(np.float32 if dtype == torch.bfloat16 else str(dtype).removeprefix("torch."))
+
+
+def mask_of(array: pa.Array) -> np.ndarray:
+    """An array of flags without nulls as a mask."""
+    mask: np.ndarray = array.to_numpy(zero_copy_only=False)
+    return mask
+
+
+def numbers_of(array: pa.Array, spec: InputSpec, exact: bool = False) -> Values:
+    """The numbers of an array without lists.
+
+    With `exact` whole numbers in text and decimals are kept to the last digit, as integers; else they become float64.
+    """
+    kind = array.type
+    if pa.types.is_dictionary(kind):
+        return numbers_of(array.dictionary_decode(), spec, exact)
+    nulls = mask_of(array.is_null()) if array.null_count else None
+    if pa.types.is_null(kind):
+        return Values(np.zeros(len(array)), nulls, {})
+    if is_text(kind):
+        return _parsed(array, nulls, exact)
+    if is_time(kind):
+        return Values(_ticks(array, str(spec.timestamp)), nulls, {})
+    if pa.types.is_boolean(kind):
+        array = array.cast(pa.uint8())
+    elif pa.types.is_decimal(kind):
+        array = _whole_decimals(array) if exact else array.cast(pa.float64())
+    if nulls is not None:
+        if pa.types.is_float16(kind):  # for which Arrow has no fill_null
+            array = array.cast(pa.float32())
+        array = pc.fill_null(array, pa.scalar(0, array.type))
+    return Values(array.to_numpy(zero_copy_only=False), nulls, {})
+
+
+def _whole_decimals(array: pa.Array) -> pa.Array:
+    try:
+        return array.cast(pa.int64())
+    except pa.ArrowInvalid:  # a fraction, or more digits than int64 has
+        return array.cast(pa.float64())
+
+
+def _parsed(array: pa.Array, nulls: np.ndarray | None, exact: bool) -> Values:
+    """The numbers in an array of text. Arrow's cast fails for the whole column; Polars' tells the values apart."""
+    text = pl.Series(array.cast(pa.large_string())).str.strip_chars()
+    floats = text.cast(pl.Float64, strict=False)
+    errors = {}
+    if floats.null_count() > array.null_count:
+        errors["NotANumber"] = floats.is_null().to_numpy() & (True if nulls is None else ~nulls)
+    values = Values(floats.fill_null(0.0).to_numpy(), nulls, errors)
+    if not exact:
+        return values
+    # Whole numbers keep the digits that float64 has not; "2.0" and "1e3" are whole too.
+    integers = text.cast(pl.Int64, strict=False)
+    rest = integers.is_null().to_numpy()
+    values = within(values, torch.int64)
+    return Values(
+        np.where(rest, values.numbers, integers.fill_null(0).to_numpy()),
+        nulls,
+        {kind: mask & rest for kind, mask in values.errors.items()},
+    )
+
+
+def _ticks(array: pa.Array, unit: str) -> np.ndarray:
+    """Times counted in `unit`; since 1970-01-01 UTC where they are no durations."""
+    kind = array.type
+    if pa.types.is_date(kind):
+        counted = "days" if pa.types.is_date32(kind) else "ms"
+        ticks = array.cast(pa.int32()).cast(pa.int64()) if counted == "days" else array.cast(pa.int64())
+    else:
+        counted, ticks = kind.unit, array.cast(pa.int64())
+    numbers: np.ndarray = pc.fill_null(ticks, 0).to_numpy()
+    if counted == unit:
+        return numbers
+    ratio = UNITS[counted] / UNITS[unit]
+    if ratio > 1 and np.abs(numbers).max(initial=0) < 2**62 / ratio:
+        return numbers * int(ratio)
+    return numbers * ratio if ratio > 1 else numbers / (UNITS[unit] // UNITS[counted])
+
+
+def within(values: Values, dtype: torch.dtype) -> Values:
+    """`values` as integers or flags of `dtype`, with errors for those that it cannot hold."""
+    numbers, target = values.numbers, numpy_dtype(dtype)
+    if numbers.dtype == target:
+        return values
+    low, high = bounds(dtype)
+    if numbers.dtype.kind == "f":
+        numbers = numbers.astype(np.float64)
+        finite = np.isfinite(numbers)
+        whole = finite & (np.floor(numbers) == numbers)
+        errors = {"NotFinite": ~finite, "NotAnInteger": finite & ~whole}
+        inside = whole & (numbers >= low) & (numbers < high + 1.0)
+        errors["OutOfRange"] = whole & ~inside
+    else:
+        inside = (numbers >= low) & (numbers <= high)
+        errors = {"OutOfRange": ~inside}
+    if inside.all():
+        return Values(numbers.astype(target), values.nulls, values.errors)
+    return Values(np.where(inside, numbers, 0).astype(target), values.nulls, values.errors | errors)
+
+
+def bounds(dtype: torch.dtype) -> tuple[int, int]:
+    """The least and the greatest value of an integer dtype, or of flags."""
+    if dtype == torch.bool:
+        return 0, 1
+    info = torch.iinfo(dtype)
+    return info.min, info.max
+
+
+def codes_of(array: pa.Array, spec: InputSpec) -> Values:
+    """Category codes, int64."""
+    if pa.types.is_dictionary(array.type):
+        return codes_of(array.dictionary_decode(), spec)
+    nulls = mask_of(array.is_null()) if array.null_count else None
+    if spec.categories is None:
+        values = within(numbers_of(array, spec, exact=True), torch.int64)
+        codes, size = values.numbers, int(spec.num_categories or 0)
+        unknown, kind = (codes < 0) | (codes >= size) | _any(values.errors, len(codes)), "OutOfRange"
+        codes = np.where(unknown, 0, codes)
+    else:
+        found = _indices(array, spec)
+        unknown, kind = mask_of(found.is_null()), "UnknownCategory"
+        codes = pc.fill_null(found, 0).to_numpy()
+    if nulls is not None:
+        unknown = unknown & ~nulls
+    if not unknown.any():
+        return Values(codes, nulls, {})
+    if spec.unknown is not None:
+        return Values(np.where(unknown, spec.unknown, codes), nulls, {})
+    return Values(codes, nulls, {kind: unknown})
+
+
+def fitted(numbers: np.ndarray, spec: InputSpec | None, dtype: torch.dtype) -> Values:
+    """Numbers that come as a tensor, of (values,), as `dtype` holds them.
+
+    Codes of a categorical input are held against the number of its categories. Floats that overflow become infinite.
+    """
+    if spec is not None and spec.encoder == "categorical":
+        size = len(spec.categories or ()) or spec.num_categories
+        values = codes_of(pa.array(numbers), spec.model_copy(update={"categories": None, "num_categories": size}))
+    elif dtype.is_floating_point:
+        values = Values(numbers, None, {})
+    else:
+        return within(Values(numbers, None, {}), dtype)
+    return Values(rounded(values.numbers, dtype), None, values.errors)
+
+
+def rounded(numbers: np.ndarray, dtype: torch.dtype) -> np.ndarray:
+    """A copy of `numbers` in `numpy_dtype(dtype)`, with rows one after the other; what overflows becomes infinite."""
+    with np.errstate(over="ignore"):
+        return numbers.astype(numpy_dtype(dtype), order="C")
+
+
+def _any(masks: dict[str, np.ndarray], count: int) -> np.ndarray:
+    mask: np.ndarray = np.logical_or.reduce([np.zeros(count, dtype=bool), *masks.values()])
+    return mask
+
+
+def _indices(array: pa.Array, spec: InputSpec) -> pa.Array:
+    """The place of each value in `spec.categories`; null where it has none. 1, 1.0 and "1" are the same category."""
+    categories = spec.categories or ()
+    if isinstance(categories[0], str):
+        return pc.index_in(_text(array), pa.array(categories, pa.string()))
+    if isinstance(categories[0], bool) and is_text(array.type):
+        text = pc.utf8_lower(_text(array))
+        words = pc.index_in(text, pa.array([str(value).lower() for value in categories]))
+        return pc.coalesce(words, pc.index_in(text, pa.array([str(int(value)) for value in categories])))
+    values = within(numbers_of(array, spec, exact=True), torch.int64)
+    missing = _any(values.errors, len(array)) | (False if values.nulls is None else values.nulls)
+    numbers = pa.array(values.numbers, pa.int64(), mask=missing)
+    return pc.index_in(numbers, pa.array(list(map(int, categories)), pa.int64()))
+
+
+def _text(array: pa.Array) -> pa.Array:
+    if pa.types.is_decimal(array.type) or pa.types.is_float16(array.type):
+        array = array.cast(pa.float64())
+    if pa.types.is_floating(array.type):  # 3.0 is the category 3
+        whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 2.0**63))
+        integers = pc.cast(pc.if_else(whole, array, pa.scalar(0).cast(array.type)), pa.int64(), safe=False)
+        return pc.if_else(whole, integers.cast(pa.string()), array.cast(pa.string()))
+    return array.cast(pa.string())
+
+
+def flatten(array: pa.Array, sizes: tuple[int, ...] | None = None) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """The values of lists, of lists inside them too: all one after the other, how many each row has, and a mask.
+
+    With `sizes`, one for every level, the mask tells which rows have lists of just these lengths at every level.
+    """
+    # What a null list refers to is not looked at by flatten(), so it must not count.
+    lengths: np.ndarray = pc.fill_null(pc.list_value_length(array), 0).to_numpy().astype(np.int64)
+    if array.null_count:
+        lengths = np.where(mask_of(array.is_null()), 0, lengths)
+    right = np.ones(len(lengths), dtype=bool) if sizes is None else lengths == sizes[0]
+    inner = array.flatten()
+    if not is_list(inner.type):
+        return inner, lengths, right
+    flat, inner_lengths, inner_right = flatten(inner, None if sizes is None else sizes[1:])
+    ends = np.cumsum(lengths)
+    return flat, _sums(inner_lengths, lengths, ends), right & (_sums(~inner_right, lengths, ends) == 0)
+
+
+def _sums(values: np.ndarray, lengths: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Sums of runs of `values` that have these lengths and end there."""
+    total = np.concatenate([[0], np.cumsum(values)])
+    sums: np.ndarray = total[ends] - total[ends - lengths]
+    return sums
+
+
+def depth(kind: pa.DataType) -> int:
+    """How many lists are around a value of type `kind`."""
+    return 1 + depth(kind.value_type) if is_list(kind) else 0

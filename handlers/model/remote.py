@@ -1,0 +1,95 @@
+"""Copies of model directories that live behind a scheme (`gs://…`, `s3://…`), made through Beam's filesystems."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from glob import escape
+from pathlib import Path
+
+from handlers.errors import UsageError
+from handlers.model.stores import explain, prepare
+
+
+def is_remote(path: str) -> bool:
+    """Whether `path` has a scheme."""
+    return "://" in path
+
+
+def download(url: str, version_of: Callable[[Path], str]) -> Path:
+    """Copies the model at `url` into this user's cache, under its version; gives the local path."""
+    cache = _cache()
+    folder = Path(tempfile.mkdtemp(dir=cache))
+    try:
+        copy = _copy(url, folder)
+        target = cache / version_of(copy) / copy.name
+        if not target.exists():
+            target.parent.mkdir(exist_ok=True)
+            try:
+                copy.rename(target)
+            except OSError:
+                if not target.exists():  # else another process was faster, with the same files
+                    raise
+        return target
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def cached(url: str, version: str, version_of: Callable[[Path], str]) -> Path:
+    """The local copy of the model at `url` in this version, copied now where there is none or a damaged one."""
+    target = _cache() / version / url.rstrip("/").rsplit("/", 1)[-1]
+    with _alone(version):  # a host with many workers copies the model once
+        if target.exists():
+            if version_of(target) == version:
+                return target
+            shutil.rmtree(target.parent, ignore_errors=True)
+        found = download(url, version_of)
+    if found.parent.name != version:
+        raise UsageError(f"model {url} changed after the run began: version {found.parent.name}, not {version}")
+    return found
+
+
+def _cache() -> Path:
+    cache = Path(tempfile.gettempdir()) / f"torchbeam-models-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return cache
+
+
+@contextmanager
+def _alone(version: str) -> Iterator[None]:
+    """Waits until no other process of this host is at the copy of `version`."""
+    try:
+        import fcntl  # not there on Windows
+    except ImportError:
+        yield
+        return
+    with (_cache() / f"{version}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _copy(url: str, folder: Path) -> Path:
+    from apache_beam.io.filesystems import FileSystems
+
+    prepare()
+    root = url.rstrip("/")
+    copy = folder / root.rsplit("/", 1)[-1]
+    try:
+        inside = FileSystems.match([escape(root) + "/**"])[0].metadata_list
+        found = [(item.path, copy / item.path[len(root) + 1 :]) for item in inside if not item.path.endswith("/")]
+        if not found and "/" in root.partition("://")[2] and FileSystems.exists(root):  # Beam takes no bare bucket
+            found = [(root, copy)]
+        for path, target in found:
+            if ".." in target.relative_to(folder).parts:  # object stores allow any name
+                raise UsageError(f"it holds {path}, which is outside of it")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with FileSystems.open(path, compression_type="uncompressed") as source, target.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+    except Exception as error:
+        raise UsageError(f"model {url} cannot be read: {explain(error)}") from None
+    if not found:
+        raise UsageError(f"--model {url} does not exist; it must be a model directory or a .pt2 or TorchScript file")
+    return copy

@@ -1,0 +1,28 @@
+"""A model in memory, as the predictor calls it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from handlers.tensors import TensorInfo
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in memory, and how it is called.
+
+    Attributes:
+        module: takes the inputs and gives a tensor, or a tuple, list or mapping of tensors.
+        parameters: names of the inputs in the order of `forward`; empty where it takes any (`*args`).
+        keywords: those of them that `forward` takes by name only.
+        inputs: what the model itself tells of them; empty where it tells nothing.
+        rows: the number of rows that every call must have, for a program exported with a fixed batch; else None.
+    """
+
+    module: Callable[..., Any]
+    parameters: tuple[str, ...] = ()
+    inputs: tuple[TensorInfo, ...] = ()
+    rows: int | None = None
+    keywords: frozenset[str] = field(default_factory=frozenset)

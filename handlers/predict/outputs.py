@@ -1,0 +1,115 @@
+"""What a model gives: its tensors by name, and which of them have one place a token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+
+from handlers.errors import BrokenModelError, TorchbeamError, one_line
+from handlers.predict.faults import out_of_memory
+from handlers.tensors import Ragged
+
+Outputs = dict[str, torch.Tensor | Ragged]
+Form = Literal["tensor", "sequence", "mapping"]
+
+
+class TokenOutputs:
+    """Cuts outputs with one place a token back to the lengths of their rows; finds out once which outputs those are.
+
+    Several threads may share one.
+    """
+
+    def __init__(self) -> None:
+        self._per_token: dict[str, bool] = {}
+
+    def cut(
+        self,
+        outputs: Outputs,
+        lengths: np.ndarray,
+        known: tuple[str, ...] | None,
+        again: Callable[[int, int], Outputs],
+    ) -> Outputs:
+        """`outputs`, those with one place a token as `Ragged`.
+
+        An output may have as many places as tokens by chance (an embedding of 384 for 384 tokens), so a row of the batch
+        is run again with another number of places. Where that fails and nothing was padded, all are left as they are.
+
+        Args:
+            outputs: by name, of (rows, …).
+            lengths: int64 of (rows,): tokens of the rows.
+            known: the outputs that have one place a token, where the user says so.
+            again: the outputs for one of the rows alone, with so many places of padding.
+
+        Raises:
+            BrokenModelError: where rows were padded and it cannot be found out.
+        """
+        longest = max(1, int(lengths.max()))
+        candidates = {
+            name: output
+            for name, output in outputs.items()
+            if isinstance(output, torch.Tensor) and output.dim() > 1 and output.shape[1] == longest
+        }
+        if known is None:
+            unknown = [name for name in candidates if name not in self._per_token]
+            if unknown and not self._found_out(unknown, lengths, longest, again):
+                return outputs
+            known = tuple(name for name in candidates if self._per_token[name])
+        return outputs | {name: Ragged.cut(output, lengths) for name, output in candidates.items() if name in known}
+
+    def _found_out(
+        self, names: list[str], lengths: np.ndarray, longest: int, again: Callable[[int, int], Outputs]
+    ) -> bool:
+        row = int(lengths.argmin())
+        fewer = max(1, int(lengths[row]))
+        padding = int(fewer == longest)  # the row by itself, or one token longer where that would be no change
+        try:
+            found = again(row, padding)
+        except TorchbeamError:
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            if padding:  # which the model may not take, as where it has that many positions and no more
+                return False
+            raise BrokenModelError(
+                f'whether the output "{names[0]}" has one place a token cannot be told, since the model fails on a row by '
+                f"itself that it answered among longer ones ({one_line(error, 200)}); say so by the option cut of Padding"
+            ) from error
+        for name in names:
+            output = found[name]
+            self._per_token[name] = output.dim() > 1 and output.shape[1] == fewer + padding  # type: ignore[union-attr]
+        return True
+
+
+def named_outputs(outputs: object) -> tuple[Form, dict[str, torch.Tensor]]:
+    """The tensors among a model's outputs by name: `output`, `output_0` and on for a tuple, the keys of a mapping."""
+    form: Form = "sequence"
+    if isinstance(outputs, torch.Tensor):
+        return "tensor", {"output": outputs}
+    named: dict[str, torch.Tensor] = {}
+    if isinstance(outputs, Mapping):
+        form = "mapping"
+        named = {str(name): value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
+    elif isinstance(outputs, list | tuple):
+        names = getattr(outputs, "_fields", None) or [f"output_{index}" for index in range(len(outputs))]
+        named = {name: value for name, value in zip(names, outputs, strict=True) if isinstance(value, torch.Tensor)}
+    if not named:
+        raise BrokenModelError(
+            f"the model gave a {type(outputs).__name__}; it must give a tensor, or tensors in a tuple or dict"
+        )
+    return form, named
+
+
+def to_cpu(tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` on the CPU; half precisions as float32."""
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    return tensor.to("cpu")
+
+
+def fill_up(tensor: torch.Tensor, rows: int) -> torch.Tensor:
+    """`tensor` with its last row again and again, up to `rows`."""
+    return torch.cat([tensor, tensor[-1:].expand(rows - len(tensor), *tensor.shape[1:])])

@@ -1,0 +1,115 @@
+"""What tensors of rows look like: dtype and shape of an input, and rows of unequal length, padded with a mask and cut back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from handlers.errors import UsageError
+
+MAX_TOKENS = 16_384
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What a model itself tells of one input: its dtype and the shape of one row; None where it does not say."""
+
+    name: str
+    dtype: torch.dtype | None = None
+    shape: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Padding:
+    """How rows of unequal length become one tensor. A token is one place along the first axis of a row.
+
+    Attributes:
+        value: what stands after the end of a row.
+        mask: the model input that is told which places are real: (rows, longest), 1 for real and 0 for padding; int64
+            for `attention_mask`, bool for any other name. None gives none.
+        inputs: the inputs that are sequences; empty for those whose lengths differ among the rows.
+        max_tokens: tokens of a micro-batch at most, padding included; a longer row goes alone.
+        cut: the outputs that have one place a token, and are cut back to the length of their row; None finds out, by
+            looking which outputs grow with the padding.
+    """
+
+    value: float = 0
+    mask: str | None = None
+    inputs: tuple[str, ...] = ()
+    max_tokens: int = MAX_TOKENS
+    cut: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise UsageError(f"max_tokens must be 1 or more, not {self.max_tokens}")
+
+    @property
+    def mask_dtype(self) -> torch.dtype:
+        """Hugging Face models take int64, PyTorch's own modules bool."""
+        return torch.int64 if self.mask == "attention_mask" else torch.bool
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows whose first axes differ in length, one behind the other.
+
+    Attributes:
+        values: of (tokens of all rows, …).
+        offsets: int64 of (rows + 1,): row i is `values[offsets[i] : offsets[i + 1]]`.
+    """
+
+    values: torch.Tensor
+    offsets: np.ndarray
+
+    @staticmethod
+    def of(rows: Sequence[torch.Tensor]) -> Ragged:
+        """Of tensors of (length, …), alike in dtype and all further axes."""
+        lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+        return Ragged(torch.cat(list(rows)), _offsets(lengths))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 of (rows,)."""
+        lengths: np.ndarray = np.diff(self.offsets)
+        return lengths
+
+    def rows(self) -> list[torch.Tensor]:
+        """One tensor a row, each a view of `values`."""
+        return list(self.values.split(self.lengths.tolist()))
+
+    def take(self, indices: np.ndarray) -> Ragged:
+        """The rows at `places`."""
+        lengths = self.lengths[indices]
+        offsets = _offsets(lengths)
+        tokens = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][indices] - offsets[:-1], lengths)
+        return Ragged(self.values[torch.from_numpy(tokens)], offsets)
+
+    def pad(self, indices: np.ndarray, length: int, value: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows at `places` as one tensor of (len(places), length, …), and the mask (bool) of what is real in it."""
+        part = self.take(indices)
+        mask = torch.from_numpy(np.arange(length) < part.lengths[:, None])
+        padded = torch.full((len(indices), length, *self.values.shape[1:]), value, dtype=self.values.dtype)
+        padded[mask] = part.values
+        return padded, mask
+
+    @staticmethod
+    def cut(padded: torch.Tensor, lengths: np.ndarray) -> Ragged:
+        """The opposite of `pad`: of (rows, longest, …), the first `lengths[i]` places of row i."""
+        mask = torch.from_numpy(np.arange(padded.shape[1]) < lengths[:, None])
+        return Ragged(padded[mask], _offsets(lengths))
+
+    @staticmethod
+    def join(parts: Sequence[Ragged]) -> Ragged:
+        """All rows of `parts`, in order."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        return Ragged(torch.cat([part.values for part in parts]), _offsets(lengths))
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])

@@ -1,0 +1,159 @@
+"""The checks of the doctor that hold for every runner. They ask what `score` asks before a run, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+import torch
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from handlers.batching import ResourceHints
+from handlers.columnar.scorer import Plan, Scorer
+from handlers.errors import BrokenModelError, one_line
+from handlers.model.directory import ModelDir
+from handlers.predict.placement import visible_gpus
+from handlers.predict.predictor import Predictor
+from pipelines import runners
+from pipelines.checks.checkup import Finding, Outcome, SkipError
+from pipelines.command.ignored import ignored_options
+from pipelines.jobs import scoring as score_job
+from pipelines.jobs.options import ScoreOptions
+from pipelines.jobs.outputs import check_apart, check_writable, settle_output
+from transforms.file_ops import folder_of
+from transforms.sources import Input
+
+_SHOWN = 6  # names of columns in a line
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input that can be read, and its first rows."""
+
+    input: Input
+    sample: pa.RecordBatch
+
+
+def runner(options: ScoreOptions) -> Finding[PipelineOptions]:
+    """Beam knows the runner and all options that are not ours."""
+    return Finding(options.run.runner, runners.pipeline_options(options.run.runner, options.beam))
+
+
+def ignored(options: ScoreOptions) -> Finding[None]:
+    """Options that were given and would have no effect."""
+    ResourceHints(options.model.accelerator, options.model.min_ram)  # which a run refuses, ignored or not
+    lines = ignored_options(options.run, options.model, options.beam)
+    return Finding(". ".join(lines) or f"{options.run.runner} heeds all that were given", None, bool(lines))
+
+
+def paths(options: ScoreOptions) -> Finding[None]:
+    """Local paths, where the workers are on other machines."""
+    given = [options.source.input, options.sink.output, options.model.model, options.sink.report]
+    runners.check_paths(options.run, options.beam, [path for path in given if path])
+    if not any(given):
+        raise SkipError("no path was given")
+    return Finding("the workers reach them", None)
+
+
+def device(options: ScoreOptions) -> Finding[None]:
+    """The GPUs of this machine, and whether the model gets what --device asks for."""
+    names = [torch.cuda.get_device_name(gpu) for gpu in range(visible_gpus())]
+    seen = f"{len(names)} GPU(s) here: {', '.join(sorted(set(names)))}" if names else "no GPU here"
+    placement = score_job.placement(options.model)
+    if runners.in_process(options.run.runner):
+        return Finding(f"{placement.resolve()} ({seen})", None)
+    return Finding(f"{options.model.device}, settled by each worker ({seen})", None)
+
+
+def load(options: ScoreOptions, model: ModelDir) -> Finding[Predictor]:
+    """The model's code can be imported and its weights fit it."""
+    predictor = score_job.load_here(options, model)
+    module = predictor.module
+    numbers = sum(each.numel() for each in module.parameters()) if isinstance(module, torch.nn.Module) else 0
+    return Finding(f"{numbers:,} parameters, loaded on {predictor.device}", predictor)
+
+
+def read_input(options: ScoreOptions, model: Outcome[ModelDir]) -> Finding[Source]:
+    """The input is there, and its first rows can be read."""
+    if not options.source.input:
+        raise SkipError("no --input was given")
+    source = score_job.settle_input(options, model.finding.value.spec if model.finding else None)
+    sample = score_job.sample_rows(source)
+    rows = f"{source.rows:,} rows" if source.rows is not None else "rows not counted yet"
+    what = (
+        f"{source.files:,} {source.format} file{'s' * (source.files != 1)} of {_size(source.bytes)}, {rows}, "
+        f"{len(source.schema.names)} columns"
+    )
+    if not sample.num_rows:
+        return Finding(f"{what}; there is no row to be read in the first files", Source(source, sample), warning=True)
+    return Finding(what, Source(source, sample))
+
+
+def columns(options: ScoreOptions, model: ModelDir, predictor: Predictor, source: Source) -> Finding[Plan]:
+    """The columns fit the signature, and the functions of the user run."""
+    plan = score_job.settle_plan(options, model, predictor, source.sample)
+    inputs = [f"{bound.spec.name} takes {_names(bound.columns)}" for bound in plan.inputs]
+    made = [name for name in plan.output.names if name not in plan.carried] if plan.output else []
+    return Finding(f"{'; '.join(inputs) or 'no inputs'}; the output gets {_names(made)}", plan)
+
+
+def score_rows(model: ModelDir, predictor: Predictor, source: Source, plan: Plan) -> Finding[None]:
+    """What becomes of the first rows of the input; zeros are scored where there are none."""
+    sample = source.sample
+    if not sample.num_rows:
+        return _answers(predictor, {bound.spec.name: bound.zeros(2) for bound in plan.inputs})
+    scored = Scorer(model, plan, predictor).score(sample)
+    what = f"of the first {sample.num_rows:,} rows {scored.predictions.num_rows:,} are scored"
+    if scored.dropped:
+        what += f", {scored.dropped:,} dropped"
+    if dead := scored.dead_letters.num_rows:
+        kinds = ", ".join(f"{rows:,} {kind}" for kind, rows in scored.dead_by_error.most_common(3))
+        first = scored.dead_letters.column("dead_letter")[0].as_py()["message"]
+        what += f", {dead:,} would be dead letters ({kinds}); the first: {first}"
+    return Finding(what, None, warning=dead > 0)
+
+
+def score_zeros(predictor: Predictor) -> Finding[None]:
+    """Without an input: rows of zeros, where the model itself tells the shapes that it takes."""
+    shapes = {info.name: info.shape for info in predictor.model.inputs if info.shape is not None}
+    if not shapes or len(shapes) < len(predictor.model.inputs):
+        raise SkipError("no --input was given, which tells how many values the model takes")
+    dtypes = {info.name: info.dtype or torch.float32 for info in predictor.model.inputs}
+    return _answers(predictor, {name: torch.zeros(2, *shape, dtype=dtypes[name]) for name, shape in shapes.items()})
+
+
+def write_output(
+    options: ScoreOptions, source: Outcome[Source] | None = None, plan: Outcome[Plan] | None = None
+) -> Finding[None]:
+    """The output is free, takes the place of nothing that is read, and a file can be written where it will be."""
+    if not options.sink.output:
+        raise SkipError("no --output was given")
+    folder, tables = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
+    if source is not None and source.finding is not None:
+        check_apart(source.value.input, options.model.model, folder, options.sink.report)
+        if plan is not None and plan.finding is not None:
+            score_job.settle_columns(plan.value, source.value.input, tables)
+    check_writable("--output", folder)
+    if options.sink.report:
+        check_writable("--report", folder_of(options.sink.report))
+    return Finding(f"{options.sink.output} can be written", None)
+
+
+def _answers(predictor: Predictor, zeros: Mapping[str, torch.Tensor]) -> Finding[None]:
+    if failures := predictor.predict(dict(zeros)).failures:
+        error = failures[0][1]
+        raise BrokenModelError(f"the model fails on rows of zeros: {type(error).__name__}: {one_line(error)}")
+    return Finding("the model answers rows of zeros", None)
+
+
+def _names(names: Sequence[str]) -> str:
+    return ", ".join(names) if len(names) <= _SHOWN else f"{len(names)} columns ({', '.join(names[:_SHOWN])}, …)"
+
+
+def _size(count: float) -> str:
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"

@@ -1,0 +1,117 @@
+"""What a person sees of a run: progress while it lasts, and a summary at its end."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from types import TracebackType
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from transforms.accounting import Counts
+from transforms.sinks.publish import Publication
+
+LOG_SECONDS = 15.0
+
+
+class Watched(Protocol):
+    """A run that can be asked how far it is."""
+
+    def so_far(self) -> Counts | None:
+        """What has been done; None where this process cannot know."""
+
+    def state(self) -> str:
+        """What it is about, in a few words; may be empty."""
+
+
+class Watch:
+    """Shows how far a run is, on stderr: a bar in a terminal, a line now and then in a log.
+
+    Args:
+        run: the run.
+        total: rows in all, where that is known.
+    """
+
+    def __init__(self, run: Watched, total: int | None) -> None:
+        self._run = run
+        self._total = total
+        self._console = Console(stderr=True)
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._show, name="watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _show(self) -> None:
+        if self._console.is_terminal:
+            self._show_bar()
+        else:
+            self._show_lines()
+
+    def _show_bar(self) -> None:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[what]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+        )
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            task = progress.add_task("scoring", total=self._total, what="")
+            begin = time.monotonic()
+            while not self._done.wait(0.2):
+                rows, what = self._state(time.monotonic() - begin)
+                progress.update(task, completed=rows, what=what)
+
+    def _show_lines(self) -> None:
+        begin = time.monotonic()
+        while not self._done.wait(LOG_SECONDS):
+            rows, what = self._state(time.monotonic() - begin)
+            share = f" ({rows / self._total:.0%})" if self._total else ""
+            print(f"scoring: {what}{share}, {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+
+    def _state(self, seconds: float) -> tuple[int, str]:
+        counts, state = self._run.so_far(), self._run.state()
+        if counts is None:
+            return 0, state or "running"
+        rows = counts.rows_scored + counts.rows_dropped + counts.rows_dead
+        dead = f", {counts.rows_dead:,} dead letters" if counts.rows_dead else ""
+        return rows, f"{rows:,} rows, {rows / max(seconds, 1e-9):,.0f} rows/s{dead}{state and f' ({state})'}"
+
+
+def show_summary(report: dict[str, Any], publication: Publication) -> None:
+    """Prints what became of the rows of a finished run, and where everything is, on stdout."""
+    console = Console(highlight=False)
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    table.add_column(justify="right")
+    for what in ("read", "scored", "dropped", "dead"):
+        table.add_row(f"rows {what}", f"{report[f'rows_{what}']:,}")
+    for error, rows in list(report["dead_by_error"].items())[:8]:
+        table.add_row(f"  {error}", f"{rows:,}")
+    table.add_row("files read", f"{report['files_read']:,}")
+    if report["files_dead"]:
+        table.add_row("files that could not be read", f"{report['files_dead']:,}")
+    table.add_row("seconds", f"{report['seconds']:,.1f}")
+    table.add_row("rows a second", f"{report['rows_per_second']:,.0f}")
+    console.print(table)
+    model = report["model"]
+    print(f"\nmodel        {model['name']}, version {model['version']}")
+    print(f"predictions  {publication.predictions_at}")
+    if report["rows_dead"]:
+        print(f"dead letters {publication.dead_letters_at} (mend, then score them with --input)")
+    if report["files_dead"]:
+        print(f"failed files {publication.failed_files_at}")

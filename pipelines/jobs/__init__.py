@@ -1,0 +1,4 @@
+"""The jobs behind the commands: options → settled job → pipeline → run.
+
+May import: `command`, `runners`, `spark`, `dataflow`.
+"""

@@ -1,0 +1,282 @@
+"""The scoring job: what is settled on the driver, the pipeline, and its run."""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from dataclasses import dataclass, replace
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.options.pipeline_options import PipelineOptions
+
+import transforms.inference.chunk_coder  # noqa: F401 - registers the coder of chunks
+from handlers import errors
+from handlers.batching import Batching, ResourceHints
+from handlers.columnar.chunks import chunk_schema, dead_letter_schema, merge
+from handlers.columnar.handler import ColumnarModelHandler
+from handlers.columnar.scorer import Chain, Plan, make_plan
+from handlers.errors import BrokenFileError, TorchbeamError, UsageError
+from handlers.model import stores
+from handlers.model.directory import ModelDir
+from handlers.model.spec import ModelSpec
+from handlers.predict.placement import Placement
+from handlers.predict.predictor import Predictor
+from pipelines import runners
+from pipelines.command.options import ModelOptions
+from pipelines.command.watch import Watch
+from pipelines.dataflow import settings as dataflow
+from pipelines.jobs.options import ScoreOptions
+from pipelines.jobs.outputs import check_apart, settle_output
+from transforms.accounting import Counts, FileOutcomes
+from transforms.inference.score import Score
+from transforms.sinks.bigquery_tables import Tables, check_columns, loadable
+from transforms.sinks.publish import Publication, Publish, clean_up, read_report, temporary_folder
+from transforms.sinks.write import WriteChunks
+from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_split
+
+SAMPLE_ROWS = 1000
+SAMPLE_SPLITS = 20  # of which some may be empty; where all are, further ones are looked into
+
+_STEP = re.compile(r" \[while running .*$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A scoring run whose every setting is known to be right, as far as the driver can tell."""
+
+    input: Input
+    handler: ColumnarModelHandler
+    publication: Publication
+    launch: runners.Launch
+    verbose: bool = False
+
+
+def prepare(options: ScoreOptions, model: ModelDir) -> Job:
+    """Checks and settles everything that can be before the pipeline starts.
+
+    Raises:
+        UsageError: for whatever the user must mend.
+        BrokenModelError: where the model cannot score anything.
+    """
+    folder, tables = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
+    runners.check_paths(
+        options.run, options.beam, [options.source.input, folder, options.model.model, options.sink.report]
+    )
+    launch = runners.settle(options.run, options.beam)
+    batching = Batching(batch_size=options.model.batch_size)
+    source = settle_input(options, model.spec)
+    check_apart(source, options.model.model, folder, options.sink.report)
+    hints = ResourceHints(options.model.accelerator, options.model.min_ram)
+    plan = settle_plan(options, model, load_here(options, model), sample_rows(source))
+    predictions, dead_letters = settle_columns(plan, source, tables)
+    publication = Publication(
+        output=folder,
+        run_id=uuid.uuid4().hex[:12],
+        predictions=predictions,
+        dead_letters=dead_letters,
+        output_format=options.sink.output_format,
+        report_path=options.sink.report,
+        overwrite=options.sink.overwrite,
+        model_name=model.spec.name,
+        model_version=model.version,
+        runner=options.run.runner,
+        tables=tables,
+    )
+    return Job(
+        source,
+        ColumnarModelHandler(model, plan, placement(options.model), batching, hints),
+        publication,
+        launch,
+        options.run.verbose,
+    )
+
+
+def placement(options: ModelOptions) -> Placement:
+    """Where the model runs in every worker."""
+    return Placement(options.device, options.precision, options.compile, options.model_copies)
+
+
+def settle_input(options: ScoreOptions, spec: ModelSpec | None = None) -> Input:
+    """The files of the input, their columns and splits; the model, where it is known, says which columns hold numbers."""
+    inputs = [each for each in spec.inputs if each.encoder == "numeric"] if spec else []
+    numeric = [name for each in inputs if "float" in (each.dtype or "float32") for name in each.patterns]
+    return plan_input(
+        options.source.input,
+        options.source.input_format,
+        numeric_columns=numeric,
+        limit=options.source.limit,
+        chunk_rows=Batching(batch_size=options.model.batch_size).chunk_rows,
+    )
+
+
+def load_here(options: ScoreOptions, model: ModelDir) -> Predictor:
+    """The model, loaded in this process. On a cluster the workers have the GPUs, and the driver need not have one."""
+    local = runners.in_process(options.run.runner)
+    here = placement(options.model) if local else Placement("cpu")
+    return Predictor(model.load(), here, options.model.batch_size)
+
+
+def settle_plan(options: ScoreOptions, model: ModelDir, predictor: Predictor, sample: pa.RecordBatch) -> Plan:
+    """What every worker does with a row, settled by scoring a sample."""
+    chain = Chain.of(model.spec, options.model.preprocess, options.model.postprocess)
+    return make_plan(model, predictor, sample, chain, options.sink.columns)
+
+
+def settle_columns(plan: Plan, source: Input, tables: Tables | None) -> tuple[pa.Schema, pa.Schema]:
+    """The columns of the predictions and of the dead letters; raises `UsageError` where tables that are there have others."""
+    predictions, dead_letters = plan.output, dead_letter_schema(source.schema)
+    if tables is not None:
+        predictions, dead_letters = loadable(predictions), loadable(dead_letters)
+        check_columns(tables, predictions, dead_letters)
+    return predictions, dead_letters
+
+
+def build(pipeline: beam.Pipeline, job: Job) -> None:
+    """Puts the pipeline of a job together."""
+    publication, handler = job.publication, job.handler
+    folder = temporary_folder(publication.output, publication.run_id)
+    read = pipeline | "Read" >> ReadChunks(
+        job.input,
+        handler.plan.needed,
+        handler.batching.chunk_rows,
+        handler.batching.chunk_bytes,
+        publication.model_version,
+    )
+    scored = read.chunks | "Score" >> Score(handler, publication.run_id)
+    predictions = scored.predictions | "WritePredictions" >> WriteChunks(
+        f"{folder}/predictions", publication.predictions, publication.output_format
+    )
+    dead_letters = (
+        (read.dead_letters, scored.dead_letters)
+        | "AllDeadLetters" >> beam.Flatten()
+        | "WriteDeadLetters"
+        >> WriteChunks(f"{folder}/dead_letters", publication.dead_letters, publication.dead_letter_format)
+    )
+    files = read.files | "Files" >> FileOutcomes()
+    counts = (
+        scored.counts,
+        read.files | "RowsRead" >> beam.Map(_rows_read),
+        read.dead_letters | "RowsUnreadable" >> beam.Map(_dead_at_read),
+        files | "FilesRead" >> beam.Map(lambda outcome: outcome.counts()),
+    ) | "AllCounts" >> beam.Flatten()
+    _ = {
+        "predictions": predictions,
+        "dead_letters": dead_letters,
+        "failed_files": files
+        | "Failed" >> beam.Filter(lambda outcome: outcome.error is not None)
+        | beam.Map(lambda outcome: outcome.failed()),
+        "counts": counts,
+    } | "Publish" >> Publish(publication)
+
+
+def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
+    """Runs a job to its end and gives its report; on Dataflow only with `wait`, else None once it is submitted.
+
+    Raises:
+        UsageError: where Beam refuses the options.
+        TorchbeamError: where it failed; what it had written is removed.
+    """
+    job = replace(job, publication=replace(job.publication, started=time.time()))
+    publication = job.publication
+    try:
+        if publication.runner == dataflow.RUNNER:
+            if not _run_on_dataflow(job, wait):
+                return None
+        else:
+            with (
+                runners.session(job.launch, publication.runner, publication.run_id, verbose=job.verbose) as session,
+                Watch(session, job.input.rows),
+            ):
+                pipeline = _checked_pipeline(session.options)
+                build(pipeline, job)
+                session.run(pipeline)
+    except (dataflow.StillRunning, dataflow.NotFollowedError):
+        raise  # what the job has written is its own
+    except BaseException as error:
+        clean_up(publication.output, publication.run_id)
+        if isinstance(error, TorchbeamError):  # of a worker in this process; Beam has added the name of the step
+            error.args = (_STEP.sub("", str(error)), *error.args[1:])
+        elif isinstance(error, Exception):
+            raise _cause(error) from error
+        raise
+    try:
+        return read_report(publication.report_file)
+    except Exception as error:
+        raise TorchbeamError(
+            f"the run is finished, but {publication.report_file} cannot be read: {stores.explain(error)}"
+        ) from error
+
+
+def _run_on_dataflow(job: Job, wait: bool) -> bool:
+    """Submits a job, and follows it to its end where that is wanted; gives whether it has ended."""
+    from pipelines.dataflow import job as dataflow_job  # its clients of Google's services take a second to import
+
+    pipeline = _checked_pipeline(job.launch.options)
+    build(pipeline, job)
+    submitted = dataflow_job.submit(pipeline)
+    dataflow_job.announce(submitted, job.launch.options, job.publication.report_file)
+    if submitted.job_id is None or not wait:
+        return False
+    dataflow_job.follow(submitted, job.input.rows)
+    return True
+
+
+def _checked_pipeline(options: PipelineOptions) -> beam.Pipeline:
+    try:
+        return beam.Pipeline(options=options)
+    except ValueError as error:  # options that do not go together; a runner's own checks are made here, too
+        raise UsageError(errors.one_line(error)) from None
+
+
+def sample_rows(source: Input) -> pa.RecordBatch:
+    """The first rows of the input that can be read; none where it has none. They have provenance."""
+    chunks: list[pa.RecordBatch] = []
+    rows = 0
+    broken: BrokenFileError | None = None
+    for index, split in enumerate(source.splits):
+        if rows >= SAMPLE_ROWS or (rows and index >= SAMPLE_SPLITS):
+            break
+        try:
+            for chunk in read_split(split, source.schema, chunk_rows=SAMPLE_ROWS):
+                if not isinstance(chunk, BadRows):
+                    chunks.append(chunk)
+                    rows += chunk.num_rows
+                if rows >= SAMPLE_ROWS:
+                    break
+        except BrokenFileError as error:
+            broken = broken or error
+    if not chunks:
+        if broken is not None and not source.schema.names:
+            raise UsageError(f"none of the {source.files} input files can be read: {broken}")
+        return pa.RecordBatch.from_pylist([], schema=chunk_schema(source.schema))
+    return merge(chunks).slice(0, SAMPLE_ROWS)
+
+
+def _cause(error: Exception) -> BaseException:
+    """What went wrong in a worker, out of the traceback that runners make the text of their own error."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    if any(line.startswith(("KeyboardInterrupt", "RuntimeError: KeyboardInterrupt")) for line in lines):
+        return KeyboardInterrupt()
+    pattern = re.compile(r"(?:[a-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)): (.+)")
+    for line in reversed(lines):
+        if match := pattern.match(line):
+            name, message = match.group(1), _STEP.sub("", match.group(2))
+            kind = getattr(errors, name, None)
+            if isinstance(kind, type) and issubclass(kind, TorchbeamError):
+                return kind(message)
+            return TorchbeamError(f"the run failed: {name}: {message}")
+    return TorchbeamError(f"the run failed: {type(error).__name__}: {errors.one_line(error)}")
+
+
+def _rows_read(file: Any) -> Counts:
+    return Counts(rows_read=file.rows)
+
+
+def _dead_at_read(letters: pa.RecordBatch) -> Counts:
+    errors_by_type: dict[str, int] = {}
+    for kind in letters.column("dead_letter").field("type").to_pylist():
+        errors_by_type[f"read/{kind}"] = errors_by_type.get(f"read/{kind}", 0) + 1
+    return Counts(rows_dead=letters.num_rows, dead_by_error=errors_by_type)

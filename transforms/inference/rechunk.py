@@ -1,0 +1,134 @@
+"""Bringing chunks to one size: larger ones are cut, smaller ones merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.pvalue import PCollection
+from apache_beam.transforms.window import BoundedWindow
+from apache_beam.utils.timestamp import TimestampTypes
+from apache_beam.utils.windowed_value import WindowedValue
+
+from handlers.columnar.chunks import merge
+from transforms.inference import chunk_coder  # noqa: F401 - registers the coder of what comes out
+
+
+class Rechunker:
+    """Takes chunks of any size and gives chunks of `rows` rows, the last one smaller; the order of rows is kept.
+
+    A chunk is smaller than `rows` where it would otherwise pass `max_bytes`, or where its neighbour's schema has no
+    common type with its own. Cutting copies nothing; merging does.
+    """
+
+    def __init__(self, rows: int, max_bytes: int) -> None:
+        self.rows = rows
+        self.max_bytes = max_bytes
+        self._reset()
+
+    def _reset(self) -> None:
+        self._pending: list[pa.RecordBatch] = []
+        self._pending_rows = 0
+        self._pending_bytes = 0.0
+        self._schema: pa.Schema | None = None
+
+    def push(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
+        """Takes `batch` in and gives the chunks that are full with it."""
+        if batch.num_rows == 0:
+            return
+        if not self._fits_schema(batch.schema):
+            yield from self.flush()
+            self._schema = batch.schema
+        row_bytes = batch.nbytes / batch.num_rows
+        start = 0
+        while start < batch.num_rows:
+            take = min(self._room(row_bytes), batch.num_rows - start)
+            if take <= 0:
+                yield from self.flush()
+                self._schema = batch.schema
+                continue
+            self._pending.append(batch if take == batch.num_rows else batch.slice(start, take))
+            self._pending_rows += take
+            self._pending_bytes += take * row_bytes
+            start += take
+        if self._pending_rows == self.rows:
+            yield from self.flush()
+
+    def flush(self) -> Iterator[pa.RecordBatch]:
+        """Gives what is left."""
+        pending = self._pending
+        self._reset()
+        if pending:
+            yield from _merged(pending)
+
+    def _room(self, row_bytes: float) -> int:
+        """How many rows of `row_bytes` each still fit; at least one where nothing is pending."""
+        room = self.rows - self._pending_rows
+        if row_bytes > 0:
+            room = min(room, int((self.max_bytes - self._pending_bytes) / row_bytes))
+        return room if self._pending else max(room, 1)
+
+    def _fits_schema(self, schema: pa.Schema) -> bool:
+        """Whether rows of `schema` can be merged with what is pending; if so, they are counted in."""
+        if self._schema is None or self._schema.equals(schema):
+            self._schema = schema
+            return True
+        try:
+            self._schema = pa.unify_schemas([self._schema, schema], promote_options="permissive")
+        except pa.ArrowException:
+            return False
+        return True
+
+
+def _merged(chunks: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
+    try:
+        return [merge(chunks)]
+    except pa.ArrowException:
+        # The schemas have a common type, but a value does not fit it (2**60 + 1 as a float64, say).
+        return chunks
+
+
+@beam.typehints.with_input_types(pa.RecordBatch)
+@beam.typehints.with_output_types(pa.RecordBatch)
+class _RechunkFn(beam.DoFn):
+    """A rechunker for each window of a bundle; nothing is held between bundles, so nothing can be lost with them."""
+
+    def __init__(self, rows: int, max_bytes: int) -> None:
+        self._rows = rows
+        self._max_bytes = max_bytes
+
+    def start_bundle(self) -> None:
+        self._open: dict[BoundedWindow, tuple[Rechunker, TimestampTypes]] = {}
+
+    def process(
+        self,
+        batch: pa.RecordBatch,
+        window: BoundedWindow = beam.DoFn.WindowParam,  # type: ignore[assignment]
+        timestamp: TimestampTypes = beam.DoFn.TimestampParam,  # type: ignore[assignment]
+    ) -> Iterator[pa.RecordBatch]:
+        found = self._open.get(window)
+        rechunker = found[0] if found else Rechunker(self._rows, self._max_bytes)
+        self._open[window] = (rechunker, timestamp)
+        yield from rechunker.push(batch)
+
+    def finish_bundle(self) -> Iterable[WindowedValue]:
+        for window, (rechunker, timestamp) in self._open.items():
+            for batch in rechunker.flush():
+                yield WindowedValue(batch, timestamp, (window,))
+        self._open = {}
+
+
+@dataclass(eq=False)
+class Rechunk(beam.PTransform[Any, Any]):
+    """Brings chunks to `rows` rows, and at most about `max_bytes` bytes, within a bundle and a window."""
+
+    rows: int
+    max_bytes: int
+
+    def expand(self, chunks: PCollection[pa.RecordBatch]) -> PCollection[pa.RecordBatch]:
+        """`PCollection[pa.RecordBatch]` to the same rows in other chunks."""
+        rechunked: PCollection[pa.RecordBatch] = chunks | "Rechunk" >> beam.ParDo(_RechunkFn(self.rows, self.max_bytes))
+        return rechunked

@@ -1,0 +1,263 @@
+"""Writing chunks to files, in the formats of `transforms.sinks.formats`.
+
+A sink writes to a temporary folder, each attempt of a bundle under a name of its own, and says what it wrote only once
+the file is closed. `transforms.sinks.publish` gives the files their final names; what a failed attempt left behind goes with
+the temporary folder.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+import pyarrow as pa
+from apache_beam.pvalue import PCollection
+from apache_beam.transforms.window import GlobalWindows
+
+from handlers.columnar.chunks import exact_cast
+from handlers.errors import TorchbeamError
+from handlers.model.stores import create_empty, explain, mend_s3
+from transforms.file_ops import create, is_local
+from transforms.sinks.formats import Encoder, sink
+from transforms.sinks.formats.parquet import GROUP_ROWS
+
+mend_s3()
+
+FILE_BYTES = 512 * 2**20
+# Rows that are encoded together, up to `GROUP_ROWS`, are a row group of a Parquet file: the whole of what a sink holds
+# in memory is two of them.
+GROUP_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file that was written to its end."""
+
+    path: str
+    rows: int
+
+
+def write_empty(path: str, schema: pa.Schema, output_format: str) -> None:
+    """Writes a file of no rows to `path`, with its schema or header where the format has one."""
+    content = pa.BufferOutputStream()
+    encoder = sink(output_format).encoder(content, schema)
+    encoder.write(schema.empty_table())
+    encoder.close()
+    if not content.tell() and not is_local(path):
+        create_empty(path)
+        return
+    with create(path) as file:
+        file.write(content.getvalue())
+
+
+def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """The columns of `batch` that `schema` names, in its order and its types.
+
+    Provenance and other columns are left out. A type that differs is cast where no value changes by it, as from a
+    dictionary to its values; another one, and a column that is not there, are errors.
+    """
+    if batch.schema.equals(schema):
+        return batch
+    missing = sorted(set(schema.names) - set(batch.schema.names))
+    if missing:
+        raise TorchbeamError(
+            f"a chunk to be written has no column {', '.join(missing)}; it has {', '.join(batch.schema.names)}"
+        )
+    try:
+        columns = [_cast(batch.column(column.name), column.type) for column in schema]
+    except pa.ArrowException as error:
+        raise TorchbeamError(f"a chunk to be written does not fit the columns of the output: {error}") from error
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
+    if column.type == kind:
+        return column
+    if pa.types.is_dictionary(kind) and not pa.types.is_dictionary(column.type):
+        return exact_cast(column, kind.value_type).dictionary_encode().cast(kind)
+    return exact_cast(column, kind)
+
+
+class _Roll:
+    """Writes tables to one file after the other, each up to about `max_bytes`."""
+
+    def __init__(self, folder: str, schema: pa.Schema, output_format: str, max_bytes: int) -> None:
+        self._folder = folder
+        self._schema = schema
+        self._sink = sink(output_format)
+        self._max_bytes = max_bytes
+        self._file: pa.NativeFile | None = None
+        self._encoder: Encoder | None = None
+        self._path = ""
+        self._rows = 0
+        self._parts: list[Part] = []
+
+    def write(self, batches: list[pa.RecordBatch]) -> None:
+        if self._file is None:
+            self._path = _path_of_attempt(self._folder, self._sink.extension)
+            self._file = create(self._path)
+            self._encoder = self._sink.encoder(self._file, self._schema)
+            self._rows = 0
+        assert self._encoder is not None  # noqa: S101 - it was opened with the file
+        table = pa.Table.from_batches(batches, self._schema)
+        self._encoder.write(table)
+        self._rows += table.num_rows
+        if self._file.tell() >= self._max_bytes:
+            self._end_file()
+
+    def finish(self) -> list[Part]:
+        self._end_file()
+        return self._parts
+
+    def abandon(self) -> None:
+        """Closes the file and forgets it: nobody hears of it."""
+        file, encoder, self._file, self._encoder = self._file, self._encoder, None, None
+        if file is not None:
+            # The error that led here is the one to be told, not those that it leads to.
+            if encoder is not None:
+                with suppress(Exception):
+                    encoder.close()
+            with suppress(Exception):
+                file.close()
+
+    def _end_file(self) -> None:
+        if self._file is not None and self._encoder is not None:
+            self._encoder.close()
+            self._file.close()
+            self._parts.append(Part(self._path, self._rows))
+            self._file = self._encoder = None
+
+
+def _path_of_attempt(folder: str, extension: str) -> str:
+    """A name that no other attempt uses; names sort by the time at which they were given."""
+    return f"{folder.rstrip('/')}/part-{time.time_ns() // 1000:014x}-{uuid.uuid4().hex[:12]}{extension}"
+
+
+class Writer:
+    """Writes chunks in a thread of its own, so that encoding overlaps with scoring; Arrow lets go of the GIL for it.
+
+    One group of chunks is encoded while the next is gathered. An error in the thread is raised by the next call.
+    """
+
+    def __init__(self, folder: str, schema: pa.Schema, output_format: str, max_bytes: int = FILE_BYTES) -> None:
+        self._schema = schema
+        self._group_bytes = min(GROUP_BYTES, max_bytes)
+        self._roll = _Roll(folder, schema, output_format, max_bytes)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
+        self._writing: Future[None] | None = None
+        self._group: list[pa.RecordBatch] = []
+        self._rows = 0
+        self._bytes = 0
+
+    def write(self, chunk: pa.RecordBatch) -> None:
+        """Takes `chunk` to be written; may wait for the group before."""
+        if chunk.num_rows == 0:
+            return
+        batch = conform(chunk, self._schema)
+        if self._group and self._rows + batch.num_rows > GROUP_ROWS:
+            self._hand_over()
+        self._group.append(batch)
+        self._rows += batch.num_rows
+        self._bytes += batch.nbytes
+        if self._rows >= GROUP_ROWS or self._bytes >= self._group_bytes:
+            self._hand_over()
+
+    def finish(self) -> list[Part]:
+        """Writes what is left, closes the file and gives the parts."""
+        self._hand_over()
+        self._wait()
+        parts = self._thread.submit(self._roll.finish).result()
+        self._thread.shutdown()
+        return parts
+
+    def abandon(self) -> None:
+        """Ends the thread and closes the file without telling of it."""
+        self._group = []
+        self._thread.shutdown(cancel_futures=True)
+        self._roll.abandon()
+
+    def _hand_over(self) -> None:
+        self._wait()
+        if self._group:
+            group, self._group, self._rows, self._bytes = self._group, [], 0, 0
+            self._writing = self._thread.submit(self._roll.write, group)
+
+    def _wait(self) -> None:
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+
+@beam.typehints.with_input_types(pa.RecordBatch)
+@beam.typehints.with_output_types(Part)
+class _WriteFn(beam.DoFn):
+    def __init__(self, folder: str, schema: pa.Schema, output_format: str, max_bytes: int) -> None:
+        self._arguments = (folder, schema, output_format, max_bytes)
+        self._writer: Writer | None = None
+
+    def start_bundle(self) -> None:
+        self._abandon()  # where the last bundle failed, in this step or another
+
+    def process(self, chunk: pa.RecordBatch) -> None:
+        with self._guarded():
+            if self._writer is None:
+                self._writer = Writer(*self._arguments)
+            self._writer.write(chunk)
+
+    def finish_bundle(self) -> Iterable[Any]:
+        if self._writer is None:
+            return []
+        with self._guarded():
+            parts = self._writer.finish()
+        self._writer = None
+        return [GlobalWindows.windowed_value_at_end_of_window(part) for part in parts]
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._abandon()
+            if isinstance(error, TorchbeamError):
+                raise
+            raise TorchbeamError(f"{self._arguments[0]} cannot be written: {explain(error)}") from error
+
+    def teardown(self) -> None:
+        self._abandon()
+
+    def _abandon(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.abandon()
+
+
+@dataclass(eq=False)
+class WriteChunks(beam.PTransform[Any, Any]):
+    """Writes chunks to files under `folder`: `PCollection[pa.RecordBatch]` to `PCollection[Part]`.
+
+    Attributes:
+        folder: a temporary folder; see `transforms.sinks.publish`.
+        schema: of the files, without provenance.
+        output_format: one of `transforms.sinks.formats`.
+        max_bytes: a file that has grown to this size is closed and another one opened.
+    """
+
+    folder: str
+    schema: pa.Schema
+    output_format: str = "parquet"
+    max_bytes: int = FILE_BYTES
+
+    def __post_init__(self) -> None:
+        sink(self.output_format).check(self.schema)
+
+    def expand(self, chunks: PCollection[pa.RecordBatch]) -> PCollection[Part]:
+        """Writes in each bundle; which windows the chunks are in makes no difference to the files."""
+        write = _WriteFn(self.folder, self.schema, self.output_format, self.max_bytes)
+        parts: PCollection[Part] = chunks | "Global" >> beam.WindowInto(GlobalWindows()) | "Write" >> beam.ParDo(write)
+        return parts
