@@ -29,7 +29,7 @@ def build_wheel(folder: Path) -> Path:
             "torchbeam is not installed here, so it cannot be sent to the workers; install it, or name an image that "
             "has it with --sdk_container_image"
         ) from None
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     contents = {
         path.relative_to(root).as_posix(): path.read_bytes()
         for package in PACKAGES

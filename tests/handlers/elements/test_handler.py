@@ -90,9 +90,9 @@ _kept: list[object] = []
 
 
 def _keep(results):
-    import test_elements  # the function is pickled; the module is the one of this process
+    import test_handler  # the function is pickled; the module is the one of this process
 
-    test_elements._kept.extend(results)
+    test_handler._kept.extend(results)
 
 
 def tensors(*values):

@@ -219,7 +219,7 @@ class TestCode:
 
     def elsewhere(self, folder: Path, program: str) -> str:
         """What a fresh process with another folder prints."""
-        root = Path(__file__).parents[2]
+        root = Path(__file__).parents[3]
         run = subprocess.run(
             [sys.executable, "-c", program],
             cwd=folder,

@@ -40,7 +40,7 @@ from pipelines.dataflow.own_wheel import build_wheel
 from pipelines.jobs import scoring as score_job
 from pipelines.jobs.options import ScoreOptions
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 L4 = "type:nvidia-l4;count:1;install-nvidia-driver"
 LAUNCH = ("--project=my-project-1", "--region=us-central1", "--temp_location=gs://my-bucket/tmp")
 

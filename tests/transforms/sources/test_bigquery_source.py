@@ -176,7 +176,7 @@ def test_what_cannot_be_read_is_told_in_one_line(fake: FakeBigQuery, name: str, 
 
 @pytest.mark.usefixtures("gone")
 def test_a_server_that_cannot_be_reached_is_told_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bigquery, "_BEFORE_RUN", 1)
+    monkeypatch.setattr(bigquery, "BEFORE_RUN", 1)
     monkeypatch.setattr(bigquery, "_IN_RUN", 1)
     started = time.monotonic()
     with pytest.raises(UsageError, match=rf"^{NAME} cannot be read: .*503"):

@@ -267,7 +267,7 @@ class TestRefusals:
         self.check(fake, run, 'BigQuery cannot hold the column "unit price": its name must be', table=odd)
 
     def test_no_server(self, fake: FakeTables, run: Score, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(bigquery, "_BEFORE_RUN", 2)
+        monkeypatch.setattr("transforms.bigquery.BEFORE_RUN", 2)
         with serve_tables(FakeTables(set())) as gone:
             pass
         monkeypatch.setenv("BIGQUERY_EMULATOR_HOST", gone)
