@@ -113,3 +113,8 @@ class Ragged:
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+
+
+def take(rows: torch.Tensor | Ragged, indices: np.ndarray) -> torch.Tensor | Ragged:
+    """The rows at `indices` (int64), of a tensor or of `Ragged`."""
+    return rows.take(indices) if isinstance(rows, Ragged) else rows[torch.from_numpy(indices)]

@@ -28,7 +28,7 @@ from handlers.errors import TorchbeamError, one_line
 from handlers.isolation import isolate
 from handlers.model.directory import ModelDir
 from handlers.predict.loaded import LoadedModel
-from handlers.tensors import Padding, Ragged
+from handlers.tensors import Padding, Ragged, take
 
 Collate = Callable[[Sequence[Any]], Mapping[str, torch.Tensor | Ragged]]
 
@@ -189,7 +189,7 @@ class Collator:
             failures |= {int(group.indices[row]): failure for row, failure in bad.items()}
             good = np.flatnonzero(~np.isin(np.arange(len(group.indices)), list(bad)))
             if bad:
-                fitted = {name: _take(value, good) for name, value in fitted.items()}
+                fitted = {name: take(value, good) for name, value in fitted.items()}
             if len(good):
                 checked.append(Group(group.indices[good], fitted))
         return checked, failures
@@ -292,7 +292,3 @@ def _tensor(value: Any) -> torch.Tensor:
         kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         raise TypeError(f"the example is a {kind} tensor; examples must be dense ones, as tensor.to_dense() makes them")
     return tensor
-
-
-def _take(value: torch.Tensor | Ragged, rows: np.ndarray) -> torch.Tensor | Ragged:
-    return value.take(rows) if isinstance(value, Ragged) else value[torch.from_numpy(rows)]

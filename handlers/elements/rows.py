@@ -14,14 +14,16 @@ import pyarrow as pa
 import torch
 
 from handlers.columnar.chains import Rows
-from handlers.columnar.scorer import Chain
+from handlers.columnar.plan import Chain
 from handlers.elements.failures import FailedPrediction, Failures
+from handlers.encode.base import BoundInput, Tensors
 from handlers.encode.binding import bind_inputs
-from handlers.encode.encoders import BoundInput
 from handlers.encode.values import is_time
 from handlers.errors import UsageError, one_line
+from handlers.failures import RowFailure
 from handlers.model.directory import ModelDir
 from handlers.predict.loaded import LoadedModel
+from handlers.tensors import take
 
 # So many rows are tried one by one where a whole batch tells no types.
 BIND_TRIES = 50
@@ -43,7 +45,7 @@ class EncodedRows:
     """
 
     indices: np.ndarray
-    tensors: dict[str, torch.Tensor]
+    tensors: Tensors
     failures: Failures
     binding: Binding = ()
 
@@ -124,8 +126,7 @@ class RowTable:
         rows = Rows(_batch(examples, settled.columns if settled else (), failures), np.arange(len(examples)))
         for step in self._steps:
             before, (rows, failed) = rows, step.run(rows)
-            for failure in failed:
-                failures[failure.id] = FailedPrediction(failure.stage, failure.type, failure.message)
+            failures |= {row: _failed(failure) for row, failure in failed.items()}
             for index in set(before.ids.tolist()) - set(rows.ids.tolist()) - set(failures):
                 failures[index] = FailedPrediction("preprocess", "Dropped", "a preprocess function left the row out")
         try:
@@ -133,16 +134,16 @@ class RowTable:
         except UsageError as error:
             unbound = FailedPrediction("encode", "UsageError", one_line(error))
             return EncodedRows(np.empty(0, np.int64), {}, dict.fromkeys(rows.ids.tolist(), unbound) | failures)
-        tensors = {}
+        tensors: Tensors = {}
         for item in binding:
-            tensors[item.spec.name], errors = item.encode(rows.batch)
-            for row, problem in errors.items():
-                failures.setdefault(int(rows.ids[row]), FailedPrediction("encode", problem.type, problem.message))
+            encoded = item.encode(rows.batch)
+            tensors |= encoded.tensors
+            failures = {int(rows.ids[row]): _failed(failure) for row, failure in encoded.failures.items()} | failures
         indices = rows.ids
         if failures:
             good = np.flatnonzero(~np.isin(indices, list(failures)))
             indices = indices[good]
-            tensors = {name: tensor[torch.from_numpy(good)] for name, tensor in tensors.items()}
+            tensors = {name: take(tensor, good) for name, tensor in tensors.items()}
         return EncodedRows(indices, tensors, failures, () if settled else binding)
 
     def _bind(self, batch: pa.RecordBatch) -> Binding:
@@ -158,6 +159,10 @@ class RowTable:
                 except UsageError:
                     continue
             raise
+
+
+def _failed(failure: RowFailure) -> FailedPrediction:
+    return FailedPrediction(failure.stage, failure.type, failure.message)
 
 
 def _names_are_text(examples: Sequence[dict[Any, Any]], needed: int) -> bool:
