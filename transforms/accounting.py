@@ -27,6 +27,7 @@ class Counts:
 
     Attributes:
         dead_by_error: rows by `"stage/ErrorType"`.
+        noted: what encoders count beside, by name, as `texts_truncated`.
     """
 
     rows_read: int = 0
@@ -36,11 +37,9 @@ class Counts:
     files_read: int = 0
     files_dead: int = 0
     dead_by_error: Mapping[str, int] = field(default_factory=dict)
+    noted: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Counts) -> Counts:
-        errors = dict(self.dead_by_error)
-        for error, rows in other.dead_by_error.items():
-            errors[error] = errors.get(error, 0) + rows
         return Counts(
             rows_read=self.rows_read + other.rows_read,
             rows_scored=self.rows_scored + other.rows_scored,
@@ -48,8 +47,13 @@ class Counts:
             rows_dead=self.rows_dead + other.rows_dead,
             files_read=self.files_read + other.files_read,
             files_dead=self.files_dead + other.files_dead,
-            dead_by_error=errors,
+            dead_by_error=_sums(self.dead_by_error, other.dead_by_error),
+            noted=_sums(self.noted, other.noted),
         )
+
+
+def _sums(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 
 def total(counts: Iterable[Counts]) -> Counts:
@@ -136,6 +140,7 @@ def report(counts: Counts, *, model_name: str, model_version: str, runner: str, 
         "seconds": round(seconds, 3),
         "rows_per_second": round(counts.rows_read / seconds, 1) if seconds > 0 else 0.0,
         "dead_by_error": dict(sorted(counts.dead_by_error.items(), key=lambda item: (-item[1], item[0]))),
+        **({"noted": dict(sorted(counts.noted.items()))} if counts.noted else {}),
         "failure_rate": counts.rows_dead / counts.rows_read if counts.rows_read else 0.0,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "torchbeam": _own_version(),
