@@ -14,7 +14,8 @@ from handlers.encode.specs import InputSpec, TextInput
 from handlers.model.directory import ModelDir
 from handlers.model.formats.hub_config import read_json
 from handlers.predict.loaded import LoadedModel
-from handlers.predict.outputs import named_outputs
+from handlers.predict.placement import Placement
+from handlers.predict.predictor import Predictor
 
 TOKENS = 128  # of the text whose cost is told, or as many as the model takes
 _LICENSE = re.compile(r"^license:\s*(\S.*)$", re.MULTILINE)
@@ -79,14 +80,14 @@ def _tried(loaded: LoadedModel, model: ModelDir) -> tuple[list[dict[str, Any]], 
     inputs = _made_up(loaded, model, rows)
     if inputs is None:
         return [], None
-    try:
-        with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-            _, outputs = named_outputs(loaded.module(**inputs))
-    except Exception:  # a model may refuse a made-up row; then nothing is told of its outputs
+    with FlopCounterMode(display=False) as counter:
+        prediction = Predictor(loaded, Placement("cpu")).predict(inputs)
+    if prediction.failures:  # a model may refuse a made-up row; then nothing is told of its outputs
         return [], None
     found = [
         {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape[1:])}
-        for name, tensor in outputs.items()
+        for name, tensor in prediction.outputs.items()
+        if isinstance(tensor, torch.Tensor)
     ]
     return found, (counter.get_total_flops() // rows) or None
 

@@ -95,9 +95,7 @@ def test_null_is_a_dead_letter_unless_filled(model: ModelDir, tmp_path: Path) ->
     assert np.allclose(found, by_hand(["good", "a b", "bad"]).max(1), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
-)
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
 def test_types_of_text(model: ModelDir, kind: pa.DataType) -> None:
     array = (
         pa.array(["good", "bad"]).dictionary_encode()
