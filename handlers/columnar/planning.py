@@ -101,8 +101,9 @@ def _carried(columns: tuple[str, ...], schema: pa.Schema) -> tuple[str, ...]:
     if columns == ("*",):
         return tuple(names)
     found: dict[str, None] = {}
+    known = dict.fromkeys(names)
     for pattern in columns:
-        matches = match_columns(pattern, names)
+        matches = match_columns(pattern, known)
         if not matches:
             raise UsageError(f'--columns: there is no column "{pattern}"; there are: {", ".join(names[:20])}')
         found |= dict.fromkeys(matches)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,9 @@ from handlers.errors import BrokenFileError
 from handlers.failures import RowFailure, RowFailures
 from handlers.isolation import isolate
 from transforms.sources.files import Partitions
+
+# Of the names of all columns, gives those that feed numeric inputs of the model.
+Numeric = Callable[[Collection[str]], Collection[str]]
 
 CHUNK_ROWS = 65_536
 MAX_CHUNK_BYTES = 64 << 20

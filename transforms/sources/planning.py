@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from functools import partial
 
 import pyarrow as pa
 
 from handlers.columnar.chunks import DEAD_LETTER, PROVENANCE, ROW_ID
+from handlers.encode.columns import matching
 from handlers.errors import UsageError
 from transforms.bigquery import is_bigquery
 from transforms.sources.blocks import CHUNK_ROWS, ReadOptions, Split, is_dead_letter
@@ -64,7 +65,7 @@ def plan_input(
         UsageError: there are no such files, they have no format in common, or their columns cannot be used.
     """
     files, reader = _found(pattern, input_format)
-    plan = reader.plan(files, _matcher(numeric_columns))
+    plan = reader.plan(files, partial(matching, tuple(numeric_columns)))
     replay = DEAD_LETTER in plan.schema.names and is_dead_letter(plan.schema.field(DEAD_LETTER).type)
     schema = _without(plan.schema, [DEAD_LETTER] if replay else [])
     schema = _with_partitions(schema, files)
@@ -92,11 +93,6 @@ def _found(pattern: str, input_format: str | None) -> tuple[list[InputFile], For
     if input_format is not None:
         raise UsageError(f"--input_format={input_format} is for files; leave it out with --input=bigquery:…")
     return bigquery.find(pattern), bigquery
-
-
-def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
-    patterns = tuple(patterns)
-    return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _without(schema: pa.Schema, names: Collection[str]) -> pa.Schema:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -10,7 +10,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from transforms.sources.blocks import Block, Plan, ReadOptions, Split, as_json, check_columns, check_types, fit, unify
+from transforms.sources.blocks import (
+    Block,
+    Numeric,
+    Plan,
+    ReadOptions,
+    Split,
+    as_json,
+    check_columns,
+    check_types,
+    fit,
+    unify,
+)
 from transforms.sources.files import InputFile, open_input
 
 NAME = "parquet"
@@ -24,7 +35,7 @@ SPLIT_ROWS = 1_000_000
 _BUFFER = 1 << 20
 
 
-def plan(files: Sequence[InputFile], _numeric: Callable[[str], bool]) -> Plan:
+def plan(files: Sequence[InputFile], _numeric: Numeric) -> Plan:
     """Reads the footers of all files. One that cannot be read is a split all the same, and fails when it is read."""
     with ThreadPoolExecutor(16) as pool:
         footers = list(pool.map(_footer, files))
