@@ -133,11 +133,17 @@ def _is_remote(path: str) -> bool:
     return "://" in path
 
 
-def open_input(path: str, *, mapped: bool = False) -> pa.NativeFile:
-    """Opens a file for reading at any place, its bytes as they are stored."""
-    if _is_remote(path):
-        return pa.PythonFile(FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED), mode="r")
-    return pa.memory_map(path) if mapped else pa.OSFile(path)
+def open_input(path: str, *, whole: bool = False) -> pa.NativeFile:
+    """Opens a file for reading at any place, its bytes as they are stored; as a `whole` it is in memory already."""
+    file = (
+        pa.PythonFile(FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED), mode="r")
+        if _is_remote(path)
+        else pa.OSFile(path)
+    )
+    if not whole:
+        return file
+    with file:
+        return pa.BufferReader(file.read())
 
 
 def open_stream(path: str) -> InputStream:
