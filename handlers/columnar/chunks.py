@@ -7,11 +7,13 @@ that merging, cutting, sorting and filtering in between never lose a row's origi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from handlers.failures import RowFailure
 
 SOURCE = "__source__"
 ROW = "__row__"
@@ -70,34 +72,27 @@ def dead_letter_schema(schema: pa.Schema) -> pa.Schema:
     return schema.append(pa.field(DEAD_LETTER, DEAD_LETTER_TYPE))
 
 
-def dead_letters(
-    chunk: pa.RecordBatch,
-    *,
-    stages: Sequence[str] | str,
-    types: Sequence[str] | str,
-    messages: Sequence[str] | str,
-    model_version: str | None,
-    raw: Sequence[str | None] | None = None,
-) -> pa.RecordBatch:
+def dead_letters(chunk: pa.RecordBatch, failures: Sequence[RowFailure], model_version: str | None) -> pa.RecordBatch:
     """Turns the rows of `chunk` (with provenance) into dead letters: the input columns and the struct `DEAD_LETTER`.
 
-    `stages`, `types` and `messages` are one value for all rows or one value a row. `raw` is the text of the rows, for
-    rows whose values do not fit the columns.
+    Args:
+        chunk: the rows as they were read.
+        failures: why each of them could not be scored.
+        model_version: of the model; None where none was asked yet.
     """
-    count = chunk.num_rows
 
-    def strings(values: Sequence[str | None] | str | None) -> pa.Array:
-        return pa.array([values] * count if values is None or isinstance(values, str) else values, pa.string())
+    def strings(values: Iterable[str | None]) -> pa.Array:
+        return pa.array(list(values), pa.string())
 
     letter = pa.StructArray.from_arrays(
         [
-            strings(stages),
-            strings(types),
-            strings(messages),
+            strings(failure.stage for failure in failures),
+            strings(failure.type for failure in failures),
+            strings(failure.message for failure in failures),
             pc.cast(chunk.column(SOURCE), pa.string()),
             pc.cast(chunk.column(ROW), pa.int64()),
-            strings(model_version),
-            strings(raw),
+            strings(model_version for _ in failures),
+            strings(failure.raw for failure in failures),
         ],
         fields=list(DEAD_LETTER_TYPE),
     )

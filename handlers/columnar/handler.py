@@ -12,7 +12,8 @@ import pyarrow as pa
 from handlers.base import MeteredHandler
 from handlers.batching import Batching, ResourceHints
 from handlers.columnar.chunks import merge
-from handlers.columnar.scorer import Plan, Scored, Scorer
+from handlers.columnar.plan import Plan
+from handlers.columnar.scorer import Scored, Scorer
 from handlers.errors import DeviceLostError, UsageError
 from handlers.metrics import InferenceMetrics
 from handlers.model.directory import ModelDir
@@ -26,7 +27,7 @@ class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
 
     Args:
         model: the model directory.
-        plan: what `make_plan` settled.
+        plan: what `handlers.columnar.planning.make_plan` settled.
         placement: where the model runs.
         batching: how rows are gathered.
         hints: resource hints of the inference step.

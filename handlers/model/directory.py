@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from handlers.encode.specs import InputSpec
 from handlers.errors import UsageError
 from handlers.functions import add_to_path
 from handlers.model import remote
-from handlers.model.spec import Format, InputSpec, ModelSpec, Task, parse_spec
+from handlers.model.spec import ModelSpec, parse_spec
 
 if TYPE_CHECKING:
     import torch
@@ -97,9 +98,9 @@ class ModelDir:
         return local
 
     def load(self) -> LoadedModel:
-        """Loads the model on the CPU, in evaluation mode. See `handlers.model.formats.load_model`."""
+        """Loads the model on the CPU, in evaluation mode. See `handlers.model.loading.load_model`."""
         self.set_environment()
-        from handlers.model.formats import load_model
+        from handlers.model.loading import load_model
 
         return load_model(self.spec, self.add_code())
 
@@ -129,9 +130,9 @@ class ModelDir:
         path: str | os.PathLike[str],
         *,
         name: str | None = None,
-        task: Task = "raw",
+        task: str = "raw",
         inputs: Sequence[InputSpec | Mapping[str, Any]] = (),
-        format: Format = "safetensors",
+        format: str = "safetensors",
         architecture: str | None = None,
         arguments: Mapping[str, Any] | None = None,
         example: tuple[torch.Tensor, ...] | None = None,
@@ -158,7 +159,7 @@ class ModelDir:
         Raises:
             UsageError: where the result would not be a valid model directory.
         """
-        from handlers.model.formats import save_weights
+        from handlers.model.loading import save_weights
 
         target = Path(path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / MODEL_FILE).is_file():
@@ -181,10 +182,7 @@ class ModelDir:
                 "sha256": _sha256(weights),
                 "architecture": architecture,
                 "arguments": dict(arguments or {}),
-                "inputs": [
-                    spec.model_dump(exclude_defaults=True) if isinstance(spec, InputSpec) else dict(spec)
-                    for spec in inputs
-                ],
+                "inputs": [spec.given() if isinstance(spec, InputSpec) else dict(spec) for spec in inputs],
                 **fields,
             }
             text = yaml.safe_dump(_plain({key: value for key, value in content.items() if value}), sort_keys=False)
@@ -239,7 +237,7 @@ def _bare_spec(file: Path) -> ModelSpec:
     except (OSError, zipfile.BadZipFile):
         raise UsageError(f"{file} is neither a model directory nor a .pt2 or TorchScript file") from None
     if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
-        found: Format = "torch_export"
+        found = "torch_export"
     elif any("/code/" in name for name in names):
         found = "torchscript"
     else:

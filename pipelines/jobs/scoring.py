@@ -17,7 +17,8 @@ from handlers import errors
 from handlers.batching import Batching, ResourceHints
 from handlers.columnar.chunks import chunk_schema, dead_letter_schema, merge
 from handlers.columnar.handler import ColumnarModelHandler
-from handlers.columnar.scorer import Chain, Plan, make_plan
+from handlers.columnar.plan import Chain, Plan
+from handlers.columnar.planning import make_plan
 from handlers.errors import BrokenFileError, TorchbeamError, UsageError
 from handlers.model import stores
 from handlers.model.directory import ModelDir
@@ -101,8 +102,7 @@ def placement(options: ModelOptions) -> Placement:
 
 def settle_input(options: ScoreOptions, spec: ModelSpec | None = None) -> Input:
     """The files of the input, their columns and splits; the model, where it is known, says which columns hold numbers."""
-    inputs = [each for each in spec.inputs if each.encoder == "numeric"] if spec else []
-    numeric = [name for each in inputs if "float" in (each.dtype or "float32") for name in each.patterns]
+    numeric = [name for each in (spec.inputs if spec else ()) if each.takes_fractions for name in each.patterns]
     return plan_input(
         options.source.input,
         options.source.input_format,

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from handlers.columnar.chunks import DEAD_LETTER
 from handlers.errors import BrokenFileError
+from handlers.failures import RowFailure, RowFailures
 from handlers.isolation import isolate
 from transforms.sources.files import Partitions
 
@@ -76,16 +77,6 @@ class ReadOptions:
 
 
 @dataclass(frozen=True)
-class Refusal:
-    """Why a row cannot be read. `raw` is the text of the row."""
-
-    type: str
-    message: str
-    raw: str
-    stage: str = "read"
-
-
-@dataclass(frozen=True)
 class Block:
     """Rows of a file as a reader gives them.
 
@@ -97,7 +88,7 @@ class Block:
 
     batch: pa.RecordBatch
     numbers: np.ndarray
-    refusals: dict[int, Refusal] = field(default_factory=dict)
+    refusals: RowFailures = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -210,7 +201,7 @@ def fit(
 
 def misfit(
     column: pa.Field, value: object, number: int, split: Split, raw: str, expected: str | None = None
-) -> Refusal:
+) -> RowFailure:
     """The refusal of a row whose `value` does not fit its column. `expected` says what would; else its type does."""
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
@@ -218,7 +209,7 @@ def misfit(
     shown = text if len(text) <= 80 else text[:79] + "…"
     what = expected or ("valid UTF-8" if column.type == pa.string() and isinstance(value, str) else column.type)
     message = f'column "{column.name}" holds {shown} in row {number} of {split.name}; {what} was expected'
-    return Refusal("ValueError", message, raw)
+    return RowFailure("read", "ValueError", message, raw)
 
 
 def check_columns(names: Iterable[str], needed: Iterable[str], split: Split) -> None:

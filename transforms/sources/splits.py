@@ -20,8 +20,9 @@ from handlers.columnar.chunks import (
     with_provenance,
 )
 from handlers.errors import BrokenFileError, ServiceError
+from handlers.failures import RowFailure, RowFailures
 from handlers.model.stores import explain
-from transforms.sources.blocks import CHUNK_ROWS, MAX_CHUNK_BYTES, Block, ReadOptions, Refusal, Split, batch_of
+from transforms.sources.blocks import CHUNK_ROWS, MAX_CHUNK_BYTES, Block, ReadOptions, Split, batch_of
 from transforms.sources.formats import READERS
 
 
@@ -114,15 +115,7 @@ def _parted(
     if not refusals:
         return chunk, None
     positions = sorted(refusals)
-    refused = [refusals[position] for position in positions]
-    bad = dead_letters(
-        chunk.take(pa.array(positions)),
-        stages=[each.stage for each in refused],
-        types=[each.type for each in refused],
-        messages=[each.message for each in refused],
-        model_version=model_version,
-        raw=[each.raw for each in refused],
-    )
+    bad = dead_letters(chunk.take(pa.array(positions)), [refusals[position] for position in positions], model_version)
     keep = np.ones(chunk.num_rows, dtype=bool)
     keep[positions] = False
     return chunk.filter(pa.array(keep)), bad
@@ -151,13 +144,13 @@ def _with_first_provenance(chunk: pa.RecordBatch, letters: pa.StructArray, sourc
     return chunk.set_column(names.index(SOURCE), SOURCE_FIELD, sources).set_column(names.index(ROW), ROW_FIELD, rows)
 
 
-def _dead_again(letters: pa.StructArray) -> dict[int, Refusal]:
+def _dead_again(letters: pa.StructArray) -> RowFailures:
     """The dead letters whose row never fitted the columns: it still does not."""
     raw = pc.struct_field(letters, "raw")
     positions = np.flatnonzero(raw.is_valid().to_numpy(zero_copy_only=False))
     records = letters.take(pa.array(positions)).to_pylist()
     return {
-        int(position): Refusal(each["type"], each["message"], each["raw"], each["stage"])
+        int(position): RowFailure(each["stage"], each["type"], each["message"], each["raw"])
         for position, each in zip(positions, records, strict=True)
     }
 

@@ -17,7 +17,9 @@ from small_models import Save
 
 from handlers.columnar.chunks import with_provenance
 from handlers.columnar.handler import ColumnarModelHandler
-from handlers.columnar.scorer import Chain, Plan, Scored, Scorer, make_plan
+from handlers.columnar.plan import Chain, Plan
+from handlers.columnar.planning import make_plan
+from handlers.columnar.scorer import Scored, Scorer
 from handlers.errors import BrokenModelError, UsageError
 from handlers.model.directory import ModelDir
 from handlers.predict.predictor import Predictor

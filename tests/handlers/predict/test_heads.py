@@ -7,20 +7,22 @@ import pyarrow as pa
 import pytest
 import torch
 
+from handlers.encode.specs import input_spec
 from handlers.errors import BrokenModelError
-from handlers.model.spec import InputSpec, ModelSpec
+from handlers.model.spec import ModelSpec
 from handlers.predict import heads
+from handlers.predict.heads.outputs import not_a_number
 
 
 def spec(task: str, **fields: Any) -> ModelSpec:
     return ModelSpec(
-        name="m", format="torch_export", weights="m.pt2", task=task, inputs=(InputSpec(name="x"),), **fields
+        name="m", format="torch_export", weights="m.pt2", task=task, inputs=(input_spec(name="x"),), **fields
     )
 
 
 def decode(task: str, outputs: torch.Tensor | dict[str, torch.Tensor], **fields: Any) -> dict[str, pa.Array]:
     outputs = outputs if isinstance(outputs, dict) else {"output": outputs}
-    return heads.decode(spec(task, **fields), outputs)
+    return heads.decode(spec(task, **fields).head, outputs)[0]
 
 
 class TestClassification:
@@ -145,7 +147,7 @@ class TestRaw:
 
 class TestNotANumber:
     def bad(self, task: str, values: list, **fields: Any) -> list[bool]:
-        return heads.not_a_number(spec(task, **fields), {"output": torch.tensor(values)}).tolist()
+        return not_a_number(spec(task, **fields).head, {"output": torch.tensor(values)}).tolist()
 
     nan, inf = float("nan"), float("inf")
 
@@ -164,15 +166,15 @@ class TestNotANumber:
 
     def test_numbers_that_float32_does_not_hold(self) -> None:
         large = torch.tensor([1e39, self.inf, 1.0], dtype=torch.float64)
-        assert heads.not_a_number(spec("regression"), {"output": large}).tolist() == [True, False, False]
-        assert heads.not_a_number(spec("raw"), {"output": large}).tolist() == [False, False, False]
+        assert not_a_number(spec("regression").head, {"output": large}).tolist() == [True, False, False]
+        assert not_a_number(spec("raw").head, {"output": large}).tolist() == [False, False, False]
 
     def test_raw_outputs_may_be_nan(self) -> None:
         assert self.bad("raw", [self.nan]) == [False]
 
     def test_only_the_output_that_is_decoded_counts(self) -> None:
         outputs = {"logits": torch.zeros(1, 2), "hidden": torch.tensor([self.nan])}
-        assert not heads.not_a_number(spec("classification"), outputs).any()
+        assert not not_a_number(spec("classification").head, outputs).any()
 
     def test_a_sum_that_overflows_is_no_nan(self) -> None:
         assert self.bad("regression", [3e38, 3e38, -3e38]) == [False, False, False]

@@ -23,7 +23,8 @@ import pyarrow.csv as pacsv
 
 from handlers.columnar.chunks import single_batch
 from handlers.errors import BrokenFileError, UsageError
-from transforms.sources.blocks import Block, Plan, ReadOptions, Refusal, Split, check_columns, fit, null_batch
+from handlers.failures import RowFailure
+from transforms.sources.blocks import Block, Plan, ReadOptions, Split, check_columns, fit, null_batch
 from transforms.sources.files import InputFile, InputStream, open_stream
 from transforms.sources.inference import SAMPLE_BYTES, SAMPLE_ROWS, sampled, text_type
 
@@ -257,10 +258,14 @@ def _blocks(table: _Table, source: _Utf8, schema: pa.Schema, split: Split) -> It
 def _shown(block: Block) -> Block:
     """`block` with refusals that show the usual character for a byte that is not UTF-8."""
     refusals = {
-        position: Refusal(each.type, each.message.replace(_INVALID, "\ufffd"), each.raw.replace(_INVALID, "\ufffd"))
+        position: replace(each, message=_readable(each.message), raw=_readable(each.raw or ""))
         for position, each in block.refusals.items()
     }
     return replace(block, refusals=refusals)
+
+
+def _readable(text: str) -> str:
+    return text.replace(_INVALID, "\ufffd")
 
 
 def _refused(rows: Sequence[pacsv.InvalidRow], schema: pa.Schema, split: Split) -> Block:
@@ -268,7 +273,7 @@ def _refused(rows: Sequence[pacsv.InvalidRow], schema: pa.Schema, split: Split) 
     for position, row in enumerate(rows):
         cells = f"{row.actual_columns} cell{'s' if row.actual_columns != 1 else ''}"
         message = f"row {_number(row)} of {split.name} has {cells}; {row.expected_columns} were expected"
-        refusals[position] = Refusal("ValueError", message, row.text)
+        refusals[position] = RowFailure("read", "ValueError", message, row.text)
     return Block(null_batch(schema, len(rows)), np.array([_number(row) for row in rows], np.int64), refusals)
 
 

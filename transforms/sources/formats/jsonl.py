@@ -19,12 +19,12 @@ import pyarrow.json as pajson
 
 from handlers.columnar.chunks import DEAD_LETTER, DEAD_LETTER_TYPE
 from handlers.errors import BrokenFileError, one_line
+from handlers.failures import RowFailure
 from handlers.isolation import isolate
 from transforms.sources.blocks import (
     Block,
     Plan,
     ReadOptions,
-    Refusal,
     Split,
     as_json,
     batch_of,
@@ -215,16 +215,16 @@ def _refused(
         else:
             error = errors[position]
             message = f"row {numbers[position]} of {split.name} cannot be read: {one_line(error)}"
-            refusals[position] = Refusal(type(error).__name__, message, text)
+            refusals[position] = RowFailure("read", type(error).__name__, message, text)
     return Block(batch, numbers, refusals)
 
 
-def _surrogate(name: str, row: dict[str, Any], number: int, split: Split, text: str) -> Refusal:
+def _surrogate(name: str, row: dict[str, Any], number: int, split: Split, text: str) -> RowFailure:
     """The refusal of a row whose field `name` holds a lone surrogate."""
     if _is_utf8(name):
         return misfit(pa.field(name, pa.string()), row[name], number, split, text, expected="valid UTF-8")
     message = f"row {number} of {split.name} has a field {json.dumps(name)}, whose name is not valid UTF-8"
-    return Refusal("ValueError", message, text)
+    return RowFailure("read", "ValueError", message, text)
 
 
 def _not_utf8(line: bytes, row: dict[str, Any]) -> str | None:
