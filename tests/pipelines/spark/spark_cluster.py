@@ -87,7 +87,7 @@ class Cluster:
 
     @property
     def arguments(self) -> list[str]:
-        return [f"--spark_master_url={self.url}", f"--spark_master_ui={self.ui}", "--shared_filesystem"]
+        return [f"--spark_master_url={self.url}", f"--spark_master_ui={self.ui}"]
 
 
 @contextmanager
