@@ -34,4 +34,4 @@ def main(argv: list[str] | None = None) -> int:
 
 def start() -> NoReturn:
     """The console script."""
-    process.run(main)
+    process.run(main, " ".join(["torchbeam", *sys.argv[1:2]]))

@@ -21,11 +21,12 @@ from handlers.model import remote
 from handlers.model.formats import FORMATS
 from handlers.model.formats.hub_config import is_hub_directory, with_defaults
 from handlers.model.spec import ModelSpec, parse_yaml, spec_of
+from handlers.paths import is_remote
 
 if TYPE_CHECKING:
     import torch
 
-    from handlers.predict.loaded import LoadedModel
+from handlers.predict.loaded import LoadedModel
 
 MODEL_FILE = "model.yaml"
 CODE_FOLDER = "code"
@@ -54,11 +55,11 @@ class ModelDir:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        if remote.is_remote(self.path):
-            local = remote.download(self.path, lambda folder: _version(_digests(folder)))
+        if is_remote(self.path):
+            local, self._absolute = remote.download(self.path, lambda folder: _version(_digests(folder))), ""
         else:
             local = Path(self.path)
-        self._absolute = "" if remote.is_remote(self.path) else str(local.absolute())
+            self._absolute = str(local.absolute())
         if local.is_file():
             self.spec = _bare_spec(local)
         elif local.is_dir():
@@ -76,7 +77,7 @@ class ModelDir:
 
     def local(self) -> Path:
         """The folder (or bare file) on this machine, verified to be the version that was opened."""
-        if remote.is_remote(self.path):
+        if is_remote(self.path):
             return remote.cached(self.path, self.version, lambda folder: _version(_digests(folder)))
         local = Path(self._absolute)  # a worker's working directory is its own
         if not local.exists():

@@ -19,6 +19,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from handlers.errors import UsageError
 from handlers.model.stores import explain, mend_s3
+from handlers.paths import is_remote
 
 mend_s3()
 
@@ -49,7 +50,7 @@ def find_files(pattern: str) -> list[InputFile]:
         UsageError: nothing matches, or the place cannot be listed.
     """
     try:
-        root, sizes = _match(pattern if _is_remote(pattern) else os.path.normpath(pattern))
+        root, sizes = _match(pattern if is_remote(pattern) else os.path.normpath(pattern))
     except Exception as error:
         raise UsageError(f"cannot list {pattern}: {explain(error)}; check the path and your access to it") from error
     below = {path: path.removeprefix(root).split("/") for path in sorted(sizes)}
@@ -68,7 +69,7 @@ def _match(pattern: str) -> tuple[str, dict[str, int]]:
     """The fixed part of `pattern`, up to and with its last slash, and the sizes of the files that match, by path."""
     folder = pattern.rstrip("/") + "/"
     parent = pattern[: pattern.rfind("/") + 1]
-    if not _is_remote(pattern):
+    if not is_remote(pattern):
         if Path(pattern).is_file():
             return parent, {pattern: Path(pattern).stat().st_size}
         if Path(pattern).is_dir():
@@ -95,7 +96,7 @@ def _list(patterns: Iterable[str], prefix: str = "") -> dict[str, int]:
     sizes: dict[str, int] = {}
     for pattern in patterns:
         # Beam finds nothing for a relative pattern that has no folder.
-        here = "" if _is_remote(pattern) or pattern.startswith("/") else "./"
+        here = "" if is_remote(pattern) or pattern.startswith("/") else "./"
         for found in FileSystems.match([here + pattern])[0].metadata_list:
             path = found.path.removeprefix(here)
             # Consoles of object stores keep empty folders as objects of that name.
@@ -129,15 +130,11 @@ def _partitions(root: str, folders: list[str]) -> Partitions:
     return tuple((unquote(key), None if value == _NULL_PARTITION else unquote(value)) for key, value in pairs)
 
 
-def _is_remote(path: str) -> bool:
-    return "://" in path
-
-
 def open_input(path: str, *, whole: bool = False) -> pa.NativeFile:
     """Opens a file for reading at any place, its bytes as they are stored; as a `whole` it is in memory already."""
     file = (
         pa.PythonFile(FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED), mode="r")
-        if _is_remote(path)
+        if is_remote(path)
         else pa.OSFile(path)
     )
     if not whole:
