@@ -196,6 +196,9 @@ class SinkOptions:
     columns: tuple[str, ...] = option(
         "input columns carried into the output, between commas, * for all (default: *)", ("*",), parse=names
     )
+    probabilities: bool = flag(
+        "task classification: a column probability_CLASS for every class, as evaluate reads them"
+    )
     overwrite: bool = flag("replace a finished run under --output")
     report: str | None = option(
         "where the report goes (default: <output>/report.json); required for a table", None, parse=path, metavar="FILE"

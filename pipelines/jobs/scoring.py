@@ -122,7 +122,7 @@ def load_here(options: ScoreOptions, model: ModelDir) -> Predictor:
 def settle_plan(options: ScoreOptions, model: ModelDir, predictor: Predictor, sample: pa.RecordBatch) -> Plan:
     """What every worker does with a row, settled by scoring a sample."""
     chain = Chain.of(model.spec, options.model.preprocess, options.model.postprocess)
-    return make_plan(model, predictor, sample, chain, options.sink.columns)
+    return make_plan(model, predictor, sample, chain, options.sink.columns, probabilities=options.sink.probabilities)
 
 
 def settle_columns(plan: Plan, source: Input, tables: Tables | None) -> tuple[pa.Schema, pa.Schema]:
