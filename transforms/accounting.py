@@ -14,11 +14,7 @@ from typing import Any, Protocol
 import apache_beam as beam
 from apache_beam.pvalue import PCollection
 
-from handlers.errors import TorchbeamError
-
-
-class AccountingError(TorchbeamError):
-    """The rows that went in are not the rows that came out."""
+from handlers.errors import AccountingError
 
 
 @dataclass(frozen=True)
