@@ -130,11 +130,17 @@ def _partitions(root: str, folders: list[str]) -> Partitions:
     return tuple((unquote(key), None if value == _NULL_PARTITION else unquote(value)) for key, value in pairs)
 
 
-def open_input(path: str, *, mapped: bool = False) -> pa.NativeFile:
-    """Opens a file for reading at any place, its bytes as they are stored."""
-    if is_remote(path):
-        return pa.PythonFile(FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED), mode="r")
-    return pa.memory_map(path) if mapped else pa.OSFile(path)
+def open_input(path: str, *, whole: bool = False) -> pa.NativeFile:
+    """Opens a file for reading at any place, its bytes as they are stored; as a `whole` it is in memory already."""
+    file = (
+        pa.PythonFile(FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED), mode="r")
+        if is_remote(path)
+        else pa.OSFile(path)
+    )
+    if not whole:
+        return file
+    with file:
+        return pa.BufferReader(file.read())
 
 
 def open_stream(path: str) -> InputStream:
@@ -149,6 +155,11 @@ def open_stream(path: str) -> InputStream:
     return InputStream(opened(), opened)
 
 
+def _size(file: pa.NativeFile) -> int:
+    """The size of a file, where it costs nothing to ask; else far more than it has."""
+    return int(file.size()) if isinstance(file, pa.OSFile | pa.BufferReader) else 1 << 62
+
+
 class InputStream:
     """The bytes of a file. Where the file breaks the stream ends, and `error` says why.
 
@@ -160,6 +171,7 @@ class InputStream:
         self.error: Exception | None = None
         self._file = file
         self._again = again
+        self._size = None if again else _size(file)
         self._at = 0
         self._lock = threading.Lock()  # Arrow reads ahead from a thread of its own, also while we close
 
@@ -169,13 +181,17 @@ class InputStream:
         left = size
         with self._lock:
             while left > 0 and self.error is None:
-                piece = self._piece(min(left, _PIECE) if self._again else left)
+                piece = self._piece(min(left, self._likely()))
                 if not piece:
                     break
                 pieces.append(piece)
                 left -= len(piece)
                 self._at += len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _likely(self) -> int:
+        """Bytes to ask for: Arrow makes room for all of them, which for a small file takes longer than reading it."""
+        return _PIECE if self._size is None else max(self._size - self._at, _PIECE)
 
     def _piece(self, size: int) -> bytes:
         try:
