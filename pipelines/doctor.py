@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from handlers.errors import TorchbeamError, UsageError
 from handlers.model.directory import ModelDir
+from handlers.model.stores import shared_s3
 from pipelines.checks.checkup import Checkup, Finding, Outcome, SkipError, State
 from pipelines.command import process
 from pipelines.command.errors import FINISHED, WRONG_USAGE
@@ -45,7 +46,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: ScoreOptions) -> int:
     try:
-        return _examine(options)
+        with shared_s3():
+            return _examine(options)
     except OSError as error:  # checks catch their own; this one is of stdout
         raise TorchbeamError(f"the output of this command cannot be written: {error.strerror}") from error
 

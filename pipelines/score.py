@@ -11,6 +11,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
+from handlers.model.stores import shared_s3
 from pipelines.command import process
 from pipelines.command.errors import FINISHED, NOT_SCORED
 from pipelines.command.options import Command
@@ -29,7 +30,7 @@ COMMAND = Command(
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and gives its exit code."""
-    return process.execute(COMMAND, argv, ScoreOptions.parse, _run)
+    return process.execute(COMMAND, argv, ScoreOptions.parse, shared_s3()(_run))
 
 
 def _run(options: ScoreOptions) -> int:

@@ -20,7 +20,7 @@ import pyarrow as pa
 from apache_beam.pvalue import AsList, AsSingleton, PCollection
 
 from handlers.errors import AccountingError, PublishError, TorchbeamError
-from handlers.model.stores import explain
+from handlers.model.stores import explain, shared_s3
 from transforms.accounting import Counts, report, total
 from transforms.file_ops import (
     exists,
@@ -285,6 +285,7 @@ class Publish(beam.PTransform[Any, Any]):
         return published
 
 
+@shared_s3()
 def publish_run(
     run: Publication,
     predictions: Sequence[Part],
