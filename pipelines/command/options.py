@@ -255,13 +255,21 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Command:
-    """What a command says of itself in `--help`, and whether its required options must be there, else they are empty."""
+    """What a command says of itself.
+
+    Attributes:
+        prog: its name.
+        description: for `--help`, as are `usage` and `exit_codes`.
+        strict: whether its required options must be there; else they are empty.
+        interrupted: what is said of an interruption; may be empty.
+    """
 
     prog: str
     description: str
     usage: str
     exit_codes: str
     strict: bool = True
+    interrupted: str = "nothing was published"
 
 
 def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from handlers.model.spec import ModelSpec
 from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
 from pipelines import runners
+from pipelines.command.errors import cause_of
 from pipelines.command.options import ModelOptions
 from pipelines.command.watch import Watch
 from pipelines.dataflow import settings as dataflow
@@ -40,8 +40,6 @@ from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_spli
 
 SAMPLE_ROWS = 1000
 SAMPLE_SPLITS = 20  # of which some may be empty; where all are, further ones are looked into
-
-_STEP = re.compile(r" \[while running .*$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -201,11 +199,10 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
         raise  # what the job has written is its own
     except BaseException as error:
         clean_up(publication.output, publication.run_id)
-        if isinstance(error, TorchbeamError):  # of a worker in this process; Beam has added the name of the step
-            error.args = (_STEP.sub("", str(error)), *error.args[1:])
-        elif isinstance(error, Exception):
-            raise _cause(error) from error
-        raise
+        cause = cause_of(error)
+        if cause is error:
+            raise
+        raise cause from error
     try:
         return read_report(publication.report_file)
     except Exception as error:
@@ -262,22 +259,6 @@ def sample_rows(source: Input, max_bytes: int = Batching.chunk_bytes) -> pa.Reco
         return pa.RecordBatch.from_pylist([], schema=chunk_schema(source.schema))
     sample = merge(chunks)
     return sample.slice(0, rows_within(sample, 0, SAMPLE_ROWS, max_bytes))
-
-
-def _cause(error: Exception) -> BaseException:
-    """What went wrong in a worker, out of the traceback that runners make the text of their own error."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    if any(line.startswith(("KeyboardInterrupt", "RuntimeError: KeyboardInterrupt")) for line in lines):
-        return KeyboardInterrupt()
-    pattern = re.compile(r"(?:[a-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)): (.+)")
-    for line in reversed(lines):
-        if match := pattern.match(line):
-            name, message = match.group(1), _STEP.sub("", match.group(2))
-            kind = getattr(errors, name, None)
-            if isinstance(kind, type) and issubclass(kind, TorchbeamError):
-                return kind(message)
-            return TorchbeamError(f"the run failed: {name}: {message}")
-    return TorchbeamError(f"the run failed: {type(error).__name__}: {errors.one_line(error)}")
 
 
 def _dead_at_read(letters: pa.RecordBatch) -> Counts:

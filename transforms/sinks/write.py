@@ -22,13 +22,11 @@ from apache_beam.transforms.window import GlobalWindows
 
 from handlers.columnar.chunks import exact_cast
 from handlers.errors import TorchbeamError
-from handlers.model.stores import create_empty, explain, mend_s3
+from handlers.model.stores import SharesS3, create_empty, explain
 from handlers.paths import is_remote
 from transforms.file_ops import create
 from transforms.sinks.formats import Encoder, sink
 from transforms.sinks.formats.parquet import GROUP_ROWS
-
-mend_s3()
 
 FILE_BYTES = 512 * 2**20
 # Rows that are encoded together, up to `GROUP_ROWS`, are a row group of a Parquet file. A sink holds two in memory: one
@@ -205,7 +203,7 @@ class Writer:
 
 @beam.typehints.with_input_types(pa.RecordBatch)
 @beam.typehints.with_output_types(Part)
-class _WriteFn(beam.DoFn):
+class _WriteFn(SharesS3, beam.DoFn):
     def __init__(
         self, folder: str, schema: pa.Schema, output_format: str, max_bytes: int, group_bytes: int = GROUP_BYTES
     ) -> None:
@@ -241,6 +239,7 @@ class _WriteFn(beam.DoFn):
 
     def teardown(self) -> None:
         self._abandon()
+        super().teardown()
 
     def _abandon(self) -> None:
         writer, self._writer = self._writer, None
