@@ -39,6 +39,7 @@ from pipelines.dataflow.job import Submitted
 from pipelines.dataflow.own_wheel import build_wheel
 from pipelines.jobs import scoring as score_job
 from pipelines.jobs.options import ScoreOptions
+from pipelines.jobs.outputs import claimed_output
 
 ROOT = Path(__file__).parents[3]
 L4 = "type:nvidia-l4;count:1;install-nvidia-driver"
@@ -380,7 +381,8 @@ def test_workers_get_the_placement(table: Path, model: Path, tmp_path: Path) -> 
     paths = [f"--input={table}", f"--model={model}", f"--output={tmp_path / 'out'}", "--shared_filesystem"]
     gpu = [f"--accelerator={L4}", "--machine_type=g2-standard-4", "--model_copies=4", "--precision=bfloat16"]
     settled = ScoreOptions.parse(["--runner=DataflowRunner", *paths, *LAUNCH, *gpu], score.COMMAND).settled()
-    job = score_job.prepare(settled, ModelDir(str(model)))
+    with claimed_output(settled, print) as output:
+        job = score_job.prepare(settled, ModelDir(str(model)), output)
     assert job.handler._placement == Placement("cuda", "bfloat16", compile=False, copies=4)
 
 
