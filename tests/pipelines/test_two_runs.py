@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -47,13 +48,14 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
-    os.mkfifo(tmp_path / "gate")
+    """A file; while it is there, models wait."""
+    (tmp_path / "gate").touch()
     return tmp_path / "gate"
 
 
 @pytest.fixture
 def start(table: Path, model: Path, gate: Path) -> Iterator[Start]:
-    """Starts a run whose model waits once it was given more than `rows` rows, first in the sample, then in the pipeline."""
+    """Starts a run whose model waits once it was given more than `rows` rows, of the sample or of the input."""
     processes = []
 
     def call(output: Path, *arguments: str, rows: int) -> subprocess.Popen[str]:
@@ -120,7 +122,7 @@ def test_at_once_one_runs_and_the_other_is_refused(
         err,
     )
     assert not is_waiting(gate, refused), "it has loaded a model"
-    gate.write_text("go on")  # waits until the other run reads it
+    gate.unlink()
     _, err = other.communicate(timeout=WAIT_SECONDS)
     assert (other.returncode, err) == (0, "")
     assert run_id(output) != old
@@ -148,6 +150,16 @@ def test_what_a_run_that_was_killed_has_left_is_removed_by_the_next(
         f"torchbeam score: removed _tmp-{claimed} in {output}, which a run that was killed had left\n"
     )
     assert run_id(output) != claimed
+
+
+def test_ctrl_c_leaves_no_folder(tmp_path: Path, start: Start, gate: Path) -> None:
+    output = tmp_path / "new" / "out"
+    run = start(output, rows=2 * GROUP_ROWS)
+    wait_for(lambda: is_waiting(gate, run) and any(output.glob("_tmp-*/predictions/part-*")))
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate(timeout=WAIT_SECONDS)
+    assert (run.returncode, out, err) == (130, "", "torchbeam score: interrupted; nothing was published\n")
+    assert not output.parent.exists()
 
 
 def claim(output: Path) -> str:
