@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 
@@ -17,6 +18,7 @@ class Stats:
         encode_seconds: from rows to tensors.
         forward_seconds: in the model, with the way to the device and back.
         decode_seconds: from tensors to columns or results.
+        counts: what encoders count, by name.
     """
 
     micro_batches: list[int] = field(default_factory=list)
@@ -26,6 +28,7 @@ class Stats:
     encode_seconds: float = 0.0
     forward_seconds: float = 0.0
     decode_seconds: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Stats) -> None:
         """Adds what was done for further rows."""
@@ -36,6 +39,7 @@ class Stats:
         self.encode_seconds += other.encode_seconds
         self.forward_seconds += other.forward_seconds
         self.decode_seconds += other.decode_seconds
+        self.counts.update(other.counts)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 
 from handlers.columnar.chunks import ROW_ID, exact_cast, single_batch
 from handlers.errors import UsageError, one_line
+from handlers.failures import RowFailure, RowFailures
 from handlers.functions import import_function
 from handlers.isolation import Isolated, isolate
 
@@ -51,16 +52,6 @@ class Rows:
         return Rows(self.batch.take(pa.array(keep)), self.ids[keep])
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A row that a stage refused: its number in the chunk, and why."""
-
-    id: int
-    stage: str
-    type: str
-    message: str
-
-
 class ContractError(ValueError):
     """A user's function gave back something that cannot be matched with the rows that it took."""
 
@@ -79,8 +70,8 @@ class Step:
     stage: str
     call: Callable[[Rows], Rows]
 
-    def run(self, rows: Rows) -> tuple[Rows, list[Failure]]:
-        """The rows that are left, and those that make the function fail, told apart by halving.
+    def run(self, rows: Rows) -> tuple[Rows, RowFailures]:
+        """The rows that are left, and by their ids those that make the function fail, found by halving.
 
         A row that is in neither was left out by the function: it is dropped.
         """
@@ -98,22 +89,20 @@ class Step:
 
         count = rows.batch.num_rows
         if not count:
-            return self._of_nothing(rows), []
+            return self._of_nothing(rows), {}
         found = isolate(call, 0, count)
         if (
             broken and not found.failures
         ):  # no row is to blame, so what came back of fewer rows cannot be trusted either
             found = Isolated(failures=[(row, broken[0]) for row in range(count)])
-        failures = [
-            Failure(int(rows.ids[row]), self.stage, type(error).__name__, f"{self.name}: {one_line(error)}")
+        failures = {
+            int(rows.ids[row]): RowFailure(self.stage, type(error).__name__, f"{self.name}: {one_line(error)}")
             for row, error in found.failures
-        ]
+        }
         parts = [part for _, _, part in found.results]
         joined, misfits = _join(parts) if parts else (rows.take(np.zeros(rows.batch.num_rows, dtype=bool)), [])
-        failures += [
-            Failure(int(id_), self.stage, "ArrowTypeError", f"{self.name}: gave this row in columns of another type")
-            for id_ in misfits
-        ]
+        misfit = RowFailure(self.stage, "ArrowTypeError", f"{self.name}: gave this row in columns of another type")
+        failures |= dict.fromkeys(misfits, misfit)
         return joined, failures
 
     def _of_nothing(self, rows: Rows) -> Rows:

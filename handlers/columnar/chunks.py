@@ -7,11 +7,13 @@ that merging, cutting, sorting and filtering in between never lose a row's origi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+
+from handlers.failures import RowFailure
 
 SOURCE = "__source__"
 ROW = "__row__"
@@ -37,20 +39,23 @@ DEAD_LETTER_TYPE = pa.struct(
 )
 
 
-def with_provenance(batch: pa.RecordBatch, source: str, rows: int | np.ndarray | pa.Array) -> pa.RecordBatch:
+def with_provenance(
+    batch: pa.RecordBatch, source: str | pa.DictionaryArray, rows: int | np.ndarray | pa.Array
+) -> pa.RecordBatch:
     """Adds the provenance columns to `batch`.
 
     Args:
-        batch: rows of one source, without provenance.
-        source: the file or table that they come from.
+        batch: rows without provenance.
+        source: the file or table that they come from, or one for each row.
         rows: their row numbers, int64 of length `batch.num_rows`, or the number of the first where they are in a run.
     """
     count = batch.num_rows
     if isinstance(rows, int):
         rows = np.arange(rows, rows + count, dtype=np.int64)
-    sources = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, dtype=np.int32)), pa.array([source], pa.string()))
+    if isinstance(source, str):
+        source = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([source], pa.string()))
     return pa.RecordBatch.from_arrays(
-        [*batch.columns, sources, pa.array(rows, pa.int64())],
+        [*batch.columns, source, pa.array(rows, pa.int64())],
         schema=batch.schema.append(SOURCE_FIELD).append(ROW_FIELD),
     )
 
@@ -70,39 +75,40 @@ def dead_letter_schema(schema: pa.Schema) -> pa.Schema:
     return schema.append(pa.field(DEAD_LETTER, DEAD_LETTER_TYPE))
 
 
-def dead_letters(
-    chunk: pa.RecordBatch,
-    *,
-    stages: Sequence[str] | str,
-    types: Sequence[str] | str,
-    messages: Sequence[str] | str,
-    model_version: str | None,
-    raw: Sequence[str | None] | None = None,
-) -> pa.RecordBatch:
+def dead_letters(chunk: pa.RecordBatch, failures: Sequence[RowFailure], model_version: str | None) -> pa.RecordBatch:
     """Turns the rows of `chunk` (with provenance) into dead letters: the input columns and the struct `DEAD_LETTER`.
 
-    `stages`, `types` and `messages` are one value for all rows or one value a row. `raw` is the text of the rows, for
-    rows whose values do not fit the columns.
+    Args:
+        chunk: the rows as they were read.
+        failures: why each of them could not be scored.
+        model_version: of the model; None where none was asked yet.
     """
-    count = chunk.num_rows
 
-    def strings(values: Sequence[str | None] | str | None) -> pa.Array:
-        return pa.array([values] * count if values is None or isinstance(values, str) else values, pa.string())
+    def strings(values: Iterable[str | None]) -> pa.Array:
+        return pa.array(list(values), pa.string())
 
     letter = pa.StructArray.from_arrays(
         [
-            strings(stages),
-            strings(types),
-            strings(messages),
+            strings(failure.stage for failure in failures),
+            strings(failure.type for failure in failures),
+            strings(failure.message for failure in failures),
             pc.cast(chunk.column(SOURCE), pa.string()),
             pc.cast(chunk.column(ROW), pa.int64()),
-            strings(model_version),
-            strings(raw),
+            strings(model_version for _ in failures),
+            strings(failure.raw for failure in failures),
         ],
         fields=list(DEAD_LETTER_TYPE),
     )
     rows = without_provenance(chunk)
     return pa.RecordBatch.from_arrays([*rows.columns, letter], schema=dead_letter_schema(rows.schema))
+
+
+def rows_within(batch: pa.RecordBatch, start: int, rows: int, max_bytes: int) -> int:
+    """How many rows of `batch` from `start` on have `max_bytes` together: at most `rows`, and at least 1."""
+    rows = min(rows, batch.num_rows - start)
+    while rows > 1 and (size := batch.slice(start, rows).nbytes) > max_bytes:
+        rows = max(min(rows * max_bytes // size, rows - 1), 1)
+    return rows
 
 
 def merge(chunks: Sequence[pa.RecordBatch]) -> pa.RecordBatch:

@@ -28,12 +28,9 @@ from handlers.errors import TorchbeamError, one_line
 from handlers.isolation import isolate
 from handlers.model.directory import ModelDir
 from handlers.predict.loaded import LoadedModel
-from handlers.tensors import Padding, Ragged
+from handlers.tensors import MASKS, Padding, Ragged, take
 
 Collate = Callable[[Sequence[Any]], Mapping[str, torch.Tensor | Ragged]]
-
-# A model that takes an input of such a name, which no example has, is told by it which places are padding.
-MASKS = ("attention_mask", "mask", "padding_mask")
 
 
 @dataclass(frozen=True)
@@ -44,11 +41,13 @@ class Group:
         indices: int64 of (examples,): which of the batch they are.
         inputs: by input name, of as many rows.
         binding: how they came from columns; empty where they did not, or by a way that is kept already.
+        padding: how an encoder wants its `Ragged` padded.
     """
 
     indices: np.ndarray
     inputs: Mapping[str, torch.Tensor | Ragged]
     binding: Binding = ()
+    padding: Padding | None = None
 
 
 class Collator:
@@ -98,7 +97,7 @@ class Collator:
                 rows = self._table.encode(part)
                 failed = rows.failures
                 if len(rows.indices):
-                    found = [Group(rows.indices, rows.tensors, rows.binding)]
+                    found = [Group(rows.indices, rows.tensors, rows.binding, rows.padding)]
             elif way == "none":
                 failed = {index: _no_example(example) for index, example in enumerate(part)}
             else:
@@ -189,7 +188,7 @@ class Collator:
             failures |= {int(group.indices[row]): failure for row, failure in bad.items()}
             good = np.flatnonzero(~np.isin(np.arange(len(group.indices)), list(bad)))
             if bad:
-                fitted = {name: _take(value, good) for name, value in fitted.items()}
+                fitted = {name: take(value, good) for name, value in fitted.items()}
             if len(good):
                 checked.append(Group(group.indices[good], fitted))
         return checked, failures
@@ -292,7 +291,3 @@ def _tensor(value: Any) -> torch.Tensor:
         kind = "nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch.")
         raise TypeError(f"the example is a {kind} tensor; examples must be dense ones, as tensor.to_dense() makes them")
     return tensor
-
-
-def _take(value: torch.Tensor | Ragged, rows: np.ndarray) -> torch.Tensor | Ragged:
-    return value.take(rows) if isinstance(value, Ragged) else value[torch.from_numpy(rows)]

@@ -19,9 +19,10 @@ from handlers.elements.collate import Collate, Collator, shape_of
 from handlers.elements.failures import FailedPrediction, failed_prediction
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
-from handlers.model.spec import ModelSpec
 from handlers.model.state_dict import StateDict
 from handlers.predict import heads
+from handlers.predict.heads import Head
+from handlers.predict.heads.outputs import NOT_A_NUMBER
 from handlers.predict.outputs import Form
 from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
@@ -195,7 +196,9 @@ class ExampleScorer:
         stats.encode_seconds += time.perf_counter() - started
         parts = []
         for group in groups:
-            prediction = self._predictor.predict(group.inputs, arguments, self._collator.padding_for(group.inputs))
+            prediction = self._predictor.predict(
+                group.inputs, arguments, group.padding or self._collator.padding_for(group.inputs)
+            )
             stats.add(prediction.stats)
             seen: dict[int, FailedPrediction] = {}  # all rows of a broken model share one error
             for row, error in prediction.failures:
@@ -208,7 +211,7 @@ class ExampleScorer:
             part = Part(group.indices[prediction.rows], prediction.outputs, prediction.form)
             if self._config.head and self._spec is not None:
                 started = time.perf_counter()
-                part = _decode(self._spec, part, prediction.tensors, failures)
+                part = _decode(self._spec.head, part, prediction.outputs, failures)
                 stats.decode_seconds += time.perf_counter() - started
             parts.append(part)
         return parts, failures
@@ -232,17 +235,13 @@ class ExampleScorer:
 
 
 def _decode(
-    spec: ModelSpec, part: Part, outputs: dict[str, torch.Tensor], failures: dict[int, FailedPrediction]
+    head: Head, part: Part, outputs: Mapping[str, torch.Tensor | Ragged], failures: dict[int, FailedPrediction]
 ) -> Part:
     """The columns of the model's task in place of its outputs; rows without a number among them become failures."""
-    bad = heads.not_a_number(spec, outputs)
-    indices = part.indices
-    if bad.any():
-        for index in indices[bad].tolist():
-            failures[index] = FailedPrediction("head", "NotANumber", heads.NOT_A_NUMBER)
-        outputs = {name: tensor[torch.from_numpy(~bad)] for name, tensor in outputs.items()}
-        indices = indices[~bad]
-    return Part(indices, heads.decode(spec, outputs) if len(indices) else {}, "mapping")
+    columns, bad = heads.decode(head, outputs)
+    failures |= dict.fromkeys(part.indices[bad].tolist(), FailedPrediction("head", "NotANumber", NOT_A_NUMBER))
+    indices = part.indices[~bad]
+    return Part(indices, columns if len(indices) else {}, "mapping")
 
 
 class _Missing:

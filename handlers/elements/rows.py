@@ -14,14 +14,17 @@ import pyarrow as pa
 import torch
 
 from handlers.columnar.chains import Rows
-from handlers.columnar.scorer import Chain
+from handlers.columnar.plan import Chain
+from handlers.columnar.stage import prepared
 from handlers.elements.failures import FailedPrediction, Failures
+from handlers.encode.base import BoundInput, Tensors
 from handlers.encode.binding import bind_inputs
-from handlers.encode.encoders import BoundInput
 from handlers.encode.values import is_time
 from handlers.errors import UsageError, one_line
+from handlers.failures import RowFailure
 from handlers.model.directory import ModelDir
 from handlers.predict.loaded import LoadedModel
+from handlers.tensors import Padding, take
 
 # So many rows are tried one by one where a whole batch tells no types.
 BIND_TRIES = 50
@@ -40,12 +43,14 @@ class EncodedRows:
         tensors: theirs, by input name.
         failures: the others.
         binding: how columns became tensors; empty where no way was found, or one is settled already.
+        padding: how the `Ragged` among the tensors are padded.
     """
 
     indices: np.ndarray
-    tensors: dict[str, torch.Tensor]
+    tensors: Tensors
     failures: Failures
     binding: Binding = ()
+    padding: Padding | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,9 @@ class RowTable:
     """
 
     def __init__(self, source: ModelDir, model: LoadedModel) -> None:
+        self._source = source
         self._specs = source.spec.inputs
+        self._parameters = model.parameters
         self._infos = model.inputs
         self._steps = Chain(source.spec.features, source.spec.preprocess).before()
         self._lock = threading.Lock()
@@ -124,8 +131,7 @@ class RowTable:
         rows = Rows(_batch(examples, settled.columns if settled else (), failures), np.arange(len(examples)))
         for step in self._steps:
             before, (rows, failed) = rows, step.run(rows)
-            for failure in failed:
-                failures[failure.id] = FailedPrediction(failure.stage, failure.type, failure.message)
+            failures |= {row: _failed(failure) for row, failure in failed.items()}
             for index in set(before.ids.tolist()) - set(rows.ids.tolist()) - set(failures):
                 failures[index] = FailedPrediction("preprocess", "Dropped", "a preprocess function left the row out")
         try:
@@ -133,31 +139,39 @@ class RowTable:
         except UsageError as error:
             unbound = FailedPrediction("encode", "UsageError", one_line(error))
             return EncodedRows(np.empty(0, np.int64), {}, dict.fromkeys(rows.ids.tolist(), unbound) | failures)
-        tensors = {}
+        tensors: Tensors = {}
         for item in binding:
-            tensors[item.spec.name], errors = item.encode(rows.batch)
-            for row, problem in errors.items():
-                failures.setdefault(int(rows.ids[row]), FailedPrediction("encode", problem.type, problem.message))
+            encoded = item.encode(rows.batch)
+            tensors |= encoded.tensors
+            failures = {int(rows.ids[row]): _failed(failure) for row, failure in encoded.failures.items()} | failures
         indices = rows.ids
         if failures:
             good = np.flatnonzero(~np.isin(indices, list(failures)))
             indices = indices[good]
-            tensors = {name: tensor[torch.from_numpy(good)] for name, tensor in tensors.items()}
-        return EncodedRows(indices, tensors, failures, () if settled else binding)
+            tensors = {name: take(tensor, good) for name, tensor in tensors.items()}
+        padding = next((item.padding for item in binding if item.padding), None)
+        return EncodedRows(indices, tensors, failures, () if settled else binding, padding)
 
     def _bind(self, batch: pa.RecordBatch) -> Binding:
+        return prepared(self._bound(batch), self._source)
+
+    def _bound(self, batch: pa.RecordBatch) -> Binding:
         try:
-            return bind_inputs(self._specs, self._infos, batch)
+            return bind_inputs(self._specs, self._infos, batch, self._parameters)
         except UsageError:
             for row in range(min(batch.num_rows, BIND_TRIES) if batch.num_rows > 1 else 0):
                 try:
                     single = {
                         name: value for name, value in batch.slice(row, 1).to_pylist()[0].items() if value is not None
                     }
-                    return bind_inputs(self._specs, self._infos, pa.RecordBatch.from_pylist([single]))
+                    return bind_inputs(self._specs, self._infos, pa.RecordBatch.from_pylist([single]), self._parameters)
                 except UsageError:
                     continue
             raise
+
+
+def _failed(failure: RowFailure) -> FailedPrediction:
+    return FailedPrediction(failure.stage, failure.type, failure.message)
 
 
 def _names_are_text(examples: Sequence[dict[Any, Any]], needed: int) -> bool:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from handlers.elements.failures import FailedPrediction, Failures
-from handlers.encode.binding import dtype_of, info_of
-from handlers.encode.values import bounds, fitted
-from handlers.model.spec import InputSpec
+from handlers.encode.binding import info_of
+from handlers.encode.categorical import known_codes
+from handlers.encode.matrix import dtype_of
+from handlers.encode.specs import InputSpec, MatrixInput
+from handlers.encode.values import Values, bounds, rounded, within
 from handlers.predict.loaded import LoadedModel
 from handlers.tensors import Ragged
 
@@ -26,13 +29,13 @@ class Signature:
     """
 
     def __init__(self, specs: tuple[InputSpec, ...], model: LoadedModel) -> None:
-        self._specs = {spec.name: spec for spec in specs}
+        self._specs = {spec.name: spec for spec in specs if isinstance(spec, MatrixInput)}
         self._infos = {info.name: info for info in model.inputs}
         if specs:
             self._infos = {spec.name: info for spec in specs if (info := info_of(spec, specs, model.inputs))}
         self._dtypes = {name: info.dtype for name, info in self._infos.items()}
-        self._dtypes |= {spec.name: dtype_of(spec, self._infos.get(spec.name)) for spec in specs}
-        self.names = tuple(self._specs) or tuple(self._infos) or model.parameters or ("input",)
+        self._dtypes |= {spec.name: dtype_of(spec, self._infos.get(spec.name)) for spec in self._specs.values()}
+        self.names = tuple(spec.name for spec in specs) or tuple(self._infos) or model.parameters or ("input",)
         # A single input may be called what it likes, and what `forward` calls it.
         self._free = dict.fromkeys(model.parameters[:1], self.names[0]) if len(self.names) == 1 else {}
         parameters = getattr(model.module, "parameters", lambda: ())()
@@ -55,7 +58,7 @@ class Signature:
             message = f'the example has shape {tuple(value.shape[1:])}; the model input "{name}" takes {tuple(shape)}'
             return value, dict.fromkeys(range(len(value)), FailedPrediction("encode", "WrongShape", message))
         cast, errors = _cast(tensor, spec, dtype)
-        if not (spec is not None and spec.allow_nonfinite) and not _all_finite(cast):
+        if not (spec is not None and spec.allows_nonfinite) and not _all_finite(cast):
             errors["NotFinite"] = ~np.isfinite(_numbers(cast)).reshape(-1)
         failures: Failures = {}
         for kind, mask in errors.items():
@@ -72,15 +75,21 @@ def _with(value: torch.Tensor | Ragged, tensor: torch.Tensor) -> torch.Tensor | 
 
 
 def _cast(
-    tensor: torch.Tensor, spec: InputSpec | None, dtype: torch.dtype
+    tensor: torch.Tensor, spec: MatrixInput | None, dtype: torch.dtype
 ) -> tuple[torch.Tensor, dict[str, np.ndarray]]:
     """`tensor` in `dtype`, rounded as columns are, and masks of (values,) of what `dtype` cannot hold, by type of error."""
-    codes = spec is not None and spec.encoder == "categorical"
-    if dtype.is_complex or (tensor.dtype == dtype and not codes):
+    codes = None if spec is None else spec.codes
+    if dtype.is_complex or (tensor.dtype == dtype and codes is None):
         return tensor.to(dtype), {}
     if tensor.is_complex():
         return tensor.real.to(dtype), {"WrongType": np.ones(tensor.numel(), bool)}
-    values = fitted(_numbers(tensor).reshape(-1), spec, dtype)
+    values = Values(_numbers(tensor).reshape(-1), None, {})
+    if spec is not None and codes is not None:
+        values = known_codes(pa.array(values.numbers), codes, spec.unknown_code)
+    if codes is None and not dtype.is_floating_point:
+        values = within(values, dtype)
+    else:
+        values = Values(rounded(values.numbers, dtype), None, values.errors)
     errors = {kind: mask for kind, mask in values.errors.items() if mask.any()}
     return torch.from_numpy(values.numbers).to(dtype).reshape(tensor.shape), errors
 
@@ -95,13 +104,12 @@ def _all_finite(tensor: torch.Tensor) -> bool:
     return not tensor.is_floating_point() or bool(np.isfinite(_numbers(tensor)).all())  # torch takes ten times as long
 
 
-def _message(kind: str, name: str, spec: InputSpec | None, dtype: torch.dtype) -> str:
+def _message(kind: str, name: str, spec: MatrixInput | None, dtype: torch.dtype) -> str:
     need = str(dtype).removeprefix("torch.")
     if kind == "NotFinite":
         return f'the example holds a value that is not finite as {need}; the model input "{name}" needs finite ones'
     if kind == "OutOfRange":
-        size = len((spec and spec.categories) or ()) or (spec and spec.num_categories)
-        low, high = (0, size - 1) if size else bounds(dtype)
+        low, high = (0, spec.codes - 1) if spec and spec.codes else bounds(dtype)
         what = f"a value that is not in {low} … {high}"
     else:
         what = "a value that is no whole number" if kind == "NotAnInteger" else "complex numbers"

@@ -11,8 +11,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
-from handlers.model.spec import InputSpec
-
 # Nanoseconds in a unit.
 UNITS = {"ns": 1, "us": 10**3, "ms": 10**6, "s": 10**9, "days": 86_400 * 10**9}
 
@@ -32,20 +30,6 @@ class Values:
     errors: dict[str, np.ndarray]
 
 
-def type_problem(kind: pa.DataType, spec: InputSpec) -> str | None:
-    """Why a column of type `kind` cannot feed an input, as the end of a sentence about the column; None where it can."""
-    inner = kind
-    while pa.types.is_dictionary(inner) or is_list(inner):
-        inner = inner.value_type
-    if is_time(inner):
-        if spec.encoder == "numeric" and spec.timestamp is None:
-            return f'holds {kind}; say in which unit the model input "{spec.name}" counts it, for example timestamp: s'
-        return None
-    if is_number(inner) or pa.types.is_boolean(inner) or pa.types.is_null(inner) or is_text(inner):
-        return None
-    return f'holds {kind}, which has no meaning in the model input "{spec.name}"'
-
-
 def is_number(kind: pa.DataType) -> bool:
     """Whether `kind` is an integer, floating or decimal type."""
     return is_machine_number(kind) or bool(pa.types.is_decimal(kind))
@@ -59,6 +43,11 @@ def is_time(kind: pa.DataType) -> bool:
 def is_text(kind: pa.DataType) -> bool:
     """Whether `kind` is a type of strings."""
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    """Whether `kind` is a type of bytes."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def is_list(kind: pa.DataType) -> bool:
@@ -87,21 +76,22 @@ def mask_of(array: pa.Array) -> np.ndarray:
     return mask
 
 
-def numbers_of(array: pa.Array, spec: InputSpec, exact: bool = False) -> Values:
+def numbers_of(array: pa.Array, timestamp: str | None = None, *, exact: bool = False) -> Values:
     """The numbers of an array without lists.
 
-    With `exact` whole numbers in text and decimals are kept to the last digit, as integers; else they become float64.
+    Times are counted in the unit `timestamp`. With `exact`, whole numbers in text and decimals keep every digit, as
+    integers; else they become float64.
     """
     kind = array.type
     if pa.types.is_dictionary(kind):
-        return numbers_of(array.dictionary_decode(), spec, exact)
+        return numbers_of(array.dictionary_decode(), timestamp, exact=exact)
     nulls = mask_of(array.is_null()) if array.null_count else None
     if pa.types.is_null(kind):
         return Values(np.zeros(len(array)), nulls, {})
     if is_text(kind):
         return _parsed(array, nulls, exact)
     if is_time(kind):
-        return Values(_ticks(array, str(spec.timestamp)), nulls, {})
+        return Values(_ticks(array, str(timestamp)), nulls, {})
     if pa.types.is_boolean(kind):
         array = array.cast(pa.uint8())
     elif pa.types.is_decimal(kind):
@@ -187,78 +177,16 @@ def bounds(dtype: torch.dtype) -> tuple[int, int]:
     return info.min, info.max
 
 
-def codes_of(array: pa.Array, spec: InputSpec) -> Values:
-    """Category codes, int64."""
-    if pa.types.is_dictionary(array.type):
-        return codes_of(array.dictionary_decode(), spec)
-    nulls = mask_of(array.is_null()) if array.null_count else None
-    if spec.categories is None:
-        values = within(numbers_of(array, spec, exact=True), torch.int64)
-        codes, size = values.numbers, int(spec.num_categories or 0)
-        unknown, kind = (codes < 0) | (codes >= size) | _any(values.errors, len(codes)), "OutOfRange"
-        codes = np.where(unknown, 0, codes)
-    else:
-        found = _indices(array, spec)
-        unknown, kind = mask_of(found.is_null()), "UnknownCategory"
-        codes = pc.fill_null(found, 0).to_numpy()
-    if nulls is not None:
-        unknown = unknown & ~nulls
-    if not unknown.any():
-        return Values(codes, nulls, {})
-    if spec.unknown is not None:
-        return Values(np.where(unknown, spec.unknown, codes), nulls, {})
-    return Values(codes, nulls, {kind: unknown})
-
-
-def fitted(numbers: np.ndarray, spec: InputSpec | None, dtype: torch.dtype) -> Values:
-    """Numbers that come as a tensor, of (values,), as `dtype` holds them.
-
-    Codes of a categorical input are held against the number of its categories. Floats that overflow become infinite.
-    """
-    if spec is not None and spec.encoder == "categorical":
-        size = len(spec.categories or ()) or spec.num_categories
-        values = codes_of(pa.array(numbers), spec.model_copy(update={"categories": None, "num_categories": size}))
-    elif dtype.is_floating_point:
-        values = Values(numbers, None, {})
-    else:
-        return within(Values(numbers, None, {}), dtype)
-    return Values(rounded(values.numbers, dtype), None, values.errors)
-
-
 def rounded(numbers: np.ndarray, dtype: torch.dtype) -> np.ndarray:
     """A copy of `numbers` in `numpy_dtype(dtype)`, with rows one after the other; what overflows becomes infinite."""
     with np.errstate(over="ignore"):
         return numbers.astype(numpy_dtype(dtype), order="C")
 
 
-def _any(masks: dict[str, np.ndarray], count: int) -> np.ndarray:
+def any_of(masks: dict[str, np.ndarray], count: int) -> np.ndarray:
+    """Where any of `masks`, each of (count,), is set."""
     mask: np.ndarray = np.logical_or.reduce([np.zeros(count, dtype=bool), *masks.values()])
     return mask
-
-
-def _indices(array: pa.Array, spec: InputSpec) -> pa.Array:
-    """The place of each value in `spec.categories`; null where it has none. 1, 1.0 and "1" are the same category."""
-    categories = spec.categories or ()
-    if isinstance(categories[0], str):
-        return pc.index_in(_text(array), pa.array(categories, pa.string()))
-    if isinstance(categories[0], bool) and is_text(array.type):
-        text = pc.utf8_lower(_text(array))
-        words = pc.index_in(text, pa.array([str(value).lower() for value in categories]))
-        return pc.coalesce(words, pc.index_in(text, pa.array([str(int(value)) for value in categories])))
-    values = within(numbers_of(array, spec, exact=True), torch.int64)
-    missing = _any(values.errors, len(array)) | (False if values.nulls is None else values.nulls)
-    numbers = pa.array(values.numbers, pa.int64(), mask=missing)
-    return pc.index_in(numbers, pa.array(list(map(int, categories)), pa.int64()))
-
-
-def _text(array: pa.Array) -> pa.Array:
-    if pa.types.is_decimal(array.type) or pa.types.is_float16(array.type):
-        array = array.cast(pa.float64())
-    if pa.types.is_floating(array.type):  # 3.0 is the category 3
-        whole = pc.and_(pc.equal(pc.floor(array), array), pc.less(pc.abs(array), 2.0**63))
-        integers = pc.cast(pc.if_else(whole, array, pa.scalar(0).cast(array.type)), pa.int64(), safe=False)
-        return pc.if_else(whole, integers.cast(pa.string()), array.cast(pa.string()))
-    return array.cast(pa.string())
 
 
 def flatten(array: pa.Array, sizes: tuple[int, ...] | None = None) -> tuple[pa.Array, np.ndarray, np.ndarray]:
@@ -289,3 +217,17 @@ def _sums(values: np.ndarray, lengths: np.ndarray, ends: np.ndarray) -> np.ndarr
 def depth(kind: pa.DataType) -> int:
     """How many lists are around a value of type `kind`."""
     return 1 + depth(kind.value_type) if is_list(kind) else 0
+
+
+def has_numbers(kind: pa.DataType) -> bool:
+    """Whether values of type `kind`, inside of lists and dictionaries, can be numbers: numbers, flags, text, times, null."""
+    kind = innermost(kind)
+    plain = is_number(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind) or is_text(kind)
+    return bool(plain or is_time(kind))
+
+
+def innermost(kind: pa.DataType) -> pa.DataType:
+    """The type of the values inside of lists and dictionaries."""
+    while pa.types.is_dictionary(kind) or is_list(kind):
+        kind = kind.value_type
+    return kind

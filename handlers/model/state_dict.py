@@ -37,7 +37,7 @@ class StateDict:
         import torch
         from apache_beam.io.filesystems import FileSystems
 
-        from handlers.model.formats import _of_module
+        from handlers.model.formats.modules import of_module
 
         name = getattr(self.model_class, "__qualname__", repr(self.model_class))
         try:
@@ -50,4 +50,4 @@ class StateDict:
             module.load_state_dict(weights)
         except Exception as error:
             raise UsageError(f"{self.path} does not fit {name}: {one_line(error)}") from None
-        return _of_module(module)
+        return of_module(module)

@@ -10,11 +10,13 @@ import torch
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from handlers.batching import ResourceHints
-from handlers.columnar.scorer import Plan, Scorer
+from handlers.columnar.plan import Plan
+from handlers.columnar.scorer import Scorer
 from handlers.errors import BrokenModelError, one_line
 from handlers.model.directory import ModelDir
 from handlers.predict.placement import visible_gpus
 from handlers.predict.predictor import Predictor
+from handlers.tensors import Ragged
 from pipelines import runners
 from pipelines.checks.checkup import Finding, Outcome, SkipError
 from pipelines.command.ignored import ignored_options
@@ -103,7 +105,7 @@ def score_rows(model: ModelDir, predictor: Predictor, source: Source, plan: Plan
     """What becomes of the first rows of the input; zeros are scored where there are none."""
     sample = source.sample
     if not sample.num_rows:
-        return _answers(predictor, {bound.spec.name: bound.zeros(2) for bound in plan.inputs})
+        return _answers(predictor, {name: zeros for bound in plan.inputs for name, zeros in bound.zeros(2).items()})
     scored = Scorer(model, plan, predictor).score(sample)
     what = f"of the first {sample.num_rows:,} rows {scored.predictions.num_rows:,} are scored"
     if scored.dropped:
@@ -144,7 +146,7 @@ def write_output(
     return Finding(f"{options.sink.output} can be written{left}", None)
 
 
-def _answers(predictor: Predictor, zeros: Mapping[str, torch.Tensor]) -> Finding[None]:
+def _answers(predictor: Predictor, zeros: Mapping[str, torch.Tensor | Ragged]) -> Finding[None]:
     if failures := predictor.predict(dict(zeros)).failures:
         error = failures[0][1]
         raise BrokenModelError(f"the model fails on rows of zeros: {type(error).__name__}: {one_line(error)}")

@@ -14,11 +14,12 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from handlers.errors import UsageError
 from handlers.model import stores
+from handlers.paths import is_remote
 from pipelines import runners
 from pipelines.command.options import SinkOptions
 from pipelines.jobs.options import ScoreOptions
 from transforms.bigquery import EMULATOR, is_bigquery
-from transforms.file_ops import exists, folder_of, is_local, join
+from transforms.file_ops import exists, folder_of, join
 from transforms.processes import Process
 from transforms.sinks.bigquery_tables import Tables, plan_tables
 from transforms.sinks.claims import Claim, OutputClaim, held
@@ -83,7 +84,7 @@ def _held(claim: OutputClaim, folder: str, options: ScoreOptions, tell: Callable
         except UsageError:
             raise
         except Exception as error:
-            if is_local(folder) or runners.in_process(options.run.runner):
+            if not is_remote(folder) or runners.in_process(options.run.runner):
                 raise UsageError(f"--output {folder} cannot be claimed: {stores.explain(error)}") from error
             tell(
                 f"warning: --output {folder} cannot be claimed from here, so another run into it is noticed only when one "
@@ -126,12 +127,12 @@ def settle_output(options: ScoreOptions, pipeline_options: PipelineOptions) -> t
         folder, tables = _tables(sink, pipeline_options.view_as(GoogleCloudOptions).temp_location)
     else:
         folder, tables = sink.output, None
-        if is_local(folder):
+        if not is_remote(folder):
             _check_kinds(Path(folder))
     folders = {"--output": folder} | ({"--report": folder_of(sink.report)} if sink.report else {})
     for option, written in folders.items():
         # Workers elsewhere may have rights of their own.
-        if is_local(written) or runners.in_process(options.run.runner):
+        if not is_remote(written) or runners.in_process(options.run.runner):
             check_writable(option, written)
     return folder, tables
 
@@ -142,7 +143,7 @@ def check_writable(option: str, folder: str) -> None:
     Raises:
         UsageError: it may not be written, or not be removed.
     """
-    if not is_local(folder):
+    if is_remote(folder):
         stores.check_writable(option, folder)
         return
     here = Path(folder).absolute()
@@ -181,7 +182,7 @@ def _lies_in(path: str, folder: str) -> bool:
 
 def _real(path: str) -> str:
     """A path as it can be compared: without links, where it is local."""
-    return os.path.realpath(path) if is_local(path) else path.rstrip("/")
+    return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
 
 
 def check_free(sink: SinkOptions, folder: str, tables: Tables | None) -> None:
@@ -221,7 +222,7 @@ def _check_kinds(output: Path) -> None:
 
 def _check_report(path: str, sink: SinkOptions) -> None:
     """Refuses to replace a finished run without being told to, and a file that is no report in any case."""
-    if is_local(path) and Path(path).is_dir():
+    if not is_remote(path) and Path(path).is_dir():
         raise UsageError(f"the report cannot be written: {path} is a folder; name a file with --report")
     named = f"--report {path}" if path == sink.report else path
     if run_of(path) is None:

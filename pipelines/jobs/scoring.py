@@ -16,7 +16,8 @@ from handlers import errors
 from handlers.batching import Batching, ResourceHints
 from handlers.columnar.chunks import chunk_schema, dead_letter_schema, merge
 from handlers.columnar.handler import ColumnarModelHandler
-from handlers.columnar.scorer import Chain, Plan, make_plan
+from handlers.columnar.plan import Chain, Plan
+from handlers.columnar.planning import make_plan
 from handlers.errors import BrokenFileError, TorchbeamError, UsageError
 from handlers.model import stores
 from handlers.model.directory import ModelDir
@@ -100,8 +101,7 @@ def placement(options: ModelOptions) -> Placement:
 
 def settle_input(options: ScoreOptions, spec: ModelSpec | None = None) -> Input:
     """The files of the input, their columns and splits; the model, where it is known, says which columns hold numbers."""
-    inputs = [each for each in spec.inputs if each.encoder == "numeric"] if spec else []
-    numeric = [name for each in inputs if "float" in (each.dtype or "float32") for name in each.patterns]
+    numeric = [name for each in (spec.inputs if spec else ()) if each.takes_fractions for name in each.patterns]
     return plan_input(
         options.source.input,
         options.source.input_format,
@@ -121,7 +121,7 @@ def load_here(options: ScoreOptions, model: ModelDir) -> Predictor:
 def settle_plan(options: ScoreOptions, model: ModelDir, predictor: Predictor, sample: pa.RecordBatch) -> Plan:
     """What every worker does with a row, settled by scoring a sample."""
     chain = Chain.of(model.spec, options.model.preprocess, options.model.postprocess)
-    return make_plan(model, predictor, sample, chain, options.sink.columns)
+    return make_plan(model, predictor, sample, chain, options.sink.columns, probabilities=options.sink.probabilities)
 
 
 def settle_columns(plan: Plan, source: Input, tables: Tables | None) -> tuple[pa.Schema, pa.Schema]:
@@ -157,16 +157,13 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     files = read.files | "Files" >> FileOutcomes()
     counts = (
         scored.counts,
-        read.files | "RowsRead" >> beam.Map(_rows_read),
         read.dead_letters | "RowsUnreadable" >> beam.Map(_dead_at_read),
-        files | "FilesRead" >> beam.Map(lambda outcome: outcome.counts()),
+        files.counts,
     ) | "AllCounts" >> beam.Flatten()
     _ = {
         "predictions": predictions,
         "dead_letters": dead_letters,
-        "failed_files": files
-        | "Failed" >> beam.Filter(lambda outcome: outcome.error is not None)
-        | beam.Map(lambda outcome: outcome.failed()),
+        "failed_files": files.failed | "Failed" >> beam.Map(lambda outcome: outcome.failed()),
         "counts": counts,
     } | "Publish" >> Publish(publication)
 
@@ -270,10 +267,6 @@ def _cause(error: Exception) -> BaseException:
                 return kind(message)
             return TorchbeamError(f"the run failed: {name}: {message}")
     return TorchbeamError(f"the run failed: {type(error).__name__}: {errors.one_line(error)}")
-
-
-def _rows_read(file: Any) -> Counts:
-    return Counts(rows_read=file.rows)
 
 
 def _dead_at_read(letters: pa.RecordBatch) -> Counts:

@@ -66,7 +66,7 @@ class Gated(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.rows += len(x)
         if (gate := os.environ.get("MODEL_GATE")) and self.rows > int(os.environ["MODEL_GATE_ROWS"]):
-            pathlib.Path(f"{gate}-{os.getpid()}").touch()  # here I am
+            pathlib.Path(f"{gate}-{os.getppid()}").touch()  # here I am, in the child of a command
             while pathlib.Path(gate).exists():
                 time.sleep(0.01)
         return self.layer(x)
@@ -79,4 +79,13 @@ class Slow(Net):
         time.sleep(0.02)
         with open(os.environ["SLOW_MODEL_SIGNS_OF_LIFE"], "a") as file:  # noqa: PTH123
             file.write(".")
+        return super().forward(x)
+
+
+class Ends(Net):
+    """Ends its process, as `ENDING_MODEL` says, once it has answered a row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 1:
+            eval(os.environ["ENDING_MODEL"])
         return super().forward(x)

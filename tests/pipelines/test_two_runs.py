@@ -20,6 +20,7 @@ from poisoned_table import HERE
 
 from handlers import ModelDir
 from pipelines import doctor, score
+from transforms.sinks.claims import Claim
 from transforms.sinks.formats.parquet import GROUP_ROWS
 from transforms.sinks.write import Writer
 
@@ -115,10 +116,12 @@ def test_at_once_one_runs_and_the_other_is_refused(
     (refused,) = [run for run in runs if run.poll() is not None]
     (other,) = [run for run in runs if run is not refused]
     out, err = refused.communicate()
+    holder = claim(output)
+    assert holder.process is not None
     assert (refused.returncode, out) == (2, "")
     assert re.fullmatch(
-        rf"torchbeam score: error: --output {re.escape(str(output))} is being written by run [0-9a-f]{{12}} "
-        rf"\(process {other.pid} on .+\) since [-0-9]+ [:0-9]+ UTC; write elsewhere, or wait until it has ended\n",
+        rf"torchbeam score: error: --output {re.escape(str(output))} is being written by run {holder.run_id} "
+        rf"\(process {holder.process.id} on .+\) since [-0-9]+ [:0-9]+ UTC; write elsewhere, or wait until it has ended\n",
         err,
     )
     assert not is_waiting(gate, refused), "it has loaded a model"
@@ -135,21 +138,25 @@ def test_what_a_run_that_was_killed_has_left_is_removed_by_the_next(
     killed = start(output, rows=2 * GROUP_ROWS)
     wait_for(lambda: is_waiting(gate, killed) and any(output.glob("_tmp-*/predictions/part-*")))
     arguments = [f"--input={table}", f"--model={model}", f"--output={output}"]
+    holder = claim(output)
+    process, left = holder.process, f"_tmp-{holder.run_id}"
+    assert process is not None
     assert doctor.main(arguments) == 2
-    assert f"is being written by run {(claimed := claim(output))} (process {killed.pid} " in capsys.readouterr().out
+    assert f"is being written by run {holder.run_id} (process {process.id} on " in capsys.readouterr().out
     killed.kill()
     killed.communicate()
-    assert sorted(path.name for path in output.iterdir()) == ["_claim.json", f"_tmp-{claimed}"]
+    wait_for(lambda: not process.is_alive())  # the child of the command, which goes with it
+    assert sorted(path.name for path in output.iterdir()) == ["_claim.json", left]
 
     assert doctor.main(arguments) == 0
     assert "has ended without cleaning up, which the next run does" in capsys.readouterr().out
-    assert (output / f"_tmp-{claimed}").exists()
+    assert (output / left).exists()
     assert score.main(arguments) == 0
 
     assert capsys.readouterr().err == (
-        f"torchbeam score: removed _tmp-{claimed} in {output}, which a run that was killed had left\n"
+        f"torchbeam score: removed {left} in {output}, which a run that was killed had left\n"
     )
-    assert run_id(output) != claimed
+    assert run_id(output) != holder.run_id
 
 
 def test_ctrl_c_leaves_no_folder(tmp_path: Path, start: Start, gate: Path) -> None:
@@ -162,8 +169,8 @@ def test_ctrl_c_leaves_no_folder(tmp_path: Path, start: Start, gate: Path) -> No
     assert not output.parent.exists()
 
 
-def claim(output: Path) -> str:
-    return str(json.loads((output / "_claim.json").read_text())["run_id"])
+def claim(output: Path) -> Claim:
+    return Claim.from_json((output / "_claim.json").read_text())
 
 
 @pytest.mark.parametrize("there", [False, True])

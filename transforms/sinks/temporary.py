@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from transforms.file_ops import is_local, join, remove_tree, written_below
+from handlers.paths import is_remote
+from transforms.file_ops import join, remove_tree, written_below
 
 ABANDONED = 24 * 3600.0  # seconds without a write, after which files of a run without a claim are nobody's
 
@@ -56,7 +57,7 @@ def missing_folders(*paths: str) -> list[Path]:
     """The folders that would be made for `paths`, the innermost first; none where a path is in an object store."""
     found: list[Path] = []
     for path in paths:
-        if is_local(path):
+        if not is_remote(path):
             folder = Path(path).absolute()
             found += [each for each in (folder, *folder.parents) if not each.exists() and each not in found]
     return sorted(found, key=lambda folder: len(folder.parts), reverse=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,12 @@ import pyarrow.compute as pc
 
 from handlers.columnar.chunks import DEAD_LETTER
 from handlers.errors import BrokenFileError
+from handlers.failures import RowFailure, RowFailures
 from handlers.isolation import isolate
 from transforms.sources.files import Partitions
+
+# Of the names of all columns, gives those that feed numeric inputs of the model.
+Numeric = Callable[[Collection[str]], Collection[str]]
 
 CHUNK_ROWS = 65_536
 MAX_CHUNK_BYTES = 64 << 20
@@ -23,7 +27,7 @@ MAX_CHUNK_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Split:
-    """A part of one file, read by one worker.
+    """A file or a part of one; each is read by one worker.
 
     Attributes:
         path: the file.
@@ -32,6 +36,8 @@ class Split:
         row_groups: first and one past the last row group of a Parquet file; None for all.
         first_row: row number in the file of the first row.
         rows: how many rows the split holds, where metadata tells.
+        bytes: its share of the size of the file.
+        whole: it is all of the file.
         max_rows: read no more than this many.
         replay: the rows may be dead letters of an earlier run.
         stream: number and name of the stream of a BigQuery table that is read.
@@ -44,6 +50,8 @@ class Split:
     row_groups: tuple[int, int] | None = None
     first_row: int = 0
     rows: int | None = None
+    bytes: int = 0
+    whole: bool = True
     max_rows: int | None = None
     replay: bool = False
     stream: tuple[int, str] | None = None
@@ -67,22 +75,12 @@ class ReadOptions:
     Attributes:
         needed: columns that a file must have. Any other that it lacks is null.
         chunk_rows: rows of a chunk at most.
-        max_chunk_bytes: bytes of a chunk, about.
+        max_chunk_bytes: bytes of a chunk at most, but for a single row that is larger.
     """
 
     needed: frozenset[str] = frozenset()
     chunk_rows: int = CHUNK_ROWS
     max_chunk_bytes: int = MAX_CHUNK_BYTES
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a row cannot be read. `raw` is the text of the row."""
-
-    type: str
-    message: str
-    raw: str
-    stage: str = "read"
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Block:
 
     batch: pa.RecordBatch
     numbers: np.ndarray
-    refusals: dict[int, Refusal] = field(default_factory=dict)
+    refusals: RowFailures = field(default_factory=dict)
 
     @property
     def rows(self) -> int:
@@ -210,7 +208,7 @@ def fit(
 
 def misfit(
     column: pa.Field, value: object, number: int, split: Split, raw: str, expected: str | None = None
-) -> Refusal:
+) -> RowFailure:
     """The refusal of a row whose `value` does not fit its column. `expected` says what would; else its type does."""
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
@@ -218,7 +216,7 @@ def misfit(
     shown = text if len(text) <= 80 else text[:79] + "…"
     what = expected or ("valid UTF-8" if column.type == pa.string() and isinstance(value, str) else column.type)
     message = f'column "{column.name}" holds {shown} in row {number} of {split.name}; {what} was expected'
-    return Refusal("ValueError", message, raw)
+    return RowFailure("read", "ValueError", message, raw)
 
 
 def check_columns(names: Iterable[str], needed: Iterable[str], split: Split) -> None:

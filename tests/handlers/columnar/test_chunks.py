@@ -18,6 +18,7 @@ from handlers.columnar.chunks import (
     with_provenance,
     without_provenance,
 )
+from handlers.failures import RowFailure
 
 BATCH = pa.record_batch({"a": [1, 2, 3]})
 
@@ -41,7 +42,7 @@ class TestProvenance:
 class TestDeadLetters:
     def test_one_reason_for_all(self) -> None:
         chunk = with_provenance(BATCH, "f", 7).slice(1)
-        letters = dead_letters(chunk, stages="read", types="T", messages="m", model_version=None)
+        letters = dead_letters(chunk, [RowFailure("read", "T", "m")] * 2, None)
         assert letters.schema == dead_letter_schema(BATCH.schema)
         reason = {"stage": "read", "type": "T", "message": "m", "source": "f", "model_version": None, "raw": None}
         assert letters.to_pylist() == [
@@ -51,14 +52,8 @@ class TestDeadLetters:
 
     def test_a_reason_each(self) -> None:
         chunk = with_provenance(BATCH, "f", 0)
-        letters = dead_letters(
-            chunk,
-            stages=["s", "t", "u"],
-            types=["A", "B", "C"],
-            messages=["1", "2", "3"],
-            model_version="v",
-            raw=["x", None, "z"],
-        )
+        failures = [RowFailure("s", "A", "1", "x"), RowFailure("t", "B", "2"), RowFailure("u", "C", "3", "z")]
+        letters = dead_letters(chunk, failures, "v")
         found = letters.column("dead_letter").to_pylist()
         assert [(each["stage"], each["type"], each["message"], each["raw"]) for each in found] == [
             ("s", "A", "1", "x"),
@@ -69,7 +64,7 @@ class TestDeadLetters:
 
     def test_none(self) -> None:
         chunk = with_provenance(BATCH, "f", 0).slice(0, 0)
-        letters = dead_letters(chunk, stages=[], types=[], messages=[], model_version="v")
+        letters = dead_letters(chunk, [], "v")
         assert letters.num_rows == 0
         assert letters.schema.field("dead_letter").type == DEAD_LETTER_TYPE
 

@@ -93,7 +93,7 @@ class TestFeatures:
         check_features({"f": "cast(s as double)"}, batch)
         rows, failures = feature_step({"f": "cast(s as double)"}).run(rows_of(batch))
         assert rows.batch.column("f").to_pylist() == [1, 3, None]
-        assert [(failure.id, failure.stage) for failure in failures] == [(1, "features")]
+        assert [(row, failure.stage) for row, failure in failures.items()] == [(1, "features")]
 
     def test_a_feature_that_fails_in_every_row_is_no_aggregate(self) -> None:
         check_features({"f": "cast('x' as int)"}, self.batch)

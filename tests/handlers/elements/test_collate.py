@@ -15,7 +15,7 @@ from test_handler import Encoder
 from handlers import FailedPrediction, ModelDir, StateDict, TorchModelHandler
 from handlers.elements.collate import Collator
 from handlers.elements.rows import RowTable
-from handlers.encode.encoders import BoundInput
+from handlers.encode.base import BoundInput
 from handlers.errors import TorchbeamError, UsageError
 
 FIRST = [{"a": 0.5, "b": 1.5}]

@@ -6,17 +6,20 @@ import pyarrow as pa
 import pytest
 import torch
 
-from handlers.encode.binding import bind_inputs, match_columns
-from handlers.encode.encoders import BoundInput
+from handlers.encode.binding import bind_inputs
+from handlers.encode.columns import match_columns, matching
+from handlers.encode.matrix import BoundMatrix
+from handlers.encode.specs import input_spec
 from handlers.errors import UsageError
-from handlers.model.spec import InputSpec
 from handlers.tensors import TensorInfo
 
 ROW = pa.record_batch({"a": [1.0], "f_1": [1.0], "f_2": [2], "s": ["x"], "l": [[1.0, 2.0, 3.0]], "a*": [0.0]})
 
 
-def bind(batch: pa.RecordBatch = ROW, infos: tuple[TensorInfo, ...] = (), **fields: Any) -> BoundInput:
-    return bind_inputs([InputSpec(**{"name": "x", **fields})], infos, batch)[0]
+def bind(batch: pa.RecordBatch = ROW, infos: tuple[TensorInfo, ...] = (), **fields: Any) -> BoundMatrix:
+    (bound,) = bind_inputs([input_spec(**{"name": "x", **fields})], infos, batch)
+    assert isinstance(bound, BoundMatrix)
+    return bound
 
 
 def refusal(batch: pa.RecordBatch = ROW, infos: tuple[TensorInfo, ...] = (), **fields: Any) -> str:
@@ -34,6 +37,7 @@ class TestColumns:
         assert bind(columns=["a*"]).columns == ("a*",)
         assert match_columns("[x]", ["[x]", "x"]) == ["[x]"]
         assert match_columns("[x]", ["x", "y"]) == ["x"]
+        assert matching(["[x]", "y*"], ["[x]", "x", "y1", "z"]) == {"[x]", "y1"}
 
     def test_the_name_of_the_input_where_there_are_no_columns(self) -> None:
         assert bind(name="a").columns == ("a",)
@@ -70,7 +74,7 @@ class TestShapes:
         found = bind(columns=["a", "l"])
         assert found.widths == (1, 3)
         assert found.shape == (4,)
-        assert found.zeros(2).shape == (2, 4)
+        assert found.zeros(2)["x"].shape == (2, 4)
 
     def test_a_wrong_total(self) -> None:
         assert "takes 3 values a row, but its columns give 2 (f_1, f_2)" in refusal(columns=["f_*"], shape=[3])
@@ -139,10 +143,10 @@ class TestExportedSignature:
     def test_names(self) -> None:
         infos = (TensorInfo("p"), TensorInfo("q"))
         with pytest.raises(UsageError, match='the model has no input "x"; its inputs are p, q'):
-            bind_inputs([InputSpec(name="p", columns=("a",)), InputSpec(name="x", columns=("a",))], infos, ROW)
+            bind_inputs([input_spec(name="p", columns=("a",)), input_spec(name="x", columns=("a",))], infos, ROW)
         three = (*infos, TensorInfo("r"))
         with pytest.raises(UsageError, match=r'the model input "r" is not among the inputs of model.yaml'):
-            bind_inputs([InputSpec(name=name, columns=("a",)) for name in "pq"], three, ROW)
+            bind_inputs([input_spec(name=name, columns=("a",)) for name in "pq"], three, ROW)
 
     def test_without_a_model_yaml(self) -> None:
         numbers = pa.record_batch({"a": [1.0], "s": ["x"], "b": [2]})

@@ -11,26 +11,28 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from handlers.encode.base import BoundInput
 from handlers.encode.binding import bind_inputs
-from handlers.encode.encoders import BoundInput
-from handlers.model.spec import InputSpec
+from handlers.encode.specs import input_spec
 
 
 def bound(batch: pa.RecordBatch, **fields: Any) -> BoundInput:
-    return bind_inputs([InputSpec(**{"name": "x", **fields})], [], batch)[0]
+    return bind_inputs([input_spec(**{"name": "x", **fields})], [], batch)[0]
 
 
 def encode(batch: pa.RecordBatch | pa.Array, **fields: Any) -> tuple[torch.Tensor, dict[int, str]]:
     """The tensor, and the error types by row, of a batch, or of a batch of the single column `x`."""
     batch = batch if isinstance(batch, pa.RecordBatch) else pa.record_batch({"x": batch})
-    tensor, errors = bound(batch, **fields).encode(batch)
+    encoded = bound(batch, **fields).encode(batch)
+    tensor = encoded.tensors["x"]
+    assert isinstance(tensor, torch.Tensor)
     assert tensor.is_contiguous()
-    return tensor, {row: error.type for row, error in errors.items()}
+    return tensor, {row: failure.type for row, failure in encoded.failures.items()}
 
 
 def message(batch: pa.RecordBatch | pa.Array, row: int, **fields: Any) -> str:
     batch = batch if isinstance(batch, pa.RecordBatch) else pa.record_batch({"x": batch})
-    return bound(batch, **fields).encode(batch)[1][row].message
+    return bound(batch, **fields).encode(batch).failures[row].message
 
 
 DAY = datetime.date(1970, 1, 3)
@@ -161,14 +163,11 @@ class TestNotFinite:
 
     def test_the_column_is_named(self) -> None:
         batch = pa.record_batch({"a": [1.0], "l": [[1.0, 2.0]], "b": [float("inf")]})
-        errors = bound(batch, columns=["a", "l", "b"]).encode(batch)[1]
+        errors = bound(batch, columns=["a", "l", "b"]).encode(batch).failures
         assert errors[0].message.startswith('column "b" holds inf')
         batch = pa.record_batch({"a": [1.0], "l": [[1.0, float("nan")]], "b": [1.0]})
-        assert (
-            bound(batch, columns=["a", "l", "b"])
-            .encode(batch)[1][0]
-            .message.startswith('column "l" holds a list with nan')
-        )
+        errors = bound(batch, columns=["a", "l", "b"]).encode(batch).failures
+        assert errors[0].message.startswith('column "l" holds a list with nan')
 
     def test_text(self) -> None:
         assert encode(pa.array(["inf", "nan", "1e39", "1"]))[1] == dict.fromkeys([0, 1, 2], "NotFinite")
@@ -365,7 +364,7 @@ class TestChunksOfOtherSchemas:
     bound = bound(pa.record_batch({"a": [1.0], "l": [[1.0, 2.0]]}), columns=["a", "l"])
 
     def errors(self, **columns: Any) -> dict[int, str]:
-        return {row: error.type for row, error in self.bound.encode(pa.record_batch(columns))[1].items()}
+        return {row: error.type for row, error in self.bound.encode(pa.record_batch(columns)).failures.items()}
 
     def test_a_column_that_is_not_there(self) -> None:
         assert self.errors(a=[1.0, 2.0]) == {0: "MissingColumn", 1: "MissingColumn"}

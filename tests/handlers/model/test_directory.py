@@ -16,9 +16,9 @@ import small_models
 import torch
 from small_models import Save
 
+from handlers.encode.specs import input_spec
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
-from handlers.model.spec import InputSpec
 from handlers.predict.predictor import Predictor
 
 X = torch.tensor([[0.0, 1.0], [2.0, -1.0]])
@@ -91,20 +91,20 @@ class TestSaving:
             labels=("a", "b", "c"),
             arguments={"classes": 3},
             features={"c": "a + b"},
-            inputs=[InputSpec(name="x", columns=("a", "b"), fill=0)],
+            inputs=[input_spec(name="x", columns=("a", "b"), fill=0)],
         )
         assert names_in(model.path) == ["model.yaml", "weights.safetensors"]
         spec = ModelDir(model.path).spec
         assert spec.architecture == "small_models:Linear"
         assert spec.labels == ("a", "b", "c")
-        assert spec.inputs == (InputSpec(name="x", columns=("a", "b"), fill=0),)
+        assert spec.inputs == (input_spec(name="x", columns=("a", "b"), fill=0),)
         weights = (Path(model.path) / "weights.safetensors").read_bytes()
         assert spec.sha256 == hashlib.sha256(weights).hexdigest()
 
     def test_values_that_are_false(self, save: Save) -> None:
         inputs = [
-            InputSpec(name="x", columns=("a",), fill=0, shape=()),
-            InputSpec(name="y", encoder="categorical", num_categories=2, unknown=0),
+            input_spec(name="x", columns=("a",), fill=0, shape=()),
+            input_spec(name="y", encoder="categorical", num_categories=2, unknown=0),
         ]
         assert save(inputs=inputs).spec.inputs == tuple(inputs)
 

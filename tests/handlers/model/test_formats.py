@@ -15,7 +15,7 @@ from small_models import Save
 
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
-from handlers.model.formats import PICKLE_ADVICE
+from handlers.model.formats.modules import PICKLE_ADVICE
 from handlers.predict.predictor import Predictor
 
 EXAMPLE = (torch.randn(3, 2),)

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 import yaml
 
+from handlers.encode.specs import input_spec
 from handlers.errors import UsageError
-from handlers.model.spec import InputSpec, ModelSpec, parse_spec
+from handlers.model.spec import ModelSpec, parse_spec
 
 GOOD: dict[str, Any] = {
     "name": "credit",
@@ -130,7 +131,7 @@ class TestInputs:
 
     def test_categories_keep_their_kind(self) -> None:
         for values in (("a", "1"), (1, 0), (True, False)):
-            found = InputSpec(name="x", encoder="categorical", categories=values).categories
+            found = input_spec(name="x", encoder="categorical", categories=values).categories
             assert found == values
             assert [type(value) for value in found or ()] == [type(value) for value in values]
 
@@ -140,14 +141,14 @@ class TestInputs:
             encoder="categorical", categories=["a"], fill="b"
         )
         assert "fill must be a code in 0 … 2" in refusal_of_input(encoder="categorical", num_categories=3, fill=3)
-        assert InputSpec(name="x", fill=-1).fill == -1
+        assert input_spec(name="x", fill=-1).fill == -1
 
     def test_shape_and_dtype(self) -> None:
         assert 'field "inputs.0.shape.0"' in refusal_of_input(shape=[0])
         assert 'field "inputs.0.dtype"' in refusal_of_input(dtype="float")
-        assert InputSpec(name="x", shape=[]).shape == ()
+        assert input_spec(name="x", shape=[]).shape == ()
 
 
 def test_a_loader_needs_no_weights() -> None:
-    spec = ModelSpec(name="m", loader="a.b:load", inputs=(InputSpec(name="x"),))
+    spec = ModelSpec(name="m", loader="a.b:load", inputs=(input_spec(name="x"),))
     assert spec.weights is None

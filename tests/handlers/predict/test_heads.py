@@ -1,5 +1,6 @@
 """Heads against torch's own softmax, sigmoid and argmax."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -7,20 +8,22 @@ import pyarrow as pa
 import pytest
 import torch
 
+from handlers.encode.specs import input_spec
 from handlers.errors import BrokenModelError
-from handlers.model.spec import InputSpec, ModelSpec
+from handlers.model.spec import ModelSpec
 from handlers.predict import heads
+from handlers.predict.heads.outputs import not_a_number
 
 
 def spec(task: str, **fields: Any) -> ModelSpec:
     return ModelSpec(
-        name="m", format="torch_export", weights="m.pt2", task=task, inputs=(InputSpec(name="x"),), **fields
+        name="m", format="torch_export", weights="m.pt2", task=task, inputs=(input_spec(name="x"),), **fields
     )
 
 
 def decode(task: str, outputs: torch.Tensor | dict[str, torch.Tensor], **fields: Any) -> dict[str, pa.Array]:
     outputs = outputs if isinstance(outputs, dict) else {"output": outputs}
-    return heads.decode(spec(task, **fields), outputs)
+    return heads.decode(spec(task, **fields).head, outputs)[0]
 
 
 class TestClassification:
@@ -33,6 +36,24 @@ class TestClassification:
         assert columns["predicted_class"].to_pylist() == expected.indices.tolist()
         assert columns["confidence"].type == pa.float32()
         assert np.allclose(columns["confidence"].to_numpy(), expected.values.numpy(), atol=1e-6)
+
+    @pytest.mark.parametrize("classes", [1, 2, 3, 200])
+    def test_probabilities_of_every_class(self, classes: int) -> None:
+        logits = torch.randn(50, classes, generator=torch.Generator().manual_seed(1))
+        head = replace(spec("classification").head, probabilities=True)
+        columns, _ = heads.decode(head, {"output": logits})
+        expected = torch.softmax(logits, 1)
+        if classes == 1:
+            expected = torch.cat([1 - logits.sigmoid(), logits.sigmoid()], dim=1)
+        names = [f"probability_{index}" for index in range(expected.shape[1])]
+        assert list(columns) == ["predicted_class", "confidence", *names]
+        found = np.column_stack([columns[name].to_numpy() for name in names])
+        assert np.allclose(found, expected.numpy(), atol=1e-6)
+        assert np.allclose(found.max(axis=1), columns["confidence"].to_numpy(), atol=1e-6)
+
+    def test_probabilities_are_named_by_label(self) -> None:
+        head = replace(spec("classification", labels=("no", "yes")).head, probabilities=True)
+        assert list(heads.of_no_rows(head))[2:] == ["probability_no", "probability_yes"]
 
     def test_labels(self) -> None:
         columns = decode("classification", torch.tensor([[0.0, 2.0], [3.0, 1.0]]), labels=("good", "bad"))
@@ -145,7 +166,7 @@ class TestRaw:
 
 class TestNotANumber:
     def bad(self, task: str, values: list, **fields: Any) -> list[bool]:
-        return heads.not_a_number(spec(task, **fields), {"output": torch.tensor(values)}).tolist()
+        return not_a_number(spec(task, **fields).head, {"output": torch.tensor(values)}).tolist()
 
     nan, inf = float("nan"), float("inf")
 
@@ -164,15 +185,15 @@ class TestNotANumber:
 
     def test_numbers_that_float32_does_not_hold(self) -> None:
         large = torch.tensor([1e39, self.inf, 1.0], dtype=torch.float64)
-        assert heads.not_a_number(spec("regression"), {"output": large}).tolist() == [True, False, False]
-        assert heads.not_a_number(spec("raw"), {"output": large}).tolist() == [False, False, False]
+        assert not_a_number(spec("regression").head, {"output": large}).tolist() == [True, False, False]
+        assert not_a_number(spec("raw").head, {"output": large}).tolist() == [False, False, False]
 
     def test_raw_outputs_may_be_nan(self) -> None:
         assert self.bad("raw", [self.nan]) == [False]
 
     def test_only_the_output_that_is_decoded_counts(self) -> None:
         outputs = {"logits": torch.zeros(1, 2), "hidden": torch.tensor([self.nan])}
-        assert not heads.not_a_number(spec("classification"), outputs).any()
+        assert not not_a_number(spec("classification").head, outputs).any()
 
     def test_a_sum_that_overflows_is_no_nan(self) -> None:
         assert self.bad("regression", [3e38, 3e38, -3e38]) == [False, False, False]

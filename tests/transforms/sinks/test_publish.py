@@ -17,6 +17,7 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
 from handlers.columnar.chunks import DEAD_LETTER, dead_letter_schema, dead_letters, with_provenance
+from handlers.failures import RowFailure
 from transforms import file_ops
 from transforms.accounting import AccountingError, Counts
 from transforms.file_ops import join
@@ -90,7 +91,7 @@ def batch(*numbers: int) -> pa.RecordBatch:
 
 def dead(*numbers: int) -> pa.RecordBatch:
     chunk = with_provenance(batch(*numbers), "a.parquet", 0)
-    return dead_letters(chunk, stages="encode", types="ValueError", messages="bad", model_version="v")
+    return dead_letters(chunk, [RowFailure("encode", "ValueError", "bad")] * chunk.num_rows, "v")
 
 
 def parts(run: Publication, name: str, batches: list[pa.RecordBatch]) -> list[Part]:

@@ -23,7 +23,8 @@ import pyarrow.csv as pacsv
 
 from handlers.columnar.chunks import single_batch
 from handlers.errors import BrokenFileError, UsageError
-from transforms.sources.blocks import Block, Plan, ReadOptions, Refusal, Split, check_columns, fit, null_batch
+from handlers.failures import RowFailure
+from transforms.sources.blocks import Block, Numeric, Plan, ReadOptions, Split, check_columns, fit, null_batch
 from transforms.sources.files import InputFile, InputStream, open_stream
 from transforms.sources.inference import SAMPLE_BYTES, SAMPLE_ROWS, sampled, text_type
 
@@ -106,14 +107,15 @@ class _Table:
     error: Exception | None = None
 
 
-def plan(files: Sequence[InputFile], numeric: Callable[[str], bool]) -> Plan:
+def plan(files: Sequence[InputFile], numeric: Numeric) -> Plan:
     """Settles the columns from the heads of a few files, spread over all of them; one split a file."""
     splits = [Split(file.path, NAME, file.partitions) for file in files]
     columns: dict[str, list[pa.Array]] = {}
     for split in sampled(splits):
         for name, values in _sample(split).items():
             columns.setdefault(name, []).append(values)
-    types = {name: text_type(pa.concat_arrays(parts), numeric=numeric(name)) for name, parts in columns.items()}
+    numbers = numeric(columns)
+    types = {name: text_type(pa.concat_arrays(parts), numeric=name in numbers) for name, parts in columns.items()}
     return Plan(pa.schema(list(types.items())), splits)
 
 
@@ -257,10 +259,14 @@ def _blocks(table: _Table, source: _Utf8, schema: pa.Schema, split: Split) -> It
 def _shown(block: Block) -> Block:
     """`block` with refusals that show the usual character for a byte that is not UTF-8."""
     refusals = {
-        position: Refusal(each.type, each.message.replace(_INVALID, "\ufffd"), each.raw.replace(_INVALID, "\ufffd"))
+        position: replace(each, message=_readable(each.message), raw=_readable(each.raw or ""))
         for position, each in block.refusals.items()
     }
     return replace(block, refusals=refusals)
+
+
+def _readable(text: str) -> str:
+    return text.replace(_INVALID, "\ufffd")
 
 
 def _refused(rows: Sequence[pacsv.InvalidRow], schema: pa.Schema, split: Split) -> Block:
@@ -268,7 +274,7 @@ def _refused(rows: Sequence[pacsv.InvalidRow], schema: pa.Schema, split: Split) 
     for position, row in enumerate(rows):
         cells = f"{row.actual_columns} cell{'s' if row.actual_columns != 1 else ''}"
         message = f"row {_number(row)} of {split.name} has {cells}; {row.expected_columns} were expected"
-        refusals[position] = Refusal("ValueError", message, row.text)
+        refusals[position] = RowFailure("read", "ValueError", message, row.text)
     return Block(null_batch(schema, len(rows)), np.array([_number(row) for row in rows], np.int64), refusals)
 
 

@@ -8,7 +8,7 @@ is, others as their JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,12 +19,13 @@ import pyarrow.json as pajson
 
 from handlers.columnar.chunks import DEAD_LETTER, DEAD_LETTER_TYPE
 from handlers.errors import BrokenFileError, one_line
+from handlers.failures import RowFailure
 from handlers.isolation import isolate
 from transforms.sources.blocks import (
     Block,
+    Numeric,
     Plan,
     ReadOptions,
-    Refusal,
     Split,
     as_json,
     batch_of,
@@ -43,7 +44,7 @@ COMPRESSED = True
 _OPEN, _CLOSE = b"{}"
 
 
-def plan(files: Sequence[InputFile], numeric: Callable[[str], bool]) -> Plan:
+def plan(files: Sequence[InputFile], numeric: Numeric) -> Plan:
     """Settles the columns from the heads of a few files, spread over all of them; one split a file."""
     splits = [Split(file.path, NAME, file.partitions) for file in files]
     columns: dict[str, list[Any]] = {}
@@ -51,7 +52,8 @@ def plan(files: Sequence[InputFile], numeric: Callable[[str], bool]) -> Plan:
         for row in _sample(split):
             for name, value in row.items():
                 columns.setdefault(name, []).append(value)
-    found = {name: json_type(values, numeric=numeric(name)) for name, values in columns.items()}
+    numbers = numeric(columns)
+    found = {name: json_type(values, numeric=name in numbers) for name, values in columns.items()}
     untyped = frozenset(name for name, kind in found.items() if kind is None)
     types = {name: pa.string() if kind is None else kind for name, kind in found.items()}
     if DEAD_LETTER in types and is_dead_letter(types[DEAD_LETTER]):
@@ -215,16 +217,16 @@ def _refused(
         else:
             error = errors[position]
             message = f"row {numbers[position]} of {split.name} cannot be read: {one_line(error)}"
-            refusals[position] = Refusal(type(error).__name__, message, text)
+            refusals[position] = RowFailure("read", type(error).__name__, message, text)
     return Block(batch, numbers, refusals)
 
 
-def _surrogate(name: str, row: dict[str, Any], number: int, split: Split, text: str) -> Refusal:
+def _surrogate(name: str, row: dict[str, Any], number: int, split: Split, text: str) -> RowFailure:
     """The refusal of a row whose field `name` holds a lone surrogate."""
     if _is_utf8(name):
         return misfit(pa.field(name, pa.string()), row[name], number, split, text, expected="valid UTF-8")
     message = f"row {number} of {split.name} has a field {json.dumps(name)}, whose name is not valid UTF-8"
-    return Refusal("ValueError", message, text)
+    return RowFailure("read", "ValueError", message, text)
 
 
 def _not_utf8(line: bytes, row: dict[str, Any]) -> str | None:

@@ -1,0 +1,98 @@
+"""What every encoder is: an input that is bound to the columns of one run, and gives tensors and row failures."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from handlers.encode.specs import InputSpec
+from handlers.failures import RowFailures
+from handlers.tensors import Padding, Ragged
+
+Tensors = dict[str, torch.Tensor | Ragged]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What became of the rows of a batch.
+
+    Attributes:
+        tensors: by the name of a model input, each of as many rows as the batch; what they hold in rows that failed has
+            no meaning.
+        failures: the rows that could not be encoded, by index.
+        counts: what else is worth counting, by name, for the report (`truncated`: texts that were cut).
+    """
+
+    tensors: Tensors
+    failures: RowFailures
+    counts: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class BoundInput(ABC):
+    """An input of the model that is bound to the columns of one run. Picklable; it travels to the workers.
+
+    Attributes:
+        spec: as `model.yaml` gives it.
+        columns: names of the columns, patterns resolved.
+    """
+
+    spec: InputSpec
+    columns: tuple[str, ...]
+
+    @abstractmethod
+    def encode(self, batch: pa.RecordBatch) -> Encoded:
+        """The tensors of the rows of `batch`. Never raises for a row, nor for a column of a type that was not foreseen."""
+
+    @abstractmethod
+    def zeros(self, rows: int) -> Tensors:
+        """Tensors of `rows` rows that stand for no row of the input, as the model would be given them."""
+
+    @property
+    def row_bytes(self) -> int:
+        """About how many bytes an encoded row takes; a chunk is encoded in pieces of a bounded size."""
+        return 0
+
+    @property
+    def sample_rows(self) -> int:
+        """How many rows of a sample are scored to settle a run; few where scoring a row takes long."""
+        return 1000
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether `tensor_of` encodes plain numbers."""
+        return False
+
+    def tensor_of(self, numbers: np.ndarray) -> torch.Tensor | None:
+        """What `encode` gives for rows of plain numbers; only for an input that is plain.
+
+        Args:
+            numbers: float64 of (rows, columns); an integer must be one that float64 holds exactly.
+
+        Returns:
+            The tensor, of (rows, *shape) and of its own memory. None where `encode` must look for rows at fault.
+        """
+        raise NotImplementedError
+
+    @property
+    def padding(self) -> Padding | None:
+        """How `Ragged` tensors of this input are padded; None where there are none."""
+        return None
+
+    def prepare(self, folder: Path) -> BoundInput:
+        """This input, ready to encode: with what lies in the model directory (a tokenizer, say) opened in this process.
+
+        Raises:
+            UsageError: where it is missing or cannot be opened.
+        """
+        return self
+
+    def order(self, batch: pa.RecordBatch) -> np.ndarray | None:
+        """An order of the rows, int64 of (rows,), in which neighbours are of like length; None where all are alike."""
+        return None
