@@ -89,6 +89,7 @@ class OutputClaim:
 
     Attributes:
         run_id: of the run.
+        handed_over: whether a job holds it, whose last step releases it.
         left: whether the claim stays when this process ends, because the run goes on.
     """
 
@@ -101,6 +102,7 @@ class OutputClaim:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.run_id = run_id
+        self.handed_over = False
         self.left = False
         self._taken = False
         self._output = output
@@ -156,20 +158,24 @@ class OutputClaim:
         """
         if self._taken and not self.renew(process=None, lifetime=JOB_LIFETIME):
             raise ClaimLostError(f"the claim on --output {self._output} was removed or taken by another run; run again")
+        self.handed_over = True
 
     def release(self, *, unless_of_process: bool = False) -> None:
-        """Removes the claim if it is this run's; the renewals must have ended.
+        """Removes the claim if it is this run's.
 
         Args:
             unless_of_process: leave it to the process that holds it, where there is one.
         """
-        with suppress(ChangedError):
+        for _ in range(_ATTEMPTS):
             seen = self._file.read()
             found = _parse(self._file, seen) if seen else None
             if seen is None or found is None or found.run_id != self.run_id:
                 return
-            if not (unless_of_process and found.process is not None):
+            if unless_of_process and found.process is not None:
+                return
+            with suppress(ChangedError):  # it was renewed just now
                 self._file.remove(seen)
+                return
 
     def _extended(self, claim: Claim) -> Claim:
         """With its time extended."""
@@ -239,7 +245,7 @@ def _renewed(claim: OutputClaim, tell: Callable[[str], None] | None) -> Iterator
         while not ended.wait(RENEWAL):
             with suppress(Exception):  # a store that does not answer now may do so the next time
                 if not claim.renew():
-                    if tell is not None:
+                    if tell is not None and not claim.handed_over:
                         tell(_LOST)
                     return
 

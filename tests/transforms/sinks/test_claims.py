@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -240,6 +241,20 @@ class TestHeld:
         assert len(lines) == 1
         assert lines[0].startswith("warning: the claim of this run")
         assert there(tmp_path).run_id == "b"
+
+    def test_a_job_that_releases_its_claim_has_not_lost_it(
+        self, tmp_path: Path, claim: Callable[..., OutputClaim], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(claims, "RENEWAL", 0.001)
+        lines: list[str] = []
+        mine = claim("a")
+        with held(mine, lines.append):
+            mine.hand_over()
+            (renewing,) = [thread for thread in threading.enumerate() if thread.name == "claim"]
+            claim("a").release(unless_of_process=True)
+            renewing.join(60)
+            assert not renewing.is_alive()
+        assert lines == []
 
 
 class TestPublishing:
