@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, TypeVar
 
+from handlers.batching import Batching, chunk_bytes
 from handlers.errors import UsageError
 
 T = TypeVar("T")
@@ -233,6 +234,13 @@ class RunOptions:
     )
     spark_master_ui: str | None = option(
         "web page of the Spark master (default: looked for on its host, ports 8080 to 8083)", None, metavar="HOST:PORT"
+    )
+    chunk_bytes: int = option(
+        "memory of a chunk, the rows that go through the run together, with its unit, from 1MB to 1GB; a run takes some "
+        "times as much beside the model (default: 64MiB)",
+        Batching.chunk_bytes,
+        parse=chunk_bytes,
+        metavar="SIZE",
     )
     verbose: bool = flag("show the logs of Beam and the tracebacks of errors")
 
