@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 
 BUCKET = "bucket"
 
-Fault = Literal["forbid", "close", "cut"]
+Fault = Literal["forbid", "lack", "close", "cut"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,8 @@ class Seen:
 class Proxy:
     """Hands requests on to a store, unless `fault` says what to do instead.
 
-    forbid: answer 403; close: break the connection without an answer; cut: break it in the middle of the answer.
+    forbid: answer 403; lack: answer 501, as an S3 store that has no such thing; close: break the connection without an
+    answer; cut: break it in the middle of the answer.
     """
 
     scheme: str
@@ -111,6 +112,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault == "forbid":
             self._answer(403, [], _FORBIDDEN[self.proxy.scheme])
+            return
+        if fault == "lack":
+            self._answer(501, [], b"<Error><Code>NotImplemented</Code><Message>Not implemented</Message></Error>")
             return
         if self.path.startswith("/batch/"):
             body = _with_content_ids(body)

@@ -39,6 +39,8 @@ from pipelines.dataflow.job import Submitted
 from pipelines.dataflow.own_wheel import build_wheel
 from pipelines.jobs import scoring as score_job
 from pipelines.jobs.options import ScoreOptions
+from pipelines.jobs.outputs import claimed_output
+from transforms.sinks.claims import JOB_LIFETIME, Claim, publishing
 
 ROOT = Path(__file__).parents[3]
 L4 = "type:nvidia-l4;count:1;install-nvidia-driver"
@@ -134,6 +136,23 @@ class TestSubmission:
         environment = service.posted[0]["environment"]
         assert "no_use_multiple_sdk_containers" not in environment["experiments"]
 
+    def test_the_job_holds_its_output(self, command: list[str], tmp_path: Path, service: FakeDataflow) -> None:
+        """The command ends long before the job, whose last step releases the claim; here nobody runs it."""
+        done = submit(*command)
+        assert done.returncode == 0, done.stderr
+        output = tmp_path / "out"
+        claim = Claim.from_json((output / "_claim.json").read_text())
+        assert (claim.process, claim.runner, claim.lifetime) == (None, "DataflowRunner", JOB_LIFETIME)
+        done = submit(*command, "--overwrite")
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert f"is being written by run {claim.run_id} (DataflowRunner, started on {claim.host}) since " in line
+        assert f"if it has failed or was killed, remove {output / '_claim.json'}, or wait until " in line
+        assert len(service.posted) == 1
+        with publishing(str(output), claim.run_id, "DataflowRunner"):
+            pass
+        assert not (output / "_claim.json").exists()
+
     def test_image_that_has_the_package(self, command: list[str], tmp_path: Path) -> None:
         """Nothing of ours is staged beside an image of the user's."""
         done = submit(*command, "--sdk_container_image=registry.example/torchbeam:1")
@@ -141,7 +160,7 @@ class TestSubmission:
         (names,) = StagedPipeline.read(tmp_path / "staging").artifacts()
         assert not [name for name in names if "torchbeam" in name or "workflow" in name]
 
-    def test_job_that_is_refused(self, command: list[str], service: FakeDataflow) -> None:
+    def test_job_that_is_refused(self, command: list[str], service: FakeDataflow, tmp_path: Path) -> None:
         service.refuse = (403, "my-project-1 has not enabled the Dataflow API")
         done = submit(*command)
         assert done.returncode == 1
@@ -149,6 +168,7 @@ class TestSubmission:
         assert line.startswith("torchbeam score: error: Dataflow did not take the job: ")
         assert "has not enabled the Dataflow API" in line
         assert done.stdout == ""
+        assert not (tmp_path / "out").exists()
 
     def test_options_that_beam_refuses(self, command: list[str]) -> None:
         done = submit(*command, "--sdk_container_image=one", "--worker_harness_container_image=another")
@@ -230,6 +250,7 @@ class TestFollowing:
         assert f"id {JOB_ID}" in out
         last = err.splitlines()[-1]
         assert "the job goes on: https://console.cloud.google.com/dataflow/jobs/us-central1/" in last
+        assert (tmp_path / "out" / "_claim.json").exists()
 
 
 class TestLaunch:
@@ -380,7 +401,8 @@ def test_workers_get_the_placement(table: Path, model: Path, tmp_path: Path) -> 
     paths = [f"--input={table}", f"--model={model}", f"--output={tmp_path / 'out'}", "--shared_filesystem"]
     gpu = [f"--accelerator={L4}", "--machine_type=g2-standard-4", "--model_copies=4", "--precision=bfloat16"]
     settled = ScoreOptions.parse(["--runner=DataflowRunner", *paths, *LAUNCH, *gpu], score.COMMAND).settled()
-    job = score_job.prepare(settled, ModelDir(str(model)))
+    with claimed_output(settled, print) as output:
+        job = score_job.prepare(settled, ModelDir(str(model)), output)
     assert job.handler._placement == Placement("cuda", "bfloat16", compile=False, copies=4)
 
 

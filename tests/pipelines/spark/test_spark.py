@@ -170,7 +170,9 @@ def test_driver_killed(
     wait_for(lambda: not list((tmp_path / "temporary").iterdir()), "the end of its files", 30)
     wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors", 30)
     there = list((tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else []  # killed before the first file
-    assert not [path for path in there if not path.name.startswith("_tmp-")]
+    assert not [
+        path for path in there if not path.name.startswith(("_tmp-", "_claim.json"))
+    ]  # the next run removes both
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
@@ -183,7 +185,7 @@ def test_interrupted(started: Start, cluster: Cluster, job_server: Path, tmp_pat
     assert out == ""
     wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors", 30)
     assert not processes(str(job_server))
-    assert not list((tmp_path / "out").rglob("*")) if (tmp_path / "out").exists() else True
+    assert not (tmp_path / "out").exists()
 
 
 def test_worker_that_dies_at_its_start(
