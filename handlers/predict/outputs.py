@@ -15,6 +15,14 @@ from handlers.tensors import Ragged
 Outputs = dict[str, torch.Tensor | Ragged]
 Form = Literal["tensor", "sequence", "mapping"]
 
+_WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.complex32: torch.complex64} | {
+    dtype: torch.float32 for name, dtype in vars(torch).items() if name.startswith("float8_")
+}
+_READABLE = {
+    *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32),
+    *(torch.int64, torch.float32, torch.float64, torch.complex64, torch.complex128),
+}
+
 
 class TokenOutputs:
     """Cuts outputs with one place a token back to the lengths of their rows; finds out once which outputs those are.
@@ -31,6 +39,8 @@ class TokenOutputs:
         lengths: np.ndarray,
         known: tuple[str, ...] | None,
         again: Callable[[int, int], Outputs],
+        *,
+        left: bool = False,
     ) -> Outputs:
         """`outputs`, those with one place a token as `Ragged`.
 
@@ -41,6 +51,7 @@ class TokenOutputs:
             outputs: by name, of (rows, …).
             lengths: int64 of (rows,): tokens of the rows.
             known: the outputs that have one place a token, where the user says so.
+            left: whether rows are padded before their start.
             again: the outputs for one of the rows alone, with so many places of padding.
 
         Raises:
@@ -57,7 +68,9 @@ class TokenOutputs:
             if unknown and not self._found_out(unknown, lengths, longest, again):
                 return outputs
             known = tuple(name for name in candidates if self._per_token[name])
-        return outputs | {name: Ragged.cut(output, lengths) for name, output in candidates.items() if name in known}
+        return outputs | {
+            name: Ragged.cut(output, lengths, left=left) for name, output in candidates.items() if name in known
+        }
 
     def _found_out(
         self, names: list[str], lengths: np.ndarray, longest: int, again: Callable[[int, int], Outputs]
@@ -103,11 +116,25 @@ def named_outputs(outputs: object) -> tuple[Form, dict[str, torch.Tensor]]:
     return form, named
 
 
-def to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` on the CPU; half precisions as float32."""
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor = tensor.float()
-    return tensor.to("cpu")
+def to_cpu(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """An output on the CPU, as numpy and Arrow can read it: dense, dequantized, without lazy bits.
+
+    Half precisions and float8 become float32.
+
+    Raises:
+        BrokenModelError: where its dtype or layout has no counterpart.
+    """
+    if tensor.is_nested:
+        raise BrokenModelError(f'the model gave "{name}" as a nested tensor; give a padded one, or to_padded_tensor')
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    tensor = tensor.to(_WIDER.get(tensor.dtype, tensor.dtype))
+    if tensor.dtype not in _READABLE:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise BrokenModelError(f'the model gave "{name}" as {dtype}, which cannot be read; give float32 or an integer')
+    return tensor.to("cpu").resolve_conj().resolve_neg()
 
 
 def fill_up(tensor: torch.Tensor, rows: int) -> torch.Tensor:

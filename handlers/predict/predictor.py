@@ -155,7 +155,9 @@ class Predictor:
             def again(row: int, padding: int) -> Outputs:
                 return self._forward(work.tensors(low + row, low + row + 1, padding), 1, arguments or {})[1]
 
-            return self._tokens.cut(outputs, work.primary_lengths[low:high], work.padding.cut, again)
+            return self._tokens.cut(
+                outputs, work.primary_lengths[low:high], work.padding.cut, again, left=work.padding.left
+            )
 
         def zeros() -> Exception | None:
             blank = {name: torch.zeros_like(tensor) for name, tensor in work.tensors(0, 1).items()}
@@ -306,14 +308,15 @@ class Predictor:
             }
             raw = self._call(own, arguments)
             form, named = named_outputs(raw)
-            for name, tensor in named.items():
+            outputs = {name: to_cpu(name, tensor) for name, tensor in named.items()}
+            for name, tensor in outputs.items():
                 got = len(tensor) if tensor.dim() else 0
                 if got != (fixed or rows):
                     raise BrokenModelError(
                         f'the model gave {got} rows of "{name}" for {fixed or rows}; it must give one a row, '
                         "with the rows along the first axis"
                     )
-            return form, {name: to_cpu(tensor[:rows]) for name, tensor in named.items()}
+            return form, {name: tensor[:rows] for name, tensor in outputs.items()}
 
     def _call(self, tensors: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]) -> Any:
         """Calls the model with its inputs by name; a single input goes in first, whatever it is called."""
