@@ -172,7 +172,7 @@ def fit(
     asked for columns that cannot be cast whole: it is false for values that surely cannot be cast, so that halving has
     less to find, which takes long where many values are bad.
     """
-    present = set(batch.schema.names)
+    present = dict(zip(batch.schema.names, batch.columns, strict=True))
     refused: dict[int, pa.Field] = {}
     done: dict[str, pa.Array] = {}
     left: dict[str, pa.Array] = {}
@@ -180,7 +180,7 @@ def fit(
         if each.name not in present:
             done[each.name] = pa.nulls(batch.num_rows, each.type)
             continue
-        array = batch.column(each.name)
+        array = present[each.name]
         try:
             done[each.name] = cast(array, each.type)
         except Exception:
