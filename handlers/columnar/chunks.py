@@ -21,6 +21,10 @@ PROVENANCE = (SOURCE, ROW)
 # The number of a row in its chunk, which functions on record batches are given beside the columns.
 ROW_ID = "__row_id__"
 
+# Metadata of a column of text (or lists of it) that holds numbers which float64 does not: they are carried as text, and
+# go on to functions and the model as float64.
+NUMBERS = {b"torchbeam": b"numbers"}
+
 SOURCE_FIELD = pa.field(SOURCE, pa.dictionary(pa.int32(), pa.string()))
 ROW_FIELD = pa.field(ROW, pa.int64())
 

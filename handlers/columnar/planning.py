@@ -11,6 +11,7 @@ import pyarrow as pa
 from handlers.columnar.chains import ContractError, Rows, Step
 from handlers.columnar.chunks import PROVENANCE, without_provenance
 from handlers.columnar.features import check_features, feature_columns
+from handlers.columnar.numbers import number_step
 from handlers.columnar.plan import Chain, Plan
 from handlers.columnar.scorer import MODEL_VERSION_FIELD, Scorer
 from handlers.encode.base import BoundInput
@@ -49,9 +50,9 @@ def make_plan(
     raw = without_provenance(sample)
     if not raw.schema.names:  # files without a byte: no rows, and no columns to settle
         return Plan(chain, (), (), frozenset(), pa.schema([MODEL_VERSION_FIELD]))
+    rows = number_step().run(Rows(raw, np.arange(raw.num_rows)))[0]
     if chain.features:
-        check_features(dict(chain.features), raw)
-    rows = Rows(raw, np.arange(raw.num_rows))
+        check_features(dict(chain.features), rows.batch)
     for step in chain.before():
         rows = _try(step, rows)
     plan = Plan(chain, (), _carried(columns, raw.schema), frozenset(), probabilities=probabilities)

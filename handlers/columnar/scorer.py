@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from handlers.columnar.chains import Rows, Step
 from handlers.columnar.chunks import dead_letters, exact_cast, without_provenance
+from handlers.columnar.numbers import number_step
 from handlers.columnar.plan import Plan
 from handlers.columnar.stage import ModelStage
 from handlers.errors import one_line
@@ -54,7 +55,7 @@ class Scorer:
     def __init__(self, model: ModelDir, plan: Plan, predictor: Predictor, load: Load | None = None) -> None:
         self.plan = plan
         self.stage = ModelStage(model, plan.inputs, predictor, probabilities=plan.probabilities)
-        self._before = plan.chain.before()
+        self._before = [number_step(), *plan.chain.before()]
         self._after = plan.chain.after()
         if plan.output is not None:
             self._after.append(_fit(plan.output))
