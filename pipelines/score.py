@@ -65,7 +65,7 @@ def _run(options: ScoreOptions) -> dict[str, Any] | None:
     if options.run.runner == dataflow.RUNNER:
         dataflow.check_credentials(options.beam)
     connect(options)
-    model = ModelDir(options.model.model)
+    model = ModelDir(options.model.model, options.model.trust)
     model.set_environment()
 
     from pipelines.command.ignored import ignored_options

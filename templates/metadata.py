@@ -60,6 +60,8 @@ TEMPLATES = {
             "model_copies": NUMBER,
             "accelerator": ACCELERATOR,
             "min_ram": RAM,
+            "model_version": r"[0-9a-f]{12,64}",
+            "allow_env": r"[A-Za-z_][A-Za-z0-9_]*",
             "preprocess": FUNCTION,
             "postprocess": FUNCTION,
             "output": f"{PATH}|{TABLE}",

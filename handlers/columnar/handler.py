@@ -14,7 +14,7 @@ from handlers.batching import Batching, ResourceHints
 from handlers.columnar.chunks import merge
 from handlers.columnar.plan import Plan
 from handlers.columnar.scorer import Scored, Scorer
-from handlers.errors import DeviceLostError
+from handlers.errors import DeviceLostError, UsageError
 from handlers.metrics import InferenceMetrics
 from handlers.model.directory import ModelDir
 from handlers.predict.faults import leave_lost_process
@@ -55,6 +55,18 @@ class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
         started = time.perf_counter()
         predictor = Predictor(self._model.load(), self._placement, self.batching.batch_size)
         return Scorer(self._model, self.plan, predictor, predictor.load_since(started))
+
+    def update_model_path(self, model_path: str | None = None) -> None:
+        """Refuses another model: columns and encoders are settled for this one before the run.
+
+        Raises:
+            UsageError: for any path but that of the model.
+        """
+        if model_path and model_path != self._model.path:
+            raise UsageError(
+                f"ColumnarModelHandler cannot change from {self._model.path} to {model_path} while it runs: the columns "
+                "are settled for the first; start a new run, or use TorchModelHandler, which can be refreshed"
+            )
 
     def run_inference(
         self, batch: Sequence[pa.RecordBatch], model: Scorer, inference_args: dict[str, Any] | None = None

@@ -28,7 +28,7 @@ def make_plan(
     """Settles a run on the driver, by scoring a sample of its rows.
 
     Args:
-        model: the model directory, its `code/` importable.
+        model: the model directory.
         predictor: the model, loaded.
         sample: rows as they are read, with provenance, in the settled schema of the input. It may be empty.
         chain: the functions before and after the model.
@@ -44,7 +44,7 @@ def make_plan(
     if chain.features:
         check_features(dict(chain.features), raw)
     rows = Rows(raw, np.arange(raw.num_rows))
-    for step in chain.before():
+    for step in chain.before(model.code()):
         rows = _try(step, rows)
     plan = Plan(chain, (), _carried(columns, raw.schema), frozenset())
     try:
@@ -56,7 +56,7 @@ def make_plan(
         # on all the same; should rows turn up after all, they are dead letters.
         blank = Scorer(model, plan, predictor)
         rows = Rows(blank.blank(sample, 0, blank.stage.of_no_rows()), rows.ids[:0])
-        for step in chain.after():
+        for step in chain.after(model.code()):
             rows = step.run(rows)[0]
         return replace(plan, output=rows.batch.schema)
     plan = replace(plan, inputs=inputs, needed=_needed(inputs, chain, raw.schema))
@@ -67,7 +67,7 @@ def make_plan(
     if not scored:
         rows = _zeros(scorer, sample)
     _check_names(rows.batch.schema, raw.schema)
-    for step in chain.after():
+    for step in chain.after(model.code()):
         rows = _try(step, rows) if scored else step.run(rows)[0]
     return replace(plan, output=rows.batch.schema)
 

@@ -74,7 +74,7 @@ class RowTable:
     def __init__(self, source: ModelDir, model: LoadedModel) -> None:
         self._specs = source.spec.inputs
         self._infos = model.inputs
-        self._steps = Chain(source.spec.features, source.spec.preprocess).before()
+        self._steps = Chain(source.spec.features, source.spec.preprocess).before(source.code())
         self._lock = threading.Lock()
         self._settled: _Settled | None = None
 

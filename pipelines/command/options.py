@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, TypeVar
 
 from handlers.errors import UsageError
+from handlers.model.environment import check_name
+from handlers.model.trust import Trust, check_version
 
 T = TypeVar("T")
 
@@ -158,6 +160,20 @@ class ModelOptions:
         "resource hint of the inference step, as type:nvidia-l4;count:1;install-nvidia-driver", None
     )
     min_ram: str | None = option("resource hint of the inference step, with its unit, as 16GB", None)
+    model_version: str | None = option(
+        "the only version that is scored with, 12 to 64 hexadecimal digits; any other is refused",
+        None,
+        parse=check_version,
+        metavar="VERSION",
+    )
+    no_model_code: bool = flag("refuse a model directory that brings code of its own; see docs/security.md")
+    allow_env: tuple[str, ...] = option(
+        "an environment variable that env_vars of the model may set, beside the usual ones; may be repeated",
+        (),
+        parse=check_name,
+        repeatable=True,
+        metavar="NAME",
+    )
     preprocess: tuple[str, ...] = option(
         "module:function on rows, after those of the model; may be repeated",
         (),
@@ -172,6 +188,11 @@ class ModelOptions:
         repeatable=True,
         metavar="FUNCTION",
     )
+
+    @property
+    def trust(self) -> Trust:
+        """How far the model directory is trusted."""
+        return Trust(self.allow_env, self.model_version, not self.no_model_code)
 
 
 @dataclass(frozen=True)

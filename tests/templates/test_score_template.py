@@ -29,6 +29,7 @@ from fake_dataflow import (
 from google.cloud.dataflow_v1beta3.types import TemplateMetadata
 from poisoned_table import save_model
 
+from handlers.model.directory import ModelDir
 from pipelines import score
 from pipelines.command.options import parser
 from pipelines.jobs.options import ScoreOptions
@@ -90,6 +91,9 @@ class TestMetadata:
                 ["nvidia-l4", "type:", "type:nvidia-l4 count:1"],
             ),
             ("min_ram", ["16GB", "16GiB", "1.5TB", "16 GB"], ["4", "lots", "16G", "16gb"]),
+            ("model_version", ["93a8315dcb20", 64 * "0"], ["latest", "93a8", 65 * "0"]),
+            ("no_model_code", ["true", "false"], ["perhaps"]),
+            ("allow_env", ["MY_MODEL_MODE"], ["A=B", "1A", ""]),
             ("preprocess", ["credit.rows:clean"], ["credit.rows", "a:b:c", ":b"]),
             ("postprocess", ["credit.rows:only_confident"], ["only_confident"]),
             ("columns", ["*", "id,name", "f_*"], ["", ",", "a,,b"]),
@@ -170,6 +174,9 @@ def values_of_all_parameters(table: Path, model: Path, output: Path) -> dict[str
         "model_copies": "1",
         "accelerator": L4,
         "min_ram": "16GiB",
+        "model_version": ModelDir(model).version,
+        "no_model_code": "false",
+        "allow_env": "MY_MODEL_MODE",
         "preprocess": "poison_rows:mended",
         "postprocess": "poison_rows:add_margin",
         "output": str(output),

@@ -17,6 +17,7 @@ import torch
 from handlers.errors import UsageError
 from handlers.model.formats.modules import PICKLE_ADVICE, program
 from handlers.model.spec import ModelSpec
+from handlers.model_code import ModelCode
 from handlers.predict.loaded import LoadedModel
 from handlers.tensors import TensorInfo
 
@@ -29,7 +30,7 @@ ARITHMETIC = (
 )
 
 
-def load(_spec: ModelSpec, weights: Path) -> LoadedModel:
+def load(_spec: ModelSpec, weights: Path, _code: ModelCode) -> LoadedModel:
     """Loads the program."""
     return program(weights, "torch_export", _load)
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from small_models import Save
 
 from handlers.columnar.chunks import with_provenance
+from handlers.columnar.handler import ColumnarModelHandler
 from handlers.columnar.plan import Chain, Plan
 from handlers.columnar.planning import make_plan
 from handlers.columnar.scorer import Scored, Scorer
@@ -306,3 +307,13 @@ def test_every_row_comes_out_once(touchy: tuple[ModelDir, Scorer], kinds: list[s
     assert scored.dropped == kinds.count("dropped")
     # logits 1.5 and 2.5: softmax of the second is 1 / (1 + exp(-1))
     assert np.allclose(scored.predictions.column("confidence").to_numpy(), [0.7310586] * kinds.count("good"), atol=1e-6)
+
+
+def test_a_refresh_is_refused(save: Save) -> None:
+    """It would load the same model again, without a word."""
+    model = save()
+    handler = ColumnarModelHandler(model, Plan(Chain({}), (), (), frozenset()))
+    handler.update_model_path(None)
+    handler.update_model_path(model.path)
+    with pytest.raises(UsageError, match=r"cannot change from .* to /models/new .*; start a new run, or use Torch"):
+        handler.update_model_path("/models/new")
