@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,7 +27,7 @@ class Padding:
     """How rows of unequal length become one tensor. A token is one place along the first axis of a row.
 
     Attributes:
-        value: what stands after the end of a row.
+        value: what stands after the end of a row; by the name of an input where they differ.
         mask: the model input that is told which places are real: (rows, longest), 1 for real and 0 for padding; int64
             for `attention_mask`, bool for any other name. None gives none.
         inputs: the inputs that are sequences; empty for those whose lengths differ among the rows.
@@ -36,7 +36,7 @@ class Padding:
             looking which outputs grow with the padding.
     """
 
-    value: float = 0
+    value: float | Mapping[str, float] = 0
     mask: str | None = None
     inputs: tuple[str, ...] = ()
     max_tokens: int = MAX_TOKENS
@@ -45,6 +45,10 @@ class Padding:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise UsageError(f"max_tokens must be 1 or more, not {self.max_tokens}")
+
+    def value_of(self, name: str) -> float:
+        """What stands after the end of a row of the input `name`."""
+        return self.value.get(name, 0) if isinstance(self.value, Mapping) else self.value
 
     @property
     def mask_dtype(self) -> torch.dtype:

@@ -48,7 +48,7 @@ def make_plan(
         rows = _try(step, rows)
     plan = Plan(chain, (), _carried(columns, raw.schema), frozenset())
     try:
-        inputs = bind_inputs(model.spec.inputs, predictor.model.inputs, rows.batch)
+        inputs = bind_inputs(model.spec.inputs, predictor.model.inputs, rows.batch, predictor.model.parameters)
     except UsageError as error:
         if raw.num_rows or not (chain.preprocess or isinstance(error, UnknownLengthError)):
             raise

@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -76,8 +76,10 @@ class ModelStage:
     def __init__(self, model: ModelDir, inputs: Sequence[BoundInput], predictor: Predictor) -> None:
         self.version = model.version
         self._head = model.spec.head
-        self._inputs = [_prepared(bound, model) for bound in inputs]
-        self._padding = next((bound.padding for bound in inputs if bound.padding), None)
+        self._inputs = prepared(inputs, model)
+        self._padding = next((bound.padding for bound in self._inputs if bound.padding), None)
+        if self._padding is not None and self._head.task != "raw":  # no other head takes one output a token
+            self._padding = replace(self._padding, cut=())
         self._predictor = predictor
 
     def answer(self, rows: Rows, stats: Stats) -> Answers:
@@ -108,7 +110,7 @@ class ModelStage:
         prediction = self._predictor.predict(tensors, padding=self._padding)
         if prediction.failures:
             raise prediction.failures[0][1]
-        return heads.decode(self._head, prediction.tensors)[0]
+        return heads.decode(self._head, prediction.outputs)[0]
 
     def of_no_rows(self) -> Columns:
         """The columns as far as they are known without asking the model."""
@@ -174,7 +176,7 @@ class ModelStage:
             ids = ids[prediction.rows]
         if not len(ids):
             return ids, {}
-        columns, bad = heads.decode(self._head, prediction.tensors)
+        columns, bad = heads.decode(self._head, prediction.outputs)
         if bad.any():
             failures |= dict.fromkeys(ids[bad].tolist(), RowFailure("head", "NotANumber", NOT_A_NUMBER))
             ids = ids[~bad]
@@ -182,9 +184,13 @@ class ModelStage:
         return ids, columns
 
 
-def _prepared(bound: BoundInput, model: ModelDir) -> BoundInput:
-    # Where the model is looked up again all of it is verified again, so only an encoder that needs it asks for it.
-    return bound if type(bound).prepare is BoundInput.prepare else bound.prepare(model.local())
+def prepared(inputs: Sequence[BoundInput], model: ModelDir) -> tuple[BoundInput, ...]:
+    """`inputs`, ready to encode in this process."""
+    # Looking the model up verifies all of it again, so it is done only for an encoder that needs it.
+    if all(type(bound).prepare is BoundInput.prepare for bound in inputs):
+        return tuple(inputs)
+    folder = model.local()
+    return tuple(bound.prepare(folder) for bound in inputs)
 
 
 def _joined(parts: Sequence[tuple[np.ndarray, Columns]], rows: Rows) -> tuple[np.ndarray, Columns]:

@@ -44,11 +44,13 @@ class Group:
         indices: int64 of (examples,): which of the batch they are.
         inputs: by input name, of as many rows.
         binding: how they came from columns; empty where they did not, or by a way that is kept already.
+        padding: how an encoder wants its `Ragged` padded.
     """
 
     indices: np.ndarray
     inputs: Mapping[str, torch.Tensor | Ragged]
     binding: Binding = ()
+    padding: Padding | None = None
 
 
 class Collator:
@@ -98,7 +100,7 @@ class Collator:
                 rows = self._table.encode(part)
                 failed = rows.failures
                 if len(rows.indices):
-                    found = [Group(rows.indices, rows.tensors, rows.binding)]
+                    found = [Group(rows.indices, rows.tensors, rows.binding, rows.padding)]
             elif way == "none":
                 failed = {index: _no_example(example) for index, example in enumerate(part)}
             else:

@@ -196,7 +196,9 @@ class ExampleScorer:
         stats.encode_seconds += time.perf_counter() - started
         parts = []
         for group in groups:
-            prediction = self._predictor.predict(group.inputs, arguments, self._collator.padding_for(group.inputs))
+            prediction = self._predictor.predict(
+                group.inputs, arguments, group.padding or self._collator.padding_for(group.inputs)
+            )
             stats.add(prediction.stats)
             seen: dict[int, FailedPrediction] = {}  # all rows of a broken model share one error
             for row, error in prediction.failures:
@@ -209,7 +211,7 @@ class ExampleScorer:
             part = Part(group.indices[prediction.rows], prediction.outputs, prediction.form)
             if self._config.head and self._spec is not None:
                 started = time.perf_counter()
-                part = _decode(self._spec.head, part, prediction.tensors, failures)
+                part = _decode(self._spec.head, part, prediction.outputs, failures)
                 stats.decode_seconds += time.perf_counter() - started
             parts.append(part)
         return parts, failures
@@ -232,7 +234,9 @@ class ExampleScorer:
         return results, failures
 
 
-def _decode(head: Head, part: Part, outputs: dict[str, torch.Tensor], failures: dict[int, FailedPrediction]) -> Part:
+def _decode(
+    head: Head, part: Part, outputs: Mapping[str, torch.Tensor | Ragged], failures: dict[int, FailedPrediction]
+) -> Part:
     """The columns of the model's task in place of its outputs; rows without a number among them become failures."""
     columns, bad = heads.decode(head, outputs)
     failures |= dict.fromkeys(part.indices[bad].tolist(), FailedPrediction("head", "NotANumber", NOT_A_NUMBER))

@@ -15,6 +15,7 @@ import torch
 
 from handlers.columnar.chains import Rows
 from handlers.columnar.plan import Chain
+from handlers.columnar.stage import prepared
 from handlers.elements.failures import FailedPrediction, Failures
 from handlers.encode.base import BoundInput, Tensors
 from handlers.encode.binding import bind_inputs
@@ -23,7 +24,7 @@ from handlers.errors import UsageError, one_line
 from handlers.failures import RowFailure
 from handlers.model.directory import ModelDir
 from handlers.predict.loaded import LoadedModel
-from handlers.tensors import take
+from handlers.tensors import Padding, take
 
 # So many rows are tried one by one where a whole batch tells no types.
 BIND_TRIES = 50
@@ -42,12 +43,14 @@ class EncodedRows:
         tensors: theirs, by input name.
         failures: the others.
         binding: how columns became tensors; empty where no way was found, or one is settled already.
+        padding: how the `Ragged` among the tensors are padded.
     """
 
     indices: np.ndarray
     tensors: Tensors
     failures: Failures
     binding: Binding = ()
+    padding: Padding | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ class RowTable:
     """
 
     def __init__(self, source: ModelDir, model: LoadedModel) -> None:
+        self._source = source
         self._specs = source.spec.inputs
+        self._parameters = model.parameters
         self._infos = model.inputs
         self._steps = Chain(source.spec.features, source.spec.preprocess).before(source.code())
         self._lock = threading.Lock()
@@ -144,18 +149,22 @@ class RowTable:
             good = np.flatnonzero(~np.isin(indices, list(failures)))
             indices = indices[good]
             tensors = {name: take(tensor, good) for name, tensor in tensors.items()}
-        return EncodedRows(indices, tensors, failures, () if settled else binding)
+        padding = next((item.padding for item in binding if item.padding), None)
+        return EncodedRows(indices, tensors, failures, () if settled else binding, padding)
 
     def _bind(self, batch: pa.RecordBatch) -> Binding:
+        return prepared(self._bound(batch), self._source)
+
+    def _bound(self, batch: pa.RecordBatch) -> Binding:
         try:
-            return bind_inputs(self._specs, self._infos, batch)
+            return bind_inputs(self._specs, self._infos, batch, self._parameters)
         except UsageError:
             for row in range(min(batch.num_rows, BIND_TRIES) if batch.num_rows > 1 else 0):
                 try:
                     single = {
                         name: value for name, value in batch.slice(row, 1).to_pylist()[0].items() if value is not None
                     }
-                    return bind_inputs(self._specs, self._infos, pa.RecordBatch.from_pylist([single]))
+                    return bind_inputs(self._specs, self._infos, pa.RecordBatch.from_pylist([single]), self._parameters)
                 except UsageError:
                     continue
             raise

@@ -16,7 +16,10 @@ from handlers.tensors import TensorInfo
 
 
 def bind_inputs(
-    specs: Sequence[InputSpec], infos: Sequence[TensorInfo], batch: pa.RecordBatch
+    specs: Sequence[InputSpec],
+    infos: Sequence[TensorInfo],
+    batch: pa.RecordBatch,
+    parameters: Sequence[str] = (),
 ) -> tuple[BoundInput, ...]:
     """Settles which columns feed which input, with what shape and dtype.
 
@@ -25,6 +28,7 @@ def bind_inputs(
         infos: what the model itself tells of its inputs.
         batch: some rows as they will be encoded; the lengths of variable lists are taken from them where neither
             `model.yaml` nor the model gives them.
+        parameters: names of the inputs that `forward` takes; empty where it takes any.
 
     Raises:
         UsageError: for a column that is missing or of a type that has no meaning as a tensor, and for a signature that
@@ -40,7 +44,7 @@ def bind_inputs(
         info = info_of(spec, specs, infos)
         if by_name and info is None:
             raise UsageError(f'the model has no input "{spec.name}"; its inputs are {", ".join(by_name)}')
-        bound.append(importlib.import_module(spec.MODULE).bind(spec, info or TensorInfo(spec.name), batch))
+        bound.append(importlib.import_module(spec.MODULE).bind(spec, info or TensorInfo(spec.name), batch, parameters))
     if missing := [name for name in by_name if len(specs) > 1 and name not in {spec.name for spec in specs}]:
         raise UsageError(f'the model input "{missing[0]}" is not among the inputs of model.yaml')
     return tuple(bound)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,9 @@ class BoundCategorical(BoundMatrix):
         return self.spec.categories.index(self.spec.fill) if self.spec.categories else self.spec.fill
 
 
-def bind(spec: CategoricalInput, info: TensorInfo, batch: pa.RecordBatch) -> BoundCategorical:
+def bind(
+    spec: CategoricalInput, info: TensorInfo, batch: pa.RecordBatch, _parameters: Sequence[str] = ()
+) -> BoundCategorical:
     """Binds an input to the columns of `batch`; raises `UsageError` for a column of a type that has no meaning in it."""
     bound = bind_matrix(BoundCategorical, spec, info, batch)
     if spec.categories and isinstance(spec.categories[0], bool):

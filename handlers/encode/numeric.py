@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -37,6 +38,6 @@ class BoundNumeric(BoundMatrix):
         return self.dtype.is_floating_point
 
 
-def bind(spec: NumericInput, info: TensorInfo, batch: pa.RecordBatch) -> BoundNumeric:
+def bind(spec: NumericInput, info: TensorInfo, batch: pa.RecordBatch, _parameters: Sequence[str] = ()) -> BoundNumeric:
     """Binds an input to the columns of `batch`; raises `UsageError` for a column of a type that has no meaning in it."""
     return bind_matrix(BoundNumeric, spec, info, batch)

@@ -61,7 +61,7 @@ class MicroBatches:
         tensors = {name: tensor[index] for name, tensor in self._dense.items()}
         for name, ragged in self._ragged.items():
             length = max(1, int(ragged.lengths[indices].max())) + more
-            tensors[name], mask = ragged.pad(indices, length, self.padding.value)
+            tensors[name], mask = ragged.pad(indices, length, self.padding.value_of(name))
             if name == self.primary and self.padding.mask:
                 tensors[self.padding.mask] = mask.to(self.padding.mask_dtype)
         return tensors

@@ -5,10 +5,12 @@
 | classification | (rows, classes); (rows,) or (rows, 1) for two classes | `predicted_class`, `confidence` |
 | multilabel | (rows, labels) | `predicted_labels`, `probabilities` |
 | regression | (rows,), (rows, 1) or (rows, k) | `prediction` |
+| embedding | (rows, k) | `embedding` |
 | raw | any | one for every output, named like it |
 
 `predicted_class` is a string where there are labels and int64 where not; `confidence`, `probabilities` (in the order of
-the labels) and `prediction` are float32. What has more than one value a row becomes fixed-size lists.
+the labels), `prediction` and `embedding` are float32. What has more than one value a row becomes fixed-size lists, and
+what has another number of values in each row (raw outputs of one a token) lists.
 
 A new head is a module with `decode` and `of_no_rows`, and its line in `TASKS`. Imports torch only when a head is used.
 """
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import torch
 
+    from handlers.tensors import Ragged
+
     Columns = dict[str, pa.Array]
 
 __all__ = ["TASKS", "Head", "decode", "of_no_rows"]
@@ -34,12 +38,13 @@ TASKS = {
     "classification": "handlers.predict.heads.classification",
     "multilabel": "handlers.predict.heads.multilabel",
     "regression": "handlers.predict.heads.regression",
+    "embedding": "handlers.predict.heads.embedding",
     "raw": "handlers.predict.heads.raw",
 }
 
 
-def decode(head: Head, outputs: Mapping[str, torch.Tensor]) -> tuple[Columns, np.ndarray]:
-    """The columns for `outputs`, tensors of (rows, …) on the CPU by name, and the rows that have none.
+def decode(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> tuple[Columns, np.ndarray]:
+    """The columns for `outputs`, tensors of (rows, …) or `Ragged` on the CPU by name, and the rows that have none.
 
     Returns:
         The columns of the good rows, and a mask (bool) of (rows,) of the others: those for which the model gave NaN,

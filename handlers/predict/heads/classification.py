@@ -10,11 +10,12 @@ import torch
 from handlers.errors import BrokenModelError
 from handlers.predict.heads.head import Head
 from handlers.predict.heads.outputs import Columns, check_labels, matrix_of
+from handlers.tensors import Ragged
 
 FEW_CLASSES = 10
 
 
-def decode(head: Head, outputs: Mapping[str, torch.Tensor]) -> Columns:
+def decode(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> Columns:
     """`predicted_class` and `confidence`."""
     matrix = matrix_of(head, outputs)
     if not matrix.shape[1]:

@@ -10,9 +10,10 @@ import torch
 
 from handlers.predict.heads.head import Head
 from handlers.predict.heads.outputs import Columns, check_labels, matrix_of, nested
+from handlers.tensors import Ragged
 
 
-def decode(head: Head, outputs: Mapping[str, torch.Tensor]) -> Columns:
+def decode(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> Columns:
     """`predicted_labels` and `probabilities`."""
     matrix = matrix_of(head, outputs)
     check_labels(head, matrix.shape[1], "labels")

@@ -10,28 +10,33 @@ import torch
 
 from handlers.errors import BrokenModelError
 from handlers.predict.heads.head import Head
+from handlers.tensors import Ragged, take
 
-MAIN_OUTPUTS = ("logits", "output", "prediction", "predictions")
+MAIN_OUTPUTS = ("logits", "output", "prediction", "predictions", "embedding")
 NOT_A_NUMBER = "the model gave NaN, or more than float32 holds, for this row"
 
 Columns = dict[str, pa.Array]
 
 
-def good_rows(head: Head, outputs: Mapping[str, torch.Tensor]) -> tuple[Mapping[str, torch.Tensor], np.ndarray]:
+def good_rows(
+    head: Head, outputs: Mapping[str, torch.Tensor | Ragged]
+) -> tuple[Mapping[str, torch.Tensor | Ragged], np.ndarray]:
     """`outputs` without the rows that have no finite answer, and the mask of these."""
     bad = not_a_number(head, outputs)
     if not bad.any():
         return outputs, bad
-    good = torch.from_numpy(~bad)
-    return {name: tensor[good] for name, tensor in outputs.items()}, bad
+    good = np.flatnonzero(~bad)
+    return {name: take(tensor, good) for name, tensor in outputs.items()}, bad
 
 
-def not_a_number(head: Head, outputs: Mapping[str, torch.Tensor]) -> np.ndarray:
+def not_a_number(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> np.ndarray:
     """Mask (bool) of (rows,): the rows that have no finite answer in the output that the task decodes; see `decode`."""
+    if head.task == "raw":
+        return np.zeros(len(next(iter(outputs.values()))), dtype=bool)
     main = main_output(outputs)
     bad = torch.zeros(len(main), dtype=torch.bool)
     # A sum is finite only where all are, and one sum over all is fast.
-    if head.task != "raw" and main.is_floating_point() and not bool(torch.isfinite(main.sum(dtype=torch.float32))):
+    if main.is_floating_point() and not bool(torch.isfinite(main.sum(dtype=torch.float32))):
         values = main.reshape(len(main), -1)
         bad = (torch.isinf(values.float()) & ~torch.isinf(values)).any(dim=1)
         if head.task == "classification" and head.output == "logits" and values.shape[1] > 1:
@@ -41,12 +46,22 @@ def not_a_number(head: Head, outputs: Mapping[str, torch.Tensor]) -> np.ndarray:
     return mask
 
 
-def main_output(outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """The output that a task decodes: the one with a usual name, else the first."""
-    return next((outputs[name] for name in MAIN_OUTPUTS if name in outputs), next(iter(outputs.values())))
+def main_output(outputs: Mapping[str, torch.Tensor | Ragged]) -> torch.Tensor:
+    """The output that a task decodes: the one with a usual name, else the first.
+
+    Raises:
+        BrokenModelError: where its rows are of unequal length.
+    """
+    name = next((name for name in MAIN_OUTPUTS if name in outputs), next(iter(outputs)))
+    main = outputs[name]
+    if isinstance(main, Ragged):
+        raise BrokenModelError(
+            f'the model gave "{name}" with rows of unequal length; only task raw has a column for it'
+        )
+    return main
 
 
-def matrix_of(head: Head, outputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+def matrix_of(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> torch.Tensor:
     """The main output as float32 of (rows, n)."""
     values = main_output(outputs).float()
     if values.dim() == 1:

@@ -8,9 +8,10 @@ import torch
 
 from handlers.predict.heads.head import Head
 from handlers.predict.heads.outputs import Columns, matrix_of, nested
+from handlers.tensors import Ragged
 
 
-def decode(head: Head, outputs: Mapping[str, torch.Tensor]) -> Columns:
+def decode(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> Columns:
     """`prediction`."""
     matrix = matrix_of(head, outputs)
     return {"prediction": nested((matrix[:, 0] if matrix.shape[1] == 1 else matrix).contiguous().numpy())}
