@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 
 from handlers.errors import TorchbeamError, UsageError, one_line
 from handlers.model.directory import ModelDir
+from handlers.redact import remember
 from pipelines.checks.checkup import Checkup, Finding, Outcome, SkipError, State
 from pipelines.command import process
 from pipelines.command.options import Command, ModelOptions
@@ -40,7 +41,9 @@ _SHOWN = ("apache-beam", "torch", "pyarrow")
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and gives its exit code."""
     try:
-        options = ScoreOptions.parse(sys.argv[1:] if argv is None else argv, COMMAND)
+        arguments = sys.argv[1:] if argv is None else argv
+        remember(arguments)
+        options = ScoreOptions.parse(arguments, COMMAND)
         set_up_logging(options.run.verbose)
         return _examine(options)
     except TorchbeamError as error:

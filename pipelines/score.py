@@ -14,6 +14,7 @@ from typing import Any
 
 from handlers.errors import BrokenModelError, TorchbeamError, UsageError, one_line
 from handlers.isolation import contained
+from handlers.redact import redact, remember
 from pipelines.command import process
 from pipelines.command.options import Command
 from pipelines.dataflow import settings as dataflow
@@ -35,7 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command and gives its exit code."""
     verbose = False
     try:
-        options = ScoreOptions.parse(sys.argv[1:] if argv is None else argv, COMMAND)
+        arguments = sys.argv[1:] if argv is None else argv
+        remember(arguments)
+        options = ScoreOptions.parse(arguments, COMMAND)
         verbose = options.run.verbose
         set_up_logging(verbose)
         report = contained(_run, options.settled())
@@ -46,7 +49,8 @@ def main(argv: list[str] | None = None) -> int:
     except TorchbeamError as error:
         return _fail(error, FAILED, verbose)
     except KeyboardInterrupt as end:
-        print(f"{PROG}: interrupted; {end.args[0] if end.args else 'nothing was published'}", file=sys.stderr)
+        reason = redact(str(end.args[0])) if end.args else "nothing was published"
+        print(f"{PROG}: interrupted; {reason}", file=sys.stderr)
         return process.INTERRUPTED
     except OSError as error:
         return _fail(error, FAILED, verbose)
@@ -74,7 +78,7 @@ def _run(options: ScoreOptions) -> dict[str, Any] | None:
 
     job = score_job.prepare(options, model)
     for line in ignored_options(options.run, options.model, options.beam):
-        print(f"{PROG}: warning: {line}", file=sys.stderr)
+        print(f"{PROG}: warning: {redact(line)}", file=sys.stderr)
     report = score_job.run(job, wait=options.run.wait)
     if report is not None:
         with suppress(OSError, ValueError, SystemExit):  # the run is finished, whoever reads of it
@@ -109,9 +113,18 @@ def _fail(error: Exception, code: int, verbose: bool, cause: Exception | None = 
     return code
 
 
+class _Redacted(logging.Formatter):
+    """Keeps secrets out of the logs of Beam, Java and others, and out of tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
 def set_up_logging(verbose: bool) -> None:
     """Shows the logs where they are asked for, else errors of others only."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    shown = logging.StreamHandler()
+    shown.setFormatter(_Redacted("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, handlers=[shown])
     if not verbose:
         # A failed bundle logs its traceback on every level of the runner, and a refused job the answer of the service
         # as critical; the command says the same in one line.

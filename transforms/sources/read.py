@@ -11,6 +11,7 @@ import pyarrow as pa
 from apache_beam.pvalue import PBegin, PCollection, TaggedOutput
 
 from handlers.errors import BrokenFileError
+from handlers.redact import redact
 from transforms.sources.blocks import CHUNK_ROWS, MAX_CHUNK_BYTES, Split
 from transforms.sources.planning import Input
 from transforms.sources.splits import BadRows, read_split
@@ -103,5 +104,5 @@ class _ReadSplit(beam.DoFn):
                 else:
                     yield piece
         except BrokenFileError as broken:
-            error = str(broken)
+            error = redact(str(broken))
         yield TaggedOutput(_FILES, FileRead(split.path, rows, dead, error))
