@@ -12,6 +12,8 @@ from pipelines.command import process
 COMMANDS = {
     "score": "score a table with a PyTorch model",
     "doctor": "check before a run what would fail in it",
+    "describe": "tell what a model directory holds",
+    "init": "make a model directory of one of Hugging Face's",
 }
 
 
@@ -36,4 +38,4 @@ def main(argv: list[str] | None = None) -> int:
 
 def start() -> NoReturn:
     """The console script."""
-    process.run(main)
+    process.run(main, " ".join(["torchbeam", *sys.argv[1:2]]))

@@ -95,6 +95,13 @@ class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
         rows = scored.predictions.num_rows
         self._metrics.batch(rows + failed.total() + scored.dropped, rows, failed, scored.stats, scored.dropped)
 
+    def validate_inference_args(self, inference_args: object) -> None:
+        """Refuses arguments, which the columns of a chunk would not know what to do with."""
+        if inference_args is not None and inference_args != {}:
+            raise UsageError(
+                "ColumnarModelHandler takes no inference_args; make a column of them, or use TorchModelHandler"
+            )
+
     def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
         """Bytes of the Arrow buffers of the batch."""
         return sum(chunk.nbytes for chunk in batch)

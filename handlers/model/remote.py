@@ -14,11 +14,6 @@ from handlers.model.stores import explain, prepare
 from handlers.private import private_folder
 
 
-def is_remote(path: str) -> bool:
-    """Whether `path` has a scheme."""
-    return "://" in path
-
-
 def download(url: str, digest_of: Callable[[Path], str]) -> Path:
     """Copies the model at `url` into this user's cache, under its digest; gives the local path."""
     cache = _cache()

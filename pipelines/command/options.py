@@ -32,6 +32,7 @@ def option(
     choices: Sequence[str] | None = None,
     metavar: str | None = None,
     repeatable: bool = False,
+    flag: str | None = None,
 ) -> Any:
     """A dataclass field that is a command-line flag.
 
@@ -42,8 +43,10 @@ def option(
         choices: the texts that are allowed.
         metavar: what stands for the value in `--help`.
         repeatable: whether it may be given many times; the values are a tuple.
+        flag: the name of the flag, where it cannot be that of the field.
     """
     metadata = {"help": help, "parse": parse, "choices": choices, "metavar": metavar, "repeatable": repeatable}
+    metadata["flag"] = flag
     return field(metadata=metadata) if default is REQUIRED else field(default=default, metadata=metadata)
 
 
@@ -130,18 +133,45 @@ class SourceOptions:
         parse=path,
     )
     input_format: str | None = option(
-        "format of the input (default: from the extension)", None, choices=("parquet", "csv", "jsonl", "avro", "text")
+        "format of the input (default: from the extension)",
+        None,
+        choices=("parquet", "csv", "jsonl", "avro", "text", "image"),
     )
     limit: int | None = option("score only about N rows, to try a model out", None, parse=positive, metavar="N")
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class TrustedModel:
+    """A model, and how far it is trusted."""
+
+    model: str = option("model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://", parse=path)
+    model_version: str | None = option(
+        "the only version that is scored with, 12 to 64 hexadecimal digits; any other is refused",
+        None,
+        parse=check_version,
+        metavar="VERSION",
+    )
+    no_model_code: bool = flag("refuse a model directory that brings code of its own; see docs/security.md")
+    allow_env: tuple[str, ...] = option(
+        "an environment variable that env_vars of the model may set, beside the usual ones; may be repeated",
+        (),
+        parse=check_name,
+        repeatable=True,
+        metavar="NAME",
+    )
+
+    @property
+    def trust(self) -> Trust:
+        """How far the model directory is trusted."""
+        return Trust(self.allow_env, self.model_version, not self.no_model_code)
+
+
+@dataclass(frozen=True)
+class ModelOptions(TrustedModel):
     """What it is scored with."""
 
     TITLE = "model"
 
-    model: str = option("model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://", parse=path)
     batch_size: int | None = option(
         "rows of a micro-batch, one call of the model; auto chooses by the bytes of a row (default: auto)",
         None,
@@ -160,20 +190,6 @@ class ModelOptions:
         "resource hint of the inference step, as type:nvidia-l4;count:1;install-nvidia-driver", None
     )
     min_ram: str | None = option("resource hint of the inference step, with its unit, as 16GB", None)
-    model_version: str | None = option(
-        "the only version that is scored with, 12 to 64 hexadecimal digits; any other is refused",
-        None,
-        parse=check_version,
-        metavar="VERSION",
-    )
-    no_model_code: bool = flag("refuse a model directory that brings code of its own; see docs/security.md")
-    allow_env: tuple[str, ...] = option(
-        "an environment variable that env_vars of the model may set, beside the usual ones; may be repeated",
-        (),
-        parse=check_name,
-        repeatable=True,
-        metavar="NAME",
-    )
     preprocess: tuple[str, ...] = option(
         "module:function on rows, after those of the model; may be repeated",
         (),
@@ -188,11 +204,6 @@ class ModelOptions:
         repeatable=True,
         metavar="FUNCTION",
     )
-
-    @property
-    def trust(self) -> Trust:
-        """How far the model directory is trusted."""
-        return Trust(self.allow_env, self.model_version, not self.no_model_code)
 
 
 @dataclass(frozen=True)
@@ -213,6 +224,9 @@ class SinkOptions:
     )
     columns: tuple[str, ...] = option(
         "input columns carried into the output, between commas, * for all (default: *)", ("*",), parse=names
+    )
+    probabilities: bool = flag(
+        "task classification: a column probability_CLASS for every class, as evaluate reads them"
     )
     overwrite: bool = flag("replace a finished run under --output")
     report: str | None = option(
@@ -281,7 +295,8 @@ def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:
     for group in groups:
         section = made.add_argument_group(group.TITLE)  # type: ignore[attr-defined]
         for item in fields(group):
-            section.add_argument(f"--{item.name}", **_argument(item, command.strict))
+            name = item.metadata.get("flag") or item.name
+            section.add_argument(f"--{name}", dest=item.name, **_argument(item, command.strict))
     return made
 
 

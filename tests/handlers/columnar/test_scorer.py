@@ -4,11 +4,13 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
 import small_models
 import torch
+from apache_beam.ml.inference.base import RunInference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import Save
@@ -317,3 +319,13 @@ def test_a_refresh_is_refused(save: Save) -> None:
     handler.update_model_path(model.path)
     with pytest.raises(UsageError, match=r"cannot change from .* to /models/new .*; start a new run, or use Torch"):
         handler.update_model_path("/models/new")
+
+
+@pytest.mark.parametrize("as_side_input", [False, True])
+def test_inference_args_are_refused(save: Save, as_side_input: bool) -> None:
+    model = save(**CLASSIFIER)
+    plan, _ = settle(model, GOOD)
+    chunks = beam.Pipeline() | beam.Create([GOOD], reshuffle=False)
+    arguments = beam.pvalue.AsDict(chunks | beam.Map(lambda _: ("add", 1))) if as_side_input else {"add": 1}
+    with pytest.raises(UsageError, match="ColumnarModelHandler takes no inference_args"):
+        _ = chunks | RunInference(ColumnarModelHandler(model, plan), inference_args=arguments)
