@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pipelines import doctor, score
+from pipelines import describe, doctor, score
 
 NAMES = (
     *("JAVA_HOME", "TORCHBEAM_SPARK_JOB_SERVER_JAR", "BIGQUERY_EMULATOR_HOST", "LD_PRELOAD", "LD_LIBRARY_PATH"),
@@ -100,6 +100,18 @@ def test_every_hostile_name_in_the_doctor(copy: Path, capsys: pytest.CaptureFixt
         assert doctor.main([f"--model={copy}"]) == 2
         assert f"env_vars sets {name!r}" in capsys.readouterr().out
         assert environment() == before
+
+
+def test_every_hostile_name_in_describe(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = environment()
+    for name in NAMES:
+        change(copy, env_vars={name: "/tmp/x"})
+        assert describe.main([f"--model={copy}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"env_vars sets {name!r}" in line
+        assert environment() == before
+    assert describe.main([f"--model={copy}", f"--allow_env={NAMES[-1]}", "--no_model_code"]) == 2
+    assert "brings code of its own" in capsys.readouterr().err
 
 
 def test_what_the_user_says_of_the_model(copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

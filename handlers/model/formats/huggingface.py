@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,10 @@ def load(spec: ModelSpec, folder: Path, _code: ModelCode) -> LoadedModel:
     config = read_json(folder / CONFIG)
     if "auto_map" in config:
         raise UsageError(f"{folder} is refused: its {CONFIG} names code of its own (auto_map), which is never run")
+    for index in folder.glob("*.index.json"):  # whose parts must be files of the directory, which its version covers
+        parts = read_json(index).get("weight_map", {})
+        if outside := next((part for part in parts.values() if not re.fullmatch(r"\w[\w.\-]*", str(part))), None):
+            raise UsageError(f"{folder} is refused: {index.name} names {outside!r}, which is not in the directory")
     kind: Any = transformers.AutoModel
     if spec.task != "embedding":
         kind = _architecture(transformers, config, folder)
