@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from handlers.model.stores import shared_s3
+from handlers.redact import redact
 from pipelines.command import process
 from pipelines.command.errors import FINISHED, NOT_SCORED
 from pipelines.command.options import Command
@@ -44,7 +45,7 @@ def _run(options: ScoreOptions) -> int:
     if options.run.runner == dataflow.RUNNER:
         dataflow.check_credentials(options.beam)
     connect(options)
-    model = ModelDir(options.model.model)
+    model = ModelDir(options.model.model, options.model.trust)
     model.set_environment()
 
     from pipelines.command.ignored import ignored_options
@@ -65,7 +66,7 @@ def _run(options: ScoreOptions) -> int:
 
 
 def _tell(line: str) -> None:
-    print(f"{PROG}: {line}", file=sys.stderr)
+    print(f"{PROG}: {redact(line)}", file=sys.stderr)
 
 
 def _exit_code(report: dict[str, Any], max_failure_rate: float) -> int:

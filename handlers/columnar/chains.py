@@ -29,6 +29,7 @@ from handlers.errors import UsageError, one_line
 from handlers.failures import RowFailure, RowFailures
 from handlers.functions import import_function
 from handlers.isolation import Isolated, isolate
+from handlers.model_code import NO_CODE, ModelCode
 
 # The index of frames starts here, so that an index that was reset is never taken for the rows' own.
 FIRST_INDEX = 1 << 40
@@ -135,9 +136,9 @@ def _join(parts: Sequence[Rows]) -> tuple[Rows, list[int]]:
     return Rows(single_batch(table), np.concatenate([parts[index].ids for index in fitting])), sorted(misfits)
 
 
-def function_step(name: str, stage: str) -> Step:
-    """The step of the function `module:function`; raises `UsageError` where it cannot be used."""
-    function = import_function(name, stage)
+def function_step(name: str, stage: str, code: ModelCode = NO_CODE) -> Step:
+    """The step of the function `module:function`, in `code` or installed; raises `UsageError` where it cannot be used."""
+    function = import_function(name, stage, code)
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # some built-in functions have none

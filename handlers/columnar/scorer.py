@@ -55,8 +55,8 @@ class Scorer:
     def __init__(self, model: ModelDir, plan: Plan, predictor: Predictor, load: Load | None = None) -> None:
         self.plan = plan
         self.stage = ModelStage(model, plan.inputs, predictor, probabilities=plan.probabilities)
-        self._before = [number_step(), *plan.chain.before()]
-        self._after = plan.chain.after()
+        self._before = [number_step(), *plan.chain.before(model.code())]
+        self._after = plan.chain.after(model.code())
         if plan.output is not None:
             self._after.append(_fit(plan.output))
         self._lock = threading.Lock()

@@ -29,6 +29,7 @@ from fake_dataflow import (
 from google.cloud.dataflow_v1beta3.types import TemplateMetadata
 from poisoned_table import save_model
 
+from handlers.model.directory import ModelDir
 from pipelines import score
 from pipelines.command.options import parser
 from pipelines.jobs.options import ScoreOptions
@@ -92,6 +93,9 @@ class TestMetadata:
             ),
             ("min_ram", ["16GB", "16GiB", "1.5TB", "16 GB"], ["4", "lots", "16G", "16gb"]),
             ("chunk_bytes", ["64MB", "8MiB", "0.5GB"], ["64", "lots", "64M", "64mb"]),
+            ("model_version", ["93a8315dcb20", 64 * "0"], ["latest", "93a8", 65 * "0"]),
+            ("no_model_code", ["true", "false"], ["perhaps"]),
+            ("allow_env", ["MY_MODEL_MODE"], ["A=B", "1A", ""]),
             ("preprocess", ["credit.rows:clean"], ["credit.rows", "a:b:c", ":b"]),
             ("postprocess", ["credit.rows:only_confident"], ["only_confident"]),
             ("columns", ["*", "id,name", "f_*"], ["", ",", "a,,b"]),
@@ -173,6 +177,9 @@ def values_of_all_parameters(table: Path, model: Path, output: Path) -> dict[str
         "accelerator": L4,
         "min_ram": "16GiB",
         "chunk_bytes": "32MiB",
+        "model_version": ModelDir(model).version,
+        "no_model_code": "false",
+        "allow_env": "MY_MODEL_MODE",
         "preprocess": "poison_rows:mended",
         "postprocess": "poison_rows:add_margin",
         "output": str(output),

@@ -97,6 +97,12 @@ class TestRefusals:
         with pytest.raises(UsageError, match="which transformers does not have"):
             ModelDir(folder).load()
 
+    @pytest.mark.parametrize("part", ["../outside.safetensors", ".hidden.safetensors", "sub/part.safetensors"])
+    def test_parts_of_weights_that_the_version_may_not_cover(self, folder: Path, part: str) -> None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": part}}))
+        with pytest.raises(UsageError, match="which is not in the directory"):
+            ModelDir(folder).load()
+
     def test_damaged_weights(self, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"\xff" * 100)
         with pytest.raises(UsageError, match="cannot be loaded by transformers"):
