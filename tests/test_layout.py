@@ -23,7 +23,7 @@ ALLOWED = {
     "transforms": {"handlers.*"},
     "transforms.sources": {"handlers.*", "transforms"},
     "transforms.sinks": {"handlers.*", "transforms"},
-    "transforms.inference": {"handlers.*", "transforms"},
+    "transforms.inference": {"handlers.*", "transforms", "transforms.sources"},
     "pipelines.command": {"handlers.*", "transforms.*"},
     "pipelines.dataflow": {"handlers.*", "transforms.*", "pipelines.command"},
     "pipelines.spark": {"handlers.*", "transforms.*", "pipelines.command"},

@@ -9,7 +9,7 @@ from fnmatch import fnmatchcase
 
 import pyarrow as pa
 
-from handlers.columnar.chunks import DEAD_LETTER, PROVENANCE, ROW_ID
+from handlers.columnar.chunks import DEAD_LETTER, RESERVED
 from handlers.errors import UsageError
 from transforms.bigquery import is_bigquery
 from transforms.sources.blocks import CHUNK_ROWS, ReadOptions, Split, is_dead_letter
@@ -68,7 +68,7 @@ def plan_input(
     replay = DEAD_LETTER in plan.schema.names and is_dead_letter(plan.schema.field(DEAD_LETTER).type)
     schema = _without(plan.schema, [DEAD_LETTER] if replay else [])
     schema = _with_partitions(schema, files)
-    if taken := sorted({*PROVENANCE, DEAD_LETTER, ROW_ID}.intersection(schema.names)):
+    if taken := sorted(RESERVED.intersection(schema.names)):
         raise UsageError(f'column "{taken[0]}" of {pattern} has a reserved name; rename it')
     splits = [replace(split, replay=replay) for split in plan.splits]
     if limit is not None:
