@@ -6,6 +6,7 @@ A new encoder is a class here, in `AnyInput`, and the module that the class name
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -22,6 +23,7 @@ from pydantic import (
 )
 
 TensorDtype = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+PositiveInt = Annotated[int, Field(gt=0)]
 Shape = tuple[Annotated[int, Field(gt=0)], ...]
 
 
@@ -161,17 +163,104 @@ class CategoricalInput(MatrixInput):
         return self.unknown
 
 
+class TextInput(InputSpec):
+    """Columns of text become tokens: one column, two that make a pair, or any number that `join` puts together.
+
+    Attributes:
+        tokenizer: the folder of the tokenizer, inside the model directory.
+        max_length: tokens at most, special ones included; what the model and the tokenizer take by default.
+        join: stands between the columns of one text; without it two columns are a pair.
+        prefix: stands before every text, as some models were trained (`query: `).
+        fill: replaces a null; without it a null is a row error.
+    """
+
+    MODULE = "handlers.encode.text"
+
+    encoder: Literal["text"] = "text"
+    tokenizer: str = "."
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    join: str | None = None
+    prefix: str = ""
+    fill: str | None = None
+
+    @model_validator(mode="after")
+    def _inside(self) -> TextInput:
+        if PurePosixPath(self.tokenizer).is_absolute() or ".." in PurePosixPath(self.tokenizer).parts:
+            raise ValueError(f'tokenizer must name a folder in the model directory, not "{self.tokenizer}"')
+        return self
+
+
+class ImageInput(InputSpec):
+    """A column of image files, as bytes or paths, becomes float32 of (rows, channels, height, width).
+
+    Attributes:
+        resize: the shorter side in pixels, or height and width.
+        crop: height and width of the middle that is kept; one number for both.
+        interpolation: of `resize`, with antialiasing.
+        mode: `RGB`, or `L` for one channel of grey.
+        scale: what pixels of 0 … 255 are multiplied by.
+        mean: one number a channel, taken off after scaling; with `std`.
+        std: one number a channel, by which the rest is divided.
+        max_pixels: an image of more is a row error, before it is decoded.
+    """
+
+    MODULE = "handlers.encode.image"
+
+    encoder: Literal["image"] = "image"
+    resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mode: Literal["RGB", "L"] = "RGB"
+    scale: Annotated[float, Field(gt=0)] = 1 / 255
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    max_pixels: PositiveInt = 50_000_000
+
+    @model_validator(mode="after")
+    def _sizes(self) -> ImageInput:
+        if self.crop is None and not isinstance(self.resize, tuple):
+            raise ValueError(
+                "an image input needs crop, or resize as [height, width], so that all images have one size"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.channels:
+                raise ValueError(f"{name} has {len(values)} values; mode {self.mode} has {self.channels} channels")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """How many channels the tensor has."""
+        return 3 if self.mode == "RGB" else 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the tensor."""
+        size = self.crop if self.crop is not None else self.resize
+        return size if isinstance(size, tuple) else (int(size or 0), int(size or 0))
+
+
 def _encoder_of(value: Any) -> Any:
     """The name of the encoder of a spec, or of the mapping that it is made of; numeric where none is named."""
     return value.get("encoder", "numeric") if isinstance(value, Mapping) else getattr(value, "encoder", None)
 
 
 AnyInput = Annotated[
-    Annotated[NumericInput, Tag("numeric")] | Annotated[CategoricalInput, Tag("categorical")],
+    Annotated[NumericInput, Tag("numeric")]
+    | Annotated[CategoricalInput, Tag("categorical")]
+    | Annotated[TextInput, Tag("text")]
+    | Annotated[ImageInput, Tag("image")],
     Discriminator(_encoder_of),
 ]
 
-SPECS: dict[str, type[InputSpec]] = {"numeric": NumericInput, "categorical": CategoricalInput}
+SPECS: dict[str, type[InputSpec]] = {
+    "numeric": NumericInput,
+    "categorical": CategoricalInput,
+    "text": TextInput,
+    "image": ImageInput,
+}
 
 _ADAPTER: TypeAdapter[InputSpec] = TypeAdapter(AnyInput)
 

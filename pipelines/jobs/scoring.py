@@ -112,6 +112,7 @@ def scoring(options: ScoreOptions, model: ModelDir, source: Input, sample: pa.Re
         columns=options.sink.columns,
         preprocess=options.model.preprocess,
         postprocess=options.model.postprocess,
+        probabilities=options.sink.probabilities,
         placement=placement(options.model),
         batching=Batching(batch_size=options.model.batch_size),
         hints=ResourceHints(options.model.accelerator, options.model.min_ram),
@@ -153,16 +154,13 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     files = read.files | "Files" >> FileOutcomes()
     counts = (
         scored.counts,
-        read.files | "RowsRead" >> beam.Map(_rows_read),
         read.dead_letters | "RowsUnreadable" >> beam.Map(_dead_at_read),
-        files | "FilesRead" >> beam.Map(lambda outcome: outcome.counts()),
+        files.counts,
     ) | "AllCounts" >> beam.Flatten()
     _ = {
         "predictions": predictions,
         "dead_letters": dead_letters,
-        "failed_files": files
-        | "Failed" >> beam.Filter(lambda outcome: outcome.error is not None)
-        | beam.Map(lambda outcome: outcome.failed()),
+        "failed_files": files.failed | "Failed" >> beam.Map(lambda outcome: outcome.failed()),
         "counts": counts,
     } | "Publish" >> Publish(publication)
 
@@ -264,10 +262,6 @@ def _cause(error: Exception) -> BaseException:
                 return kind(message)
             return TorchbeamError(f"the run failed: {name}: {message}")
     return TorchbeamError(f"the run failed: {type(error).__name__}: {errors.one_line(error)}")
-
-
-def _rows_read(file: Any) -> Counts:
-    return Counts(rows_read=file.rows)
 
 
 def _dead_at_read(letters: pa.RecordBatch) -> Counts:

@@ -78,6 +78,7 @@ class TestMetadata:
             ("device", ["auto", "cpu", "cuda", "cuda:1"], ["tpu", "cuda:", "gpu"]),
             ("precision", ["float32", "bfloat16", "float16"], ["int4", "float64"]),
             ("compile", ["true", "false"], ["perhaps", "1"]),
+            ("probabilities", ["true", "false"], ["perhaps"]),
             ("overwrite", ["true", "false"], ["perhaps"]),
             ("model_copies", ["1", "4"], ["0", "two"]),
             (
@@ -175,6 +176,7 @@ def values_of_all_parameters(table: Path, model: Path, output: Path) -> dict[str
         "output": str(output),
         "output_format": "parquet",
         "columns": "id,code",
+        "probabilities": "true",
         "overwrite": "true",
         "report": str(output / "own-report.json"),
     }

@@ -108,6 +108,7 @@ class Score(beam.PTransform[Any, Any]):
         columns: names and patterns of the input columns that the predictions carry.
         preprocess: functions on rows, as `module:function`, after those of the model directory.
         postprocess: functions on predictions, likewise.
+        probabilities: whether a classification gives the probability of every class, too.
         placement: where the model runs in every worker.
         batching: rows and bytes of a chunk, and rows of a call of the model.
         hints: resource hints of the inference step.
@@ -129,6 +130,7 @@ class Score(beam.PTransform[Any, Any]):
     columns: Sequence[str] = ("*",)
     preprocess: Sequence[str] = ()
     postprocess: Sequence[str] = ()
+    probabilities: bool = False
     placement: Placement = Placement()
     batching: Batching = Batching()
     hints: ResourceHints = ResourceHints()
@@ -183,7 +185,9 @@ class Score(beam.PTransform[Any, Any]):
         rows = admit(sample, self._schema, frozenset(), self.source)
         rows = rows.take(pa.array(sorted(set(range(rows.num_rows)) - refusals(rows).keys()), pa.int64()))
         chain = Chain.of(self._model.spec, tuple(self.preprocess), tuple(self.postprocess))
-        return make_plan(self._model, predictor, rows, chain, tuple(self.columns), strict=strict)
+        return make_plan(
+            self._model, predictor, rows, chain, tuple(self.columns), probabilities=self.probabilities, strict=strict
+        )
 
     def expand(self, chunks: PCollection[Any]) -> ScoredRows:
         """Admit → rechunk → RunInference → split."""
@@ -234,6 +238,7 @@ class _Split(beam.DoFn):
             rows_dropped=scored.dropped,
             rows_dead=scored.dead_letters.num_rows,
             dead_by_error=dict(scored.dead_by_error),
+            noted=dict(scored.stats.counts),
         )
         if self.run_id:
             progress.add(self.run_id, counts)
