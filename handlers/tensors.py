@@ -90,14 +90,14 @@ class Ragged:
         return list(self.values.split(self.lengths.tolist()))
 
     def take(self, indices: np.ndarray) -> Ragged:
-        """The rows at `places`."""
+        """The rows at `indices`."""
         lengths = self.lengths[indices]
         offsets = _offsets(lengths)
         tokens = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][indices] - offsets[:-1], lengths)
         return Ragged(self.values[torch.from_numpy(tokens)], offsets)
 
     def pad(self, indices: np.ndarray, length: int, value: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows at `places` as one tensor of (len(places), length, …), and the mask (bool) of what is real in it."""
+        """The rows at `indices` as one tensor of (len(indices), length, …), and the mask (bool) of what is real in it."""
         part = self.take(indices)
         mask = torch.from_numpy(np.arange(length) < part.lengths[:, None])
         padded = torch.full((len(indices), length, *self.values.shape[1:]), value, dtype=self.values.dtype)

@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from transforms.inference.failure_rate import FailureRateError
     from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
     from transforms.inference.score import Score, ScoredRows
-    from transforms.sinks.write import WriteChunks
+    from transforms.sinks.write import Part, WriteChunks
     from transforms.sources.planning import Input, plan_input
     from transforms.sources.read import Read, ReadChunks
+    from transforms.sources.splits import FileRead
 
 __all__ = [
     "AccountingError",
@@ -44,10 +45,12 @@ __all__ = [
     "DeviceLostError",
     "FailedPrediction",
     "FailureRateError",
+    "FileRead",
     "Inferences",
     "Input",
     "ModelDir",
     "Padding",
+    "Part",
     "Placement",
     "Ragged",
     "Read",
@@ -78,10 +81,12 @@ _HOMES = {
     "DeviceLostError": "handlers.errors",
     "FailedPrediction": "handlers.elements.failures",
     "FailureRateError": "transforms.inference.failure_rate",
+    "FileRead": "transforms.sources.splits",
     "Inferences": "transforms.inference.run_torch_inference",
     "Input": "transforms.sources.planning",
     "ModelDir": "handlers.model.directory",
     "Padding": "handlers.tensors",
+    "Part": "transforms.sinks.write",
     "Placement": "handlers.predict.placement",
     "Ragged": "handlers.tensors",
     "Read": "transforms.sources.read",
