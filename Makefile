@@ -5,10 +5,11 @@
 # make clean    remove what the targets made, the virtual environment too
 # make template PROJECT=… BUCKET=… [REGION=…] [GPU=1] [RUN=1]    print, or build, the Flex Template for Dataflow
 # make template-metadata    write its metadata.json anew
+# make api                  write docs/api.md anew from the docstrings
 # make check-image          execute its Dockerfile with stand-ins for the public images (root, buildah, debootstrap)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup score test lint types format lock spark-job-server clean template template-metadata check-image
+.PHONY: help setup score test lint types format lock spark-job-server clean template template-metadata api check-image
 SHELL := /bin/bash
 
 VENV := .venv
@@ -53,7 +54,7 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 
 score: $(STAMP)
 	$(BIN)/python examples/digits/train.py $(OUT)
-	$(BIN)/python -m pipelines.score --input=$(OUT)/table.parquet --model=$(OUT)/model --output=$(OUT)/scored --overwrite
+	$(BIN)/python -m torchbeam score --input=$(OUT)/table.parquet --model=$(OUT)/model --output=$(OUT)/scored --overwrite
 	@$(BIN)/python examples/digits/show.py $(OUT)/scored
 
 test: lint types
@@ -82,6 +83,9 @@ template:
 
 template-metadata: $(STAMP)
 	$(BIN)/python templates/metadata.py
+
+api: $(STAMP)
+	$(BIN)/python docs/make_api.py
 
 check-image: $(STAMP)
 	PYTHON=$(BIN)/python templates/check_image.sh score

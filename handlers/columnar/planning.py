@@ -23,6 +23,8 @@ from handlers.model.directory import ModelDir
 from handlers.predict.predictor import Predictor
 from handlers.stats import Stats
 
+_SAMPLE_WANTED = "give a sample of rows, which settles it"
+
 
 def make_plan(
     model: ModelDir,
@@ -32,6 +34,7 @@ def make_plan(
     columns: tuple[str, ...] = ("*",),
     *,
     probabilities: bool = False,
+    strict: bool = False,
 ) -> Plan:
     """Settles a run on the driver, by scoring a sample of its rows.
 
@@ -42,6 +45,8 @@ def make_plan(
         chain: the functions before and after the model.
         columns: names and patterns of the input columns to carry into the output.
         probabilities: whether a classification gives the probability of every class, too.
+        strict: refuse an empty sample where only rows can settle something. Without it every row that turns up after all
+            becomes a dead letter.
 
     Raises:
         UsageError: for columns, features or functions that cannot work.
@@ -61,6 +66,8 @@ def make_plan(
     except UsageError as error:
         if raw.num_rows or not (chain.preprocess or isinstance(error, UnknownLengthError)):
             raise
+        if strict:
+            raise UsageError(f"{error}; {_SAMPLE_WANTED}") from None
         # Without a row nobody knows which columns a function makes, or how long lists are. A run of no rows goes
         # on all the same; should rows turn up after all, they are dead letters.
         blank = Scorer(model, plan, predictor)
@@ -80,6 +87,8 @@ def make_plan(
     _check_names(rows.batch.schema, raw.schema)
     for step in chain.after(model.code()):
         rows = _try(step, rows) if scored else step.run(rows)[0]
+        if strict and not scored:
+            _check_settled(step, rows.batch)
     return replace(plan, output=rows.batch.schema)
 
 
@@ -92,6 +101,14 @@ def _try(step: Step, rows: Rows) -> Rows:
         first = failed[min(failed)].message
         raise UsageError(f"{step.stage} fails on each of the first {len(failed)} rows: {first}")
     return result
+
+
+def _check_settled(step: Step, batch: pa.RecordBatch) -> None:
+    """Refuses a function whose columns cannot be told from what it made of `batch`, which began as rows of zeros."""
+    if not batch.num_rows:
+        raise UsageError(f"{step.stage} {step.name} gives no row for rows of zeros; {_SAMPLE_WANTED}")
+    if untyped := [field.name for field in batch.schema if pa.types.is_null(field.type)]:
+        raise UsageError(f'{step.stage} {step.name} gives only null in column "{untyped[0]}"; {_SAMPLE_WANTED}')
 
 
 def _zeros(scorer: Scorer, sample: pa.RecordBatch) -> Rows:

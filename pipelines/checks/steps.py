@@ -71,7 +71,7 @@ def device(options: ScoreOptions) -> Finding[None]:
 
 def load(options: ScoreOptions, model: ModelDir) -> Finding[Predictor]:
     """The model's code can be imported and its weights fit it."""
-    predictor = score_job.load_here(options, model)
+    predictor = Predictor(model.load(), score_job.placement_here(options), options.model.batch_size)
     module = predictor.module
     numbers = sum(each.numel() for each in module.parameters()) if isinstance(module, torch.nn.Module) else 0
     return Finding(f"{numbers:,} parameters, loaded on {predictor.device}", predictor)
@@ -95,7 +95,7 @@ def read_input(options: ScoreOptions, model: Outcome[ModelDir]) -> Finding[Sourc
 
 def columns(options: ScoreOptions, model: ModelDir, predictor: Predictor, source: Source) -> Finding[Plan]:
     """The columns fit the signature, and the functions of the user run."""
-    plan = score_job.settle_plan(options, model, predictor, source.sample)
+    plan = score_job.scoring(options, model, source.input, source.sample).settle(predictor)
     inputs = [f"{bound.spec.name} takes {_names(bound.columns)}" for bound in plan.inputs]
     made = [name for name in plan.output.names if name not in plan.carried] if plan.output else []
     return Finding(f"{'; '.join(inputs) or 'no inputs'}; the output gets {_names(made)}", plan)

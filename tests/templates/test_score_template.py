@@ -134,7 +134,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     What it depends on is borrowed from the environment of the tests by a path; installing PyTorch anew takes minutes.
     """
     folder = tmp_path_factory.mktemp("clean")
-    for name in ("handlers", "pipelines", "transforms"):
+    for name in ("handlers", "pipelines", "torchbeam", "transforms"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source")

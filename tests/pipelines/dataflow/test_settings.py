@@ -83,7 +83,7 @@ class TestSubmission:
     def test_hints_image_and_setup_file(self, command: list[str], service: FakeDataflow, tmp_path: Path) -> None:
         """The package by --setup_file, an image, both hints: in the posted job and in the staged pipeline."""
         source = tmp_path / "source"
-        for name in ("handlers", "pipelines", "transforms"):
+        for name in ("handlers", "pipelines", "torchbeam", "transforms"):
             shutil.copytree(ROOT / name, source / name)
         for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
             shutil.copy(ROOT / name, source)
@@ -436,7 +436,7 @@ def test_wheel_can_be_installed_and_has_everything(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for package in ("handlers", "pipelines", "transforms"):
+    for package in ("handlers", "pipelines", "torchbeam", "transforms"):
         for file in (ROOT / package).rglob("*.py"):
             installed = tmp_path / "site" / file.relative_to(ROOT)
             assert installed.read_bytes() == file.read_bytes()
