@@ -28,10 +28,10 @@ def contained(call: Callable[..., R], *arguments: Any) -> R:
     """Calls `call`; what would end the process, such as sys.exit in a user's code, is an error like any other."""
     try:
         return call(*arguments)
-    except (Exception, KeyboardInterrupt, GeneratorExit):
+    except (Exception, KeyboardInterrupt):
         raise
-    except BaseException as end:
-        raise RuntimeError(f"{type(end).__name__}: {end}") from end
+    except BaseException as end:  # SystemExit, GeneratorExit, and others that a library may have made
+        raise RuntimeError(f"{type(end).__name__}: {end}".removesuffix(": ")) from end
 
 
 def isolate(

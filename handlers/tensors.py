@@ -11,6 +11,8 @@ import torch
 from handlers.errors import UsageError
 
 MAX_TOKENS = 16_384
+# A model that takes an input of such a name is told by it which tokens are padding.
+MASKS = ("attention_mask", "mask", "padding_mask")
 
 
 @dataclass(frozen=True)

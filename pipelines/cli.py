@@ -11,6 +11,8 @@ from pipelines.command import process
 COMMANDS = {
     "score": "score a table with a PyTorch model",
     "doctor": "check before a run what would fail in it",
+    "describe": "tell what a model directory holds",
+    "init": "make a model directory of one of Hugging Face's",
 }
 
 
@@ -32,4 +34,4 @@ def main(argv: list[str] | None = None) -> int:
 
 def start() -> NoReturn:
     """The console script."""
-    process.run(main)
+    process.run(main, " ".join(["torchbeam", *sys.argv[1:2]]))

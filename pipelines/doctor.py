@@ -150,4 +150,4 @@ def _count(number: int, what: str) -> str:
 
 
 if __name__ == "__main__":
-    process.run(main)
+    process.run(main, PROG)

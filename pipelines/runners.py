@@ -14,14 +14,18 @@ from apache_beam.options.pipeline_options import DirectOptions, PipelineOptions,
 from apache_beam.runners.runner import PipelineRunner, create_runner
 
 from handlers.errors import UsageError, one_line
+from handlers.paths import is_remote
+from pipelines.command.hosts import host_of, is_loopback
 from pipelines.command.options import IN_PROCESS, ModelOptions, Parser, RunOptions, SinkOptions, SourceOptions
 from pipelines.dataflow import settings as dataflow
 from pipelines.spark.checks import check_spark, check_versions
+from pipelines.spark.master import on_loopback
 from pipelines.spark.session import spark_session
-from pipelines.spark.submit import Submission
+from pipelines.spark.submit import Submission, is_local
 from pipelines.spark.submit import settle as settle_spark
 from transforms import progress
 from transforms.accounting import Counts
+from transforms.bigquery import is_bigquery
 
 
 def in_process(runner: str) -> bool:
@@ -123,7 +127,7 @@ def session(launch: Launch, runner: str, run_id: str, *, verbose: bool) -> Abstr
 
 def check_paths(run: RunOptions, arguments: Sequence[str], paths: Sequence[str | None]) -> None:
     """Refuses local paths where workers run on other machines, unless they are said to be shared."""
-    local = [path for path in paths if path is not None and "://" not in path and not path.startswith("bigquery:")]
+    local = [path for path in paths if path is not None and not is_remote(path) and not is_bigquery(path)]
     if not local or run.shared_filesystem or in_process(run.runner):
         return
     where = _remote_workers(run.runner, arguments)
@@ -135,17 +139,20 @@ def check_paths(run: RunOptions, arguments: Sequence[str], paths: Sequence[str |
 
 
 def _remote_workers(runner: str, arguments: Sequence[str]) -> str | None:
-    """The master whose workers are on other machines; None where they are on this one."""
+    """The master whose workers are on other machines; None where they are on this one.
+
+    A master that listens on a loopback address has no others.
+    """
     if runner == dataflow.RUNNER:
-        return "Dataflow"
+        return None if dataflow.stands_in(arguments) else "Dataflow"
     parsed = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parsed.add_argument("--spark_master_url", default="local")
     parsed.add_argument("--flink_master", default="[auto]")
     values, _ = parsed.parse_known_args(arguments)
-    for master in (values.spark_master_url, values.flink_master):
-        if not master.startswith(("local", "[")):
-            return str(master)
-    return None
+    spark, flink = values.spark_master_url, values.flink_master
+    if not is_local(spark) and not on_loopback(spark):
+        return str(spark)
+    return None if flink in ("[auto]", "[local]") or is_loopback(host_of(flink)) else str(flink)
 
 
 def _refuse_unknown(arguments: Sequence[str], *, strict: bool) -> None:

@@ -121,4 +121,4 @@ def set_up_logging(verbose: bool) -> None:
 
 
 if __name__ == "__main__":
-    process.run(main)
+    process.run(main, PROG)

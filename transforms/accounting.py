@@ -5,16 +5,19 @@ The counts come from the data itself, combined in the pipeline: metrics count a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import apache_beam as beam
-from apache_beam.pvalue import PCollection
+from apache_beam.pvalue import PCollection, TaggedOutput
 
 from handlers.errors import TorchbeamError
+
+_FAILED = "failed"
+_PARTS = "parts"
 
 
 class AccountingError(TorchbeamError):
@@ -27,6 +30,7 @@ class Counts:
 
     Attributes:
         dead_by_error: rows by `"stage/ErrorType"`.
+        noted: what encoders count beside, by name, as `texts_truncated`.
     """
 
     rows_read: int = 0
@@ -36,11 +40,9 @@ class Counts:
     files_read: int = 0
     files_dead: int = 0
     dead_by_error: Mapping[str, int] = field(default_factory=dict)
+    noted: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Counts) -> Counts:
-        errors = dict(self.dead_by_error)
-        for error, rows in other.dead_by_error.items():
-            errors[error] = errors.get(error, 0) + rows
         return Counts(
             rows_read=self.rows_read + other.rows_read,
             rows_scored=self.rows_scored + other.rows_scored,
@@ -48,8 +50,13 @@ class Counts:
             rows_dead=self.rows_dead + other.rows_dead,
             files_read=self.files_read + other.files_read,
             files_dead=self.files_dead + other.files_dead,
-            dead_by_error=errors,
+            dead_by_error=_sums(self.dead_by_error, other.dead_by_error),
+            noted=_sums(self.noted, other.noted),
         )
+
+
+def _sums(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
+    return {name: one.get(name, 0) + other.get(name, 0) for name in {**one, **other}}
 
 
 def total(counts: Iterable[Counts]) -> Counts:
@@ -60,7 +67,8 @@ def total(counts: Iterable[Counts]) -> Counts:
 class FileRecord(Protocol):
     """What a source says when it is done with a file, or with one split of it.
 
-    `rows` were read and handed on; `error` is None where the split was read to its end.
+    `rows` were read and handed on; `error` is None where the split was read to its end; `whole` where it is all of the
+    file.
     """
 
     @property
@@ -71,6 +79,8 @@ class FileRecord(Protocol):
     def dead(self) -> int: ...  # noqa: D102
     @property
     def error(self) -> str | None: ...  # noqa: D102
+    @property
+    def whole(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -80,10 +90,6 @@ class FileOutcome:
     path: str
     rows: int
     error: str | None
-
-    def counts(self) -> Counts:
-        """The file alone; its rows are counted where they go."""
-        return Counts(files_dead=1) if self.error is not None else Counts(files_read=1)
 
     def failed(self) -> dict[str, Any]:
         """The line of `failed_files.jsonl`."""
@@ -97,23 +103,63 @@ def file_outcome(path: str, records: Iterable[FileRecord]) -> FileOutcome:
     return FileOutcome(path, sum(record.rows for record in records), errors[0] if errors else None)
 
 
+class FileAccounts(NamedTuple):
+    """What `FileOutcomes` gives.
+
+    Attributes:
+        counts: `Counts` of the files, and of the rows that were read of them.
+        failed: the `FileOutcome` of every file with an error.
+    """
+
+    counts: PCollection[Counts]
+    failed: PCollection[FileOutcome]
+
+
 @dataclass(eq=False)
 class FileOutcomes(beam.PTransform[Any, Any]):
-    """`PCollection[FileRecord]`, one for each split, to `PCollection[FileOutcome]`, one for each file."""
+    """`PCollection[Sequence[FileRecord]]`, records of splits in groups of any size, to `FileAccounts`."""
 
-    def expand(self, records: PCollection[Any]) -> PCollection[FileOutcome]:
-        """Groups the records by path."""
-        outcomes: PCollection[FileOutcome] = (
-            records
-            | "ByPath" >> beam.Map(_by_path).with_output_types(tuple[str, Any])
-            | "Group" >> beam.GroupByKey()
-            | "Outcome" >> beam.MapTuple(file_outcome).with_output_types(FileOutcome)
+    def expand(self, records: PCollection[Any]) -> FileAccounts:
+        """Only files of several splits are shuffled, by path; all others are settled where they were read."""
+        found = records | "Whole" >> beam.ParDo(_WholeFiles()).with_outputs(  # type: ignore[no-untyped-call]
+            _FAILED, _PARTS, main="counts"
         )
-        return outcomes
+        joined = (
+            found[_PARTS]
+            | "Group" >> beam.GroupByKey()
+            | "Join" >> beam.MapTuple(file_outcome).with_output_types(FileOutcome)
+            | "Joined" >> beam.ParDo(_Outcome()).with_outputs(_FAILED, main="counts")  # type: ignore[no-untyped-call]
+        )
+        return FileAccounts(
+            (found.counts, joined.counts) | "Counts" >> beam.Flatten(),
+            (found[_FAILED], joined[_FAILED]) | "Failed" >> beam.Flatten(),
+        )
 
 
-def _by_path(record: FileRecord) -> tuple[str, FileRecord]:
-    return record.path, record
+@beam.typehints.with_output_types(Counts, failed=FileOutcome, parts=tuple[str, Any])
+class _WholeFiles(beam.DoFn):
+    def process(self, records: Sequence[FileRecord]) -> Iterator[Any]:
+        outcomes = [file_outcome(record.path, [record]) for record in records if record.whole]
+        yield replace(_file_counts(outcomes), rows_read=sum(record.rows for record in records))
+        for outcome in outcomes:
+            if outcome.error is not None:
+                yield TaggedOutput(_FAILED, outcome)
+        for record in records:
+            if not record.whole:
+                yield TaggedOutput(_PARTS, (record.path, record))
+
+
+@beam.typehints.with_output_types(Counts, failed=FileOutcome)
+class _Outcome(beam.DoFn):
+    def process(self, outcome: FileOutcome) -> Iterator[Any]:
+        yield _file_counts([outcome])
+        if outcome.error is not None:
+            yield TaggedOutput(_FAILED, outcome)
+
+
+def _file_counts(outcomes: Sequence[FileOutcome]) -> Counts:
+    dead = sum(outcome.error is not None for outcome in outcomes)
+    return Counts(files_read=len(outcomes) - dead, files_dead=dead)
 
 
 def report(counts: Counts, *, model_name: str, model_version: str, runner: str, seconds: float) -> dict[str, Any]:
@@ -136,6 +182,7 @@ def report(counts: Counts, *, model_name: str, model_version: str, runner: str, 
         "seconds": round(seconds, 3),
         "rows_per_second": round(counts.rows_read / seconds, 1) if seconds > 0 else 0.0,
         "dead_by_error": dict(sorted(counts.dead_by_error.items(), key=lambda item: (-item[1], item[0]))),
+        **({"noted": dict(sorted(counts.noted.items()))} if counts.noted else {}),
         "failure_rate": counts.rows_dead / counts.rows_read if counts.rows_read else 0.0,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "torchbeam": _own_version(),

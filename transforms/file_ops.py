@@ -16,6 +16,8 @@ import pyarrow as pa
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
+from handlers.paths import is_remote
+
 
 def join(folder: str, name: str) -> str:
     """`name` in `folder`."""
@@ -32,14 +34,9 @@ def folder_of(path: str) -> str:
     return posixpath.dirname(path) or "."
 
 
-def is_local(path: str) -> bool:
-    """Whether `path` is on a disk of this host."""
-    return FileSystems.get_scheme(path) is None
-
-
 def exists(path: str) -> bool:
     """Whether there is a file, or on a disk a folder, at `path`."""
-    return Path(path).exists() if is_local(path) else bool(FileSystems.exists(path))
+    return bool(FileSystems.exists(path)) if is_remote(path) else Path(path).exists()
 
 
 def _matches(pattern: str) -> Iterator[str]:
@@ -49,15 +46,15 @@ def _matches(pattern: str) -> Iterator[str]:
 
 def files_in(folder: str, pattern: str) -> list[str]:
     """The files of a folder whose names fit `pattern`; none where there is no such folder."""
-    if is_local(folder):
+    if not is_remote(folder):
         return [join(folder, path.name) for path in Path(folder).glob(pattern)]
     return list(_matches(join(escape(folder), pattern)))
 
 
 def present(paths: Iterable[str]) -> set[str]:
     """Those of `paths` that are there; remote folders are listed, which takes fewer calls than asking for each file."""
-    local = {path for path in paths if is_local(path) and exists(path)}
-    remote = {path for path in paths if not is_local(path)}
+    local = {path for path in paths if not is_remote(path) and exists(path)}
+    remote = {path for path in paths if is_remote(path)}
     folders = {folder_of(path) for path in remote}
     return local | (remote & {found for folder in folders for found in _matches(join(escape(folder), "*"))})
 
@@ -65,17 +62,17 @@ def present(paths: Iterable[str]) -> set[str]:
 def remove(paths: Sequence[str]) -> None:
     """Removes files, which on a disk may be gone already."""
     for path in paths:
-        if is_local(path):
+        if not is_remote(path):
             Path(path).unlink(missing_ok=True)
     # Of the remote file systems only Google's takes what is to be deleted for a pattern.
-    remote = [escape(path) if path.startswith("gs://") else path for path in paths if not is_local(path)]
+    remote = [escape(path) if path.startswith("gs://") else path for path in paths if is_remote(path)]
     if remote:
         FileSystems.delete(remote)
 
 
 def remove_tree(folder: str) -> None:
     """Removes a folder with all that is in it; none there is no error."""
-    if is_local(folder):
+    if not is_remote(folder):
         shutil.rmtree(folder, ignore_errors=True)
         return
     if FileSystems.get_filesystem(folder).has_dirs():
@@ -87,10 +84,10 @@ def remove_tree(folder: str) -> None:
 
 def rename(moves: Sequence[tuple[str, str]]) -> None:
     """Gives each file, by its present path, another path; folders are made."""
-    local = [(source, target) for source, target in moves if is_local(target)]
+    local = [(source, target) for source, target in moves if not is_remote(target)]
     for source, target in local:
         _rename_local(source, target)
-    remote = [move for move in moves if not is_local(move[1])]
+    remote = [move for move in moves if is_remote(move[1])]
     for folder in {folder_of(target) for _, target in remote}:
         if not exists(folder):
             FileSystems.mkdirs(folder)
@@ -105,7 +102,7 @@ def _rename_local(source: str, target: str) -> None:
 
 def create(path: str) -> pa.NativeFile:
     """Opens `path`, local or remote, for writing; its folders are made."""
-    if is_local(path):
+    if not is_remote(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         return pa.OSFile(path, "wb")
     return pa.PythonFile(FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED), mode="w")
@@ -119,7 +116,7 @@ def read_text(path: str) -> str:
 
 def write_text(path: str, text: str) -> None:
     """Writes a whole file or none: by renaming on a local disk; remote stores show a file once it is closed."""
-    if not is_local(path):
+    if is_remote(path):
         with create(path) as file:
             file.write(text.encode())
         return

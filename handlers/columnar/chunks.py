@@ -39,20 +39,23 @@ DEAD_LETTER_TYPE = pa.struct(
 )
 
 
-def with_provenance(batch: pa.RecordBatch, source: str, rows: int | np.ndarray | pa.Array) -> pa.RecordBatch:
+def with_provenance(
+    batch: pa.RecordBatch, source: str | pa.DictionaryArray, rows: int | np.ndarray | pa.Array
+) -> pa.RecordBatch:
     """Adds the provenance columns to `batch`.
 
     Args:
-        batch: rows of one source, without provenance.
-        source: the file or table that they come from.
+        batch: rows without provenance.
+        source: the file or table that they come from, or one for each row.
         rows: their row numbers, int64 of length `batch.num_rows`, or the number of the first where they are in a run.
     """
     count = batch.num_rows
     if isinstance(rows, int):
         rows = np.arange(rows, rows + count, dtype=np.int64)
-    sources = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, dtype=np.int32)), pa.array([source], pa.string()))
+    if isinstance(source, str):
+        source = pa.DictionaryArray.from_arrays(pa.array(np.zeros(count, np.int32)), pa.array([source], pa.string()))
     return pa.RecordBatch.from_arrays(
-        [*batch.columns, sources, pa.array(rows, pa.int64())],
+        [*batch.columns, source, pa.array(rows, pa.int64())],
         schema=batch.schema.append(SOURCE_FIELD).append(ROW_FIELD),
     )
 
@@ -98,6 +101,14 @@ def dead_letters(chunk: pa.RecordBatch, failures: Sequence[RowFailure], model_ve
     )
     rows = without_provenance(chunk)
     return pa.RecordBatch.from_arrays([*rows.columns, letter], schema=dead_letter_schema(rows.schema))
+
+
+def rows_within(batch: pa.RecordBatch, start: int, rows: int, max_bytes: int) -> int:
+    """How many rows of `batch` from `start` on have `max_bytes` together: at most `rows`, and at least 1."""
+    rows = min(rows, batch.num_rows - start)
+    while rows > 1 and (size := batch.slice(start, rows).nbytes) > max_bytes:
+        rows = max(min(rows * max_bytes // size, rows - 1), 1)
+    return rows
 
 
 def merge(chunks: Sequence[pa.RecordBatch]) -> pa.RecordBatch:

@@ -14,7 +14,7 @@ from handlers.batching import Batching, ResourceHints
 from handlers.columnar.chunks import merge
 from handlers.columnar.plan import Plan
 from handlers.columnar.scorer import Scored, Scorer
-from handlers.errors import DeviceLostError
+from handlers.errors import DeviceLostError, UsageError
 from handlers.metrics import InferenceMetrics
 from handlers.model.directory import ModelDir
 from handlers.predict.faults import leave_lost_process
@@ -82,6 +82,13 @@ class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
             failed[error.rpartition("/")[0]] += rows
         rows = scored.predictions.num_rows
         self._metrics.batch(rows + failed.total() + scored.dropped, rows, failed, scored.stats, scored.dropped)
+
+    def validate_inference_args(self, inference_args: object) -> None:
+        """Refuses arguments, which the columns of a chunk would not know what to do with."""
+        if inference_args is not None and inference_args != {}:
+            raise UsageError(
+                "ColumnarModelHandler takes no inference_args; make a column of them, or use TorchModelHandler"
+            )
 
     def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
         """Bytes of the Arrow buffers of the batch."""

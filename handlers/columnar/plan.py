@@ -46,6 +46,7 @@ class Plan:
         carried: input columns that go into the output.
         needed: input columns without which a file cannot be scored.
         output: schema of the predictions; None leaves each chunk as it comes out, which is how the schema is found.
+        probabilities: whether a classification gives the probability of every class.
     """
 
     chain: Chain
@@ -53,3 +54,4 @@ class Plan:
     carried: tuple[str, ...]
     needed: frozenset[str]
     output: pa.Schema | None = None
+    probabilities: bool = False

@@ -23,7 +23,13 @@ from handlers.stats import Stats
 
 
 def make_plan(
-    model: ModelDir, predictor: Predictor, sample: pa.RecordBatch, chain: Chain, columns: tuple[str, ...] = ("*",)
+    model: ModelDir,
+    predictor: Predictor,
+    sample: pa.RecordBatch,
+    chain: Chain,
+    columns: tuple[str, ...] = ("*",),
+    *,
+    probabilities: bool = False,
 ) -> Plan:
     """Settles a run on the driver, by scoring a sample of its rows.
 
@@ -33,6 +39,7 @@ def make_plan(
         sample: rows as they are read, with provenance, in the settled schema of the input. It may be empty.
         chain: the functions before and after the model.
         columns: names and patterns of the input columns to carry into the output.
+        probabilities: whether a classification gives the probability of every class, too.
 
     Raises:
         UsageError: for columns, features or functions that cannot work.
@@ -46,7 +53,7 @@ def make_plan(
     rows = Rows(raw, np.arange(raw.num_rows))
     for step in chain.before():
         rows = _try(step, rows)
-    plan = Plan(chain, (), _carried(columns, raw.schema), frozenset())
+    plan = Plan(chain, (), _carried(columns, raw.schema), frozenset(), probabilities=probabilities)
     try:
         inputs = bind_inputs(model.spec.inputs, predictor.model.inputs, rows.batch, predictor.model.parameters)
     except UsageError as error:
@@ -101,8 +108,9 @@ def _carried(columns: tuple[str, ...], schema: pa.Schema) -> tuple[str, ...]:
     if columns == ("*",):
         return tuple(names)
     found: dict[str, None] = {}
+    known = dict.fromkeys(names)
     for pattern in columns:
-        matches = match_columns(pattern, names)
+        matches = match_columns(pattern, known)
         if not matches:
             raise UsageError(f'--columns: there is no column "{pattern}"; there are: {", ".join(names[:20])}')
         found |= dict.fromkeys(matches)

@@ -53,7 +53,7 @@ class Scorer:
 
     def __init__(self, model: ModelDir, plan: Plan, predictor: Predictor, load: Load | None = None) -> None:
         self.plan = plan
-        self.stage = ModelStage(model, plan.inputs, predictor)
+        self.stage = ModelStage(model, plan.inputs, predictor, probabilities=plan.probabilities)
         self._before = plan.chain.before()
         self._after = plan.chain.after()
         if plan.output is not None:

@@ -68,14 +68,17 @@ class ModelStage:
         model: the model directory.
         inputs: its inputs, bound to the columns of the rows.
         predictor: the model, loaded.
+        probabilities: whether a classification gives the probability of every class.
 
     Raises:
         UsageError: where an encoder misses something in the model directory.
     """
 
-    def __init__(self, model: ModelDir, inputs: Sequence[BoundInput], predictor: Predictor) -> None:
+    def __init__(
+        self, model: ModelDir, inputs: Sequence[BoundInput], predictor: Predictor, *, probabilities: bool = False
+    ) -> None:
         self.version = model.version
-        self._head = model.spec.head
+        self._head = replace(model.spec.head, probabilities=probabilities)
         self._inputs = prepared(inputs, model)
         self._padding = next((bound.padding for bound in self._inputs if bound.padding), None)
         if self._padding is not None and self._head.task != "raw":  # no other head takes one output a token

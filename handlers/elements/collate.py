@@ -28,12 +28,9 @@ from handlers.errors import TorchbeamError, one_line
 from handlers.isolation import isolate
 from handlers.model.directory import ModelDir
 from handlers.predict.loaded import LoadedModel
-from handlers.tensors import Padding, Ragged, take
+from handlers.tensors import MASKS, Padding, Ragged, take
 
 Collate = Callable[[Sequence[Any]], Mapping[str, torch.Tensor | Ragged]]
-
-# A model that takes an input of such a name, which no example has, is told by it which places are padding.
-MASKS = ("attention_mask", "mask", "padding_mask")
 
 
 @dataclass(frozen=True)

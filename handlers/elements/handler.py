@@ -17,6 +17,7 @@ from types import NoneType
 from typing import Any, TypedDict, TypeVar, Unpack
 
 from apache_beam.ml.inference.base import PredictionResult
+from apache_beam.pvalue import AsSideInput
 
 from handlers.base import MeteredHandler
 from handlers.batching import ResourceHints
@@ -161,10 +162,14 @@ class TorchModelHandler(MeteredHandler[Any, PredictionResult, ExampleScorer]):
         """About how many bytes the examples take, by the first of them (Beam's own pickles the whole batch to know)."""
         return len(batch) * example_bytes(batch[0]) if len(batch) else 0
 
-    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
-        """Refuses, before the pipeline runs, what cannot be keyword arguments."""
-        if inference_args and not all(isinstance(name, str) for name in inference_args):
-            raise UsageError("inference_args must be keyword arguments of the model's forward, by name")
+    def validate_inference_args(self, inference_args: Mapping[str, Any] | AsSideInput | None) -> None:
+        """Refuses, before the pipeline runs, what cannot be keyword arguments. A side input has no value yet."""
+        if inference_args is None or isinstance(inference_args, AsSideInput):
+            return
+        if not isinstance(inference_args, Mapping) or not all(isinstance(name, str) for name in inference_args):
+            raise UsageError(
+                "inference_args must be keyword arguments of the model's forward, by name: a dict, or beam.pvalue.AsDict"
+            )
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from handlers.encode.specs import InputSpec
 from handlers.errors import UsageError
@@ -15,18 +15,25 @@ class UnknownLengthError(UsageError):
 
 def resolve_columns(spec: InputSpec, names: Sequence[str]) -> tuple[str, ...]:
     """The columns of `names` that the patterns of `spec` stand for, in order; raises `UsageError` where one has none."""
-    found: list[str] = []
+    found: dict[str, None] = {}
+    known_names = dict.fromkeys(names)
     for pattern in spec.patterns:
-        matches = match_columns(pattern, names)
+        matches = match_columns(pattern, known_names)
         if not matches:
             known = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
             raise UsageError(
                 f'column "{pattern}" is missing; the model input "{spec.name}" needs it. There are: {known}'
             )
-        found += [name for name in matches if name not in found]
+        found |= dict.fromkeys(matches)
     return tuple(found)
 
 
-def match_columns(pattern: str, names: Sequence[str]) -> list[str]:
+def matching(patterns: Iterable[str], names: Collection[str]) -> frozenset[str]:
+    """The `names` that one of `patterns` stands for."""
+    known = dict.fromkeys(names)
+    return frozenset(name for pattern in patterns for name in match_columns(pattern, known))
+
+
+def match_columns(pattern: str, names: Collection[str]) -> list[str]:
     """The `names` that `pattern` stands for: the name that it is, else all that it matches."""
     return [pattern] if pattern in names else [name for name in names if fnmatch.fnmatchcase(name, pattern)]

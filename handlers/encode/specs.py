@@ -6,6 +6,7 @@ A new encoder is a class here, in `AnyInput`, and the module that the class name
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -161,17 +162,50 @@ class CategoricalInput(MatrixInput):
         return self.unknown
 
 
+class TextInput(InputSpec):
+    """Columns of text become tokens: one column, two that make a pair, or any number that `join` puts together.
+
+    Attributes:
+        tokenizer: the folder of the tokenizer, inside the model directory.
+        max_length: tokens at most, special ones included; what the model and the tokenizer take by default.
+        join: stands between the columns of one text; without it two columns are a pair.
+        prefix: stands before every text, as some models were trained (`query: `).
+        fill: replaces a null; without it a null is a row error.
+    """
+
+    MODULE = "handlers.encode.text"
+
+    encoder: Literal["text"] = "text"
+    tokenizer: str = "."
+    max_length: Annotated[int, Field(ge=2)] | None = None
+    join: str | None = None
+    prefix: str = ""
+    fill: str | None = None
+
+    @model_validator(mode="after")
+    def _inside(self) -> TextInput:
+        if PurePosixPath(self.tokenizer).is_absolute() or ".." in PurePosixPath(self.tokenizer).parts:
+            raise ValueError(f'tokenizer must name a folder in the model directory, not "{self.tokenizer}"')
+        return self
+
+
 def _encoder_of(value: Any) -> Any:
     """The name of the encoder of a spec, or of the mapping that it is made of; numeric where none is named."""
     return value.get("encoder", "numeric") if isinstance(value, Mapping) else getattr(value, "encoder", None)
 
 
 AnyInput = Annotated[
-    Annotated[NumericInput, Tag("numeric")] | Annotated[CategoricalInput, Tag("categorical")],
+    Annotated[NumericInput, Tag("numeric")]
+    | Annotated[CategoricalInput, Tag("categorical")]
+    | Annotated[TextInput, Tag("text")],
     Discriminator(_encoder_of),
 ]
 
-SPECS: dict[str, type[InputSpec]] = {"numeric": NumericInput, "categorical": CategoricalInput}
+SPECS: dict[str, type[InputSpec]] = {
+    "numeric": NumericInput,
+    "categorical": CategoricalInput,
+    "text": TextInput,
+}
 
 _ADAPTER: TypeAdapter[InputSpec] = TypeAdapter(AnyInput)
 

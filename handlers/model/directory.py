@@ -18,12 +18,15 @@ from handlers.encode.specs import InputSpec
 from handlers.errors import UsageError
 from handlers.functions import add_to_path
 from handlers.model import remote
-from handlers.model.spec import ModelSpec, parse_spec
+from handlers.model.formats import FORMATS
+from handlers.model.formats.hub_config import is_hub_directory, with_defaults
+from handlers.model.spec import ModelSpec, parse_yaml, spec_of
+from handlers.paths import is_remote
 
 if TYPE_CHECKING:
     import torch
 
-    from handlers.predict.loaded import LoadedModel
+from handlers.predict.loaded import LoadedModel
 
 MODEL_FILE = "model.yaml"
 CODE_FOLDER = "code"
@@ -52,18 +55,15 @@ class ModelDir:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        if remote.is_remote(self.path):
-            local = remote.download(self.path, lambda folder: _version(_digests(folder)))
+        if is_remote(self.path):
+            local, self._absolute = remote.download(self.path, lambda folder: _version(_digests(folder))), ""
         else:
             local = Path(self.path)
-        self._absolute = "" if remote.is_remote(self.path) else str(local.absolute())
+            self._absolute = str(local.absolute())
         if local.is_file():
             self.spec = _bare_spec(local)
         elif local.is_dir():
-            file = local / MODEL_FILE
-            if not file.is_file():
-                raise UsageError(f"{self.path} has no {MODEL_FILE}; write one, or save the model with ModelDir.save")
-            self.spec = parse_spec(_read_text(file), f"{self.path}/{MODEL_FILE}")
+            self.spec = _directory_spec(local, self.path)
         else:
             raise UsageError(
                 f"--model {self.path} does not exist; it must be a model directory or a .pt2 or TorchScript file"
@@ -77,7 +77,7 @@ class ModelDir:
 
     def local(self) -> Path:
         """The folder (or bare file) on this machine, verified to be the version that was opened."""
-        if remote.is_remote(self.path):
+        if is_remote(self.path):
             return remote.cached(self.path, self.version, lambda folder: _version(_digests(folder)))
         local = Path(self._absolute)  # a worker's working directory is its own
         if not local.exists():
@@ -130,13 +130,15 @@ class ModelDir:
         path: str | os.PathLike[str],
         *,
         name: str | None = None,
-        task: str = "raw",
+        task: str | None = None,
         inputs: Sequence[InputSpec | Mapping[str, Any]] = (),
         format: str = "safetensors",
         architecture: str | None = None,
         arguments: Mapping[str, Any] | None = None,
         example: tuple[torch.Tensor, ...] | None = None,
         code: Sequence[str | os.PathLike[str]] = (),
+        tokenizer: Any = None,
+        image_processor: Any = None,
         **fields: Any,
     ) -> ModelDir:
         """Writes a model directory from a live module, reads it back and returns it.
@@ -146,7 +148,7 @@ class ModelDir:
             path: the directory to make. Where it is a model directory already, its `model.yaml`, weights and `code/` are
                 replaced, and other files in it stay.
             name: what the model is called; the name of the directory by default.
-            task: what its outputs mean.
+            task: what its outputs mean; `raw` by default, and what the model tells for huggingface.
             inputs: its inputs, as `InputSpec` or the mappings that `model.yaml` would hold.
             format: how the weights are written.
             architecture: `module:Class` of the module; for safetensors and state_dict, and found by itself for a class
@@ -154,6 +156,8 @@ class ModelDir:
             arguments: what the class is constructed with.
             example: for torch_export: one tensor an input, of (rows, …) with at least two rows.
             code: modules and packages of your own that the model needs on every worker; copied into `code/`.
+            tokenizer: of transformers, for huggingface; saved beside the model.
+            image_processor: the same.
             fields: further fields of `model.yaml`: labels, features, preprocess, postprocess, env_vars, threshold, output.
 
         Raises:
@@ -174,24 +178,42 @@ class ModelDir:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
             folder = Path(scratch)
             weights = save_weights(module, folder, format, example)
+            for part in (tokenizer, image_processor):
+                if part is not None:
+                    part.save_pretrained(folder)
+            whole = FORMATS[format].is_directory
             content = {
                 "name": name or target.name,
                 "task": task,
                 "format": format,
-                "weights": weights.name,
-                "sha256": _sha256(weights),
+                "weights": None if whole else weights.name,
+                "sha256": None if whole else _sha256(weights),
                 "architecture": architecture,
                 "arguments": dict(arguments or {}),
                 "inputs": [spec.given() if isinstance(spec, InputSpec) else dict(spec) for spec in inputs],
                 **fields,
             }
             text = yaml.safe_dump(_plain({key: value for key, value in content.items() if value}), sort_keys=False)
-            parse_spec(text, str(target / MODEL_FILE))
+            (folder / MODEL_FILE).write_text(text)
+            _directory_spec(folder, str(target))
             for item in map(Path, code):
                 _copy(item, folder / CODE_FOLDER / item.name)
-            (folder / MODEL_FILE).write_text(text)
             _replace(folder, target)
         return ModelDir(target)
+
+
+def _directory_spec(local: Path, path: str) -> ModelSpec:
+    """What `model.yaml` says, and what a directory of Hugging Face's tells beside it or by itself."""
+    file = local / MODEL_FILE
+    if file.is_file():
+        content = parse_yaml(_read_text(file), f"{path}/{MODEL_FILE}")
+    elif is_hub_directory(local):
+        content = {"format": "huggingface"}
+    else:
+        raise UsageError(f"{path} has no {MODEL_FILE}; write one, or save the model with ModelDir.save")
+    if content.get("format") == "huggingface":
+        content = with_defaults(content, local)
+    return spec_of(content, f"{path}/{MODEL_FILE}")
 
 
 def _replace(new: Path, target: Path) -> None:
@@ -200,9 +222,9 @@ def _replace(new: Path, target: Path) -> None:
     if (target / MODEL_FILE).is_file():
         shutil.rmtree(target / CODE_FOLDER, ignore_errors=True)
         with contextlib.suppress(UsageError):
-            old = parse_spec(_read_text(target / MODEL_FILE), MODEL_FILE)
-            if old.weights:
-                (target / old.weights).unlink(missing_ok=True)
+            old = _directory_spec(target, str(target))
+            for file in [target / old.weights] if old.weights else target.glob("*.safetensors"):
+                file.unlink(missing_ok=True)
     for item in new.iterdir():
         item.replace(target / item.name)
 

@@ -27,9 +27,8 @@ def load_model(spec: ModelSpec, local: Path) -> LoadedModel:
     """
     if spec.loader:
         return of_module(call(import_function(spec.loader, "loader"), f'loader "{spec.loader}"', local))
-    loaded: LoadedModel = _module_of(str(spec.format)).load(
-        spec, local if local.is_file() else local / str(spec.weights)
-    )
+    whole = local.is_file() or FORMATS[str(spec.format)].is_directory
+    loaded: LoadedModel = _module_of(str(spec.format)).load(spec, local if whole else local / str(spec.weights))
     return loaded
 
 

@@ -14,11 +14,6 @@ from handlers.errors import UsageError
 from handlers.model.stores import explain, prepare
 
 
-def is_remote(path: str) -> bool:
-    """Whether `path` has a scheme."""
-    return "://" in path
-
-
 def download(url: str, version_of: Callable[[Path], str]) -> Path:
     """Copies the model at `url` into this user's cache, under its version; gives the local path."""
     cache = _cache()

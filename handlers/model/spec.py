@@ -67,6 +67,8 @@ class ModelSpec(_Strict):
     output: Literal["logits", "probabilities"] = "logits"
     labels: tuple[str, ...] | None = None
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    pooling: Literal["mean", "cls", "last", "max"] | None = None
+    normalize: bool | None = None
     env_vars: dict[Annotated[str, Field(pattern=r"^[^=\x00]+$")], Annotated[str, Field(pattern=r"^[^\x00]*$")]] = {}
     preprocess: tuple[FunctionName, ...] = ()
     postprocess: tuple[FunctionName, ...] = ()
@@ -80,7 +82,7 @@ class ModelSpec(_Strict):
         else:
             if self.format is None:
                 raise ValueError(f"format is missing; write one of {', '.join(FORMATS)}")
-            if self.weights is None:
+            if self.weights is None and not FORMATS[self.format].is_directory:
                 raise ValueError("weights is missing; write the name of the weights file")
             needs_architecture = FORMATS[self.format].needs_architecture
             if needs_architecture and not self.architecture:
@@ -97,6 +99,9 @@ class ModelSpec(_Strict):
             raise ValueError(f"inputs is missing; only {telling} models can tell theirs")
         if self.task == "multilabel" and not self.labels:
             raise ValueError("labels is missing; multilabel needs them")
+        for option in ("pooling", "normalize"):
+            if getattr(self, option) is not None and not (self.format == "huggingface" and self.task == "embedding"):
+                raise ValueError(f"{option} is an option of format huggingface with task embedding")
         return self
 
     @property
@@ -107,12 +112,22 @@ class ModelSpec(_Strict):
 
 def parse_spec(text: str, path: str) -> ModelSpec:
     """Reads the text of a `model.yaml`; raises `UsageError` that names the field at fault and `path`."""
+    return spec_of(parse_yaml(text, path), path)
+
+
+def parse_yaml(text: str, path: str) -> dict[str, Any]:
+    """The fields in the text of a `model.yaml`, not validated yet; raises `UsageError` where it is no mapping."""
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must be a mapping of fields such as name, format and weights")
+    return content
+
+
+def spec_of(content: Mapping[str, Any], path: str) -> ModelSpec:
+    """Validates the fields of a `model.yaml`; raises `UsageError` that names the field at fault and `path`."""
     try:
         return ModelSpec.model_validate(content)
     except ValidationError as error:

@@ -15,6 +15,14 @@ from handlers.tensors import Ragged
 Outputs = dict[str, torch.Tensor | Ragged]
 Form = Literal["tensor", "sequence", "mapping"]
 
+_WIDER = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.complex32: torch.complex64} | {
+    dtype: torch.float32 for name, dtype in vars(torch).items() if name.startswith("float8_")
+}
+_READABLE = {
+    *(torch.bool, torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8, torch.int16, torch.int32),
+    *(torch.int64, torch.float32, torch.float64, torch.complex64, torch.complex128),
+}
+
 
 class TokenOutputs:
     """Cuts outputs with one place a token back to the lengths of their rows; finds out once which outputs those are.
@@ -103,11 +111,25 @@ def named_outputs(outputs: object) -> tuple[Form, dict[str, torch.Tensor]]:
     return form, named
 
 
-def to_cpu(tensor: torch.Tensor) -> torch.Tensor:
-    """`tensor` on the CPU; half precisions as float32."""
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        tensor = tensor.float()
-    return tensor.to("cpu")
+def to_cpu(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """An output on the CPU, as numpy and Arrow can read it: dense, dequantized, without lazy bits.
+
+    Half precisions and float8 become float32.
+
+    Raises:
+        BrokenModelError: where its dtype or layout has no counterpart.
+    """
+    if tensor.is_nested:
+        raise BrokenModelError(f'the model gave "{name}" as a nested tensor; give a padded one, or to_padded_tensor')
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    tensor = tensor.to(_WIDER.get(tensor.dtype, tensor.dtype))
+    if tensor.dtype not in _READABLE:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        raise BrokenModelError(f'the model gave "{name}" as {dtype}, which cannot be read; give float32 or an integer')
+    return tensor.to("cpu").resolve_conj().resolve_neg()
 
 
 def fill_up(tensor: torch.Tensor, rows: int) -> torch.Tensor:

@@ -306,14 +306,15 @@ class Predictor:
             }
             raw = self._call(own, arguments)
             form, named = named_outputs(raw)
-            for name, tensor in named.items():
+            outputs = {name: to_cpu(name, tensor) for name, tensor in named.items()}
+            for name, tensor in outputs.items():
                 got = len(tensor) if tensor.dim() else 0
                 if got != (fixed or rows):
                     raise BrokenModelError(
                         f'the model gave {got} rows of "{name}" for {fixed or rows}; it must give one a row, '
                         "with the rows along the first axis"
                     )
-            return form, {name: to_cpu(tensor[:rows]) for name, tensor in named.items()}
+            return form, {name: tensor[:rows] for name, tensor in outputs.items()}
 
     def _call(self, tensors: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]) -> Any:
         """Calls the model with its inputs by name; a single input goes in first, whatever it is called."""

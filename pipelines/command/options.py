@@ -30,6 +30,7 @@ def option(
     choices: Sequence[str] | None = None,
     metavar: str | None = None,
     repeatable: bool = False,
+    flag: str | None = None,
 ) -> Any:
     """A dataclass field that is a command-line flag.
 
@@ -40,8 +41,10 @@ def option(
         choices: the texts that are allowed.
         metavar: what stands for the value in `--help`.
         repeatable: whether it may be given many times; the values are a tuple.
+        flag: the name of the flag, where it cannot be that of the field.
     """
     metadata = {"help": help, "parse": parse, "choices": choices, "metavar": metavar, "repeatable": repeatable}
+    metadata["flag"] = flag
     return field(metadata=metadata) if default is REQUIRED else field(default=default, metadata=metadata)
 
 
@@ -193,6 +196,9 @@ class SinkOptions:
     columns: tuple[str, ...] = option(
         "input columns carried into the output, between commas, * for all (default: *)", ("*",), parse=names
     )
+    probabilities: bool = flag(
+        "task classification: a column probability_CLASS for every class, as evaluate reads them"
+    )
     overwrite: bool = flag("replace a finished run under --output")
     report: str | None = option(
         "where the report goes (default: <output>/report.json); required for a table", None, parse=path, metavar="FILE"
@@ -260,7 +266,8 @@ def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:
     for group in groups:
         section = made.add_argument_group(group.TITLE)  # type: ignore[attr-defined]
         for item in fields(group):
-            section.add_argument(f"--{item.name}", **_argument(item, command.strict))
+            name = item.metadata.get("flag") or item.name
+            section.add_argument(f"--{name}", dest=item.name, **_argument(item, command.strict))
     return made
 
 

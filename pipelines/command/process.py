@@ -1,34 +1,133 @@
-"""A command as the whole of a process: signals, streams that are gone, and its end."""
+"""A command as the whole of a process: signals, streams that are gone, and its end.
+
+The command runs in a child of this process, which waits for it. So there is somebody to tell of an end that no Python
+code sees: a model that calls `os._exit`, a crash in native code, `kill -9` where memory runs out.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 from typing import NoReturn
 
-INTERRUPTED = 130
+from pipelines.command.supervisor import die_with_parent
+
+FINISHED, FAILED, WRONG_USAGE, NOT_SCORED, INTERRUPTED = 0, 1, 2, 3, 130
+
+# Each interrupts the command, which then cleans up: Ctrl-C, a scheduler that ends the job, a terminal that is closed.
+_ENDING = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
+# Ctrl-C reaches parent and child, and the parent hands on what it gets. What comes again this soon is the same signal.
+_SAME_SECONDS = 1.0
+_CLEAR_LINE = "\r\x1b[K\x1b[?25h"  # of a progress bar, which hides the cursor
 
 
-def run(main: Callable[[], int]) -> NoReturn:
-    """Runs a command and ends the process with its exit code."""
-    # A scheduler that ends the job cleans up as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+def run(main: Callable[[], int], prog: str = "torchbeam") -> NoReturn:
+    """Runs a command in a child of this process and ends this one with its exit code.
+
+    Args:
+        main: the command; gives its exit code. It is forked, so nothing that has threads should be imported yet.
+        prog: the name of the command, for the line that tells of an end without an exit code of its own.
+    """
+    if not hasattr(os, "fork"):
+        _interrupt_on_signals()
+        _end(_exit_code(main))
+    _flush()
+    parent = os.getpid()
+    done, done_in_child = os.pipe()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    child = os.fork()
+    if child == 0:
+        die_with_parent(parent)
+        _interrupt_on_signals()
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _end(_exit_code(main), done_in_child)
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, _: _hand_on(number, child))
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    os.set_blocking(done, False)
+    with suppress(BlockingIOError):
+        if os.read(done, 1):
+            os._exit(status)
+    if -status in _ENDING:
+        os._exit(INTERRUPTED)
+    with suppress(OSError, ValueError):
+        clear = _CLEAR_LINE if sys.stderr.isatty() else ""
+        print(f"{clear}{prog}: error: {_how_it_ended(status)}", file=sys.stderr, flush=True)
+    os._exit(FAILED)
+
+
+def _hand_on(number: int, child: int) -> None:
+    with suppress(ProcessLookupError):
+        os.kill(child, number)
+
+
+def _interrupt_on_signals() -> None:
+    """Lets every signal to end raise KeyboardInterrupt, once; those that the starter has ignored (nohup) stay so."""
+    last = -_SAME_SECONDS
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        nonlocal last
+        if time.monotonic() - last > _SAME_SECONDS:
+            last = time.monotonic()
+            raise KeyboardInterrupt
+
+    for number in _ENDING:
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, interrupt)
+
+
+def _how_it_ended(status: int) -> str:
+    """What is told of a process that ended by itself: `status` is its exit code, or a signal as a negative number."""
+    what = "the process ended without finishing the run"
+    if status >= 0:
+        return (
+            f"{what}: exit code {status}; the model, a function or a native library has ended the process "
+            "(os._exit); let it raise an error instead"
+        )
     try:
-        code = main()
+        name = signal.Signals(-status).name
+    except ValueError:  # of those for real time
+        name = f"signal {-status}"
+    if -status == signal.SIGKILL:
+        return (
+            f"{what}: killed by {name}, as the system does where memory runs out; see its log, and give the run more "
+            "memory or a smaller --batch_size"
+        )
+    return f"{what}: ended by {name}; the model or a native library has crashed; set PYTHONFAULTHANDLER=1 to see where"
+
+
+def _exit_code(main: Callable[[], int]) -> int:
+    try:
+        return main()
     except SystemExit as end:  # --help
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
-        code = INTERRUPTED
+        return INTERRUPTED
     except OSError as error:  # of stdout, where its reader has left or its disk is full
         with suppress(OSError, ValueError):
             print(f"the output of this command cannot be written: {error.strerror}", file=sys.stderr)
-        code = 1
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError, AttributeError):
-            stream.flush()
+        return FAILED
+
+
+def _end(code: int, done: int | None = None) -> NoReturn:
+    """Ends this process; a byte in the pipe `done` tells its parent that this was meant."""
+    _flush()
+    if done is not None:
+        with suppress(OSError):
+            os.write(done, b"1")
     # Not sys.exit: threads of a runner that was interrupted or failed, or of libraries that were asked and did not
     # answer, would keep the process alive.
     os._exit(code)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):
+            stream.flush()

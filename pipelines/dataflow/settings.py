@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from handlers.errors import TorchbeamError, UsageError
+from handlers.paths import is_remote
+from pipelines.command.hosts import host_of, is_loopback
 from pipelines.command.options import ModelOptions
 
 RUNNER = "DataflowRunner"
@@ -78,6 +80,12 @@ def check_credentials(arguments: Sequence[str]) -> None:
         ) from None
 
 
+def stands_in(arguments: Sequence[str]) -> bool:
+    """Whether a server on this machine stands in for Dataflow, with files staged to its disk."""
+    given = _parse(arguments)
+    return _on_this_machine(given) and not is_remote(given.temp_location or "")
+
+
 def from_template(arguments: Sequence[str]) -> bool:
     """Whether a launcher of templates wrote the arguments; it may pass some that this version of Beam does not know."""
     return _parse(arguments).template_location is not None
@@ -131,7 +139,7 @@ def _check_launch(given: argparse.Namespace) -> list[str]:
 
 
 def _on_this_machine(given: argparse.Namespace) -> bool:
-    return "//localhost" in given.dataflow_endpoint
+    return is_loopback(host_of(given.dataflow_endpoint))
 
 
 def _check_accelerator(model: ModelOptions, given: argparse.Namespace) -> str | None:

@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass, replace
 
 from handlers.errors import UsageError
+from handlers.paths import is_remote
 from pipelines.command.options import (
     IN_PROCESS,
     Command,
@@ -17,6 +18,7 @@ from pipelines.command.options import (
     pick,
 )
 from pipelines.dataflow import settings as dataflow
+from transforms.bigquery import is_bigquery
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class ScoreOptions:
 
 def _absolute(path: str) -> str:
     # Not through Path: what a slash at the end, or a pattern, means is the source's to say.
-    if not path or ":" in path.split("/")[0]:
+    if not path or is_remote(path) or is_bigquery(path):
         return path
     return os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118
 
@@ -71,7 +73,7 @@ def remote_paths(options: ScoreOptions) -> dict[str, str]:
         "output": options.sink.output,
         "report": options.sink.report or "",
     }
-    return {name: path for name, path in paths.items() if "://" in path}
+    return {name: path for name, path in paths.items() if is_remote(path)}
 
 
 def connect(options: ScoreOptions) -> None:

@@ -10,11 +10,12 @@ from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOpt
 
 from handlers.errors import UsageError
 from handlers.model import stores
+from handlers.paths import is_remote
 from pipelines import runners
 from pipelines.command.options import SinkOptions
 from pipelines.jobs.options import ScoreOptions
 from transforms.bigquery import EMULATOR, is_bigquery
-from transforms.file_ops import exists, folder_of, is_local, join
+from transforms.file_ops import exists, folder_of, join
 from transforms.sinks.bigquery_tables import Tables, plan_tables
 from transforms.sinks.publish import DEAD_LETTERS, FAILED_FILES, PREDICTIONS, left_over, reports, run_of
 from transforms.sources import Input
@@ -35,7 +36,7 @@ def settle_output(options: ScoreOptions, pipeline_options: PipelineOptions) -> t
     folders = {"--output": folder} | ({"--report": folder_of(sink.report)} if sink.report else {})
     for option, written in folders.items():
         # Workers elsewhere may have rights of their own.
-        if is_local(written) or runners.in_process(options.run.runner):
+        if not is_remote(written) or runners.in_process(options.run.runner):
             check_writable(option, written)
     return folder, tables
 
@@ -46,7 +47,7 @@ def check_writable(option: str, folder: str) -> None:
     Raises:
         UsageError: it may not be written, or not be removed.
     """
-    if not is_local(folder):
+    if is_remote(folder):
         stores.check_writable(option, folder)
         return
     here = Path(folder).absolute()
@@ -85,12 +86,12 @@ def _lies_in(path: str, folder: str) -> bool:
 
 def _real(path: str) -> str:
     """A path as it can be compared: without links, where it is local."""
-    return os.path.realpath(path) if is_local(path) else path.rstrip("/")
+    return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
 
 
 def _check_folder(sink: SinkOptions) -> None:
     output = sink.output
-    if is_local(output):
+    if not is_remote(output):
         _check_kinds(Path(output))
     try:
         for path in reports(output, sink.report):
@@ -117,7 +118,7 @@ def _check_kinds(output: Path) -> None:
 
 def _check_report(path: str, sink: SinkOptions) -> None:
     """Refuses to replace a finished run without being told to, and a file that is no report in any case."""
-    if is_local(path) and Path(path).is_dir():
+    if not is_remote(path) and Path(path).is_dir():
         raise UsageError(f"the report cannot be written: {path} is a folder; name a file with --report")
     named = f"--report {path}" if path == sink.report else path
     if run_of(path) is None:

@@ -122,7 +122,7 @@ def load_here(options: ScoreOptions, model: ModelDir) -> Predictor:
 def settle_plan(options: ScoreOptions, model: ModelDir, predictor: Predictor, sample: pa.RecordBatch) -> Plan:
     """What every worker does with a row, settled by scoring a sample."""
     chain = Chain.of(model.spec, options.model.preprocess, options.model.postprocess)
-    return make_plan(model, predictor, sample, chain, options.sink.columns)
+    return make_plan(model, predictor, sample, chain, options.sink.columns, probabilities=options.sink.probabilities)
 
 
 def settle_columns(plan: Plan, source: Input, tables: Tables | None) -> tuple[pa.Schema, pa.Schema]:
@@ -158,16 +158,13 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     files = read.files | "Files" >> FileOutcomes()
     counts = (
         scored.counts,
-        read.files | "RowsRead" >> beam.Map(_rows_read),
         read.dead_letters | "RowsUnreadable" >> beam.Map(_dead_at_read),
-        files | "FilesRead" >> beam.Map(lambda outcome: outcome.counts()),
+        files.counts,
     ) | "AllCounts" >> beam.Flatten()
     _ = {
         "predictions": predictions,
         "dead_letters": dead_letters,
-        "failed_files": files
-        | "Failed" >> beam.Filter(lambda outcome: outcome.error is not None)
-        | beam.Map(lambda outcome: outcome.failed()),
+        "failed_files": files.failed | "Failed" >> beam.Map(lambda outcome: outcome.failed()),
         "counts": counts,
     } | "Publish" >> Publish(publication)
 
@@ -269,10 +266,6 @@ def _cause(error: Exception) -> BaseException:
                 return kind(message)
             return TorchbeamError(f"the run failed: {name}: {message}")
     return TorchbeamError(f"the run failed: {type(error).__name__}: {errors.one_line(error)}")
-
-
-def _rows_read(file: Any) -> Counts:
-    return Counts(rows_read=file.rows)
 
 
 def _dead_at_read(letters: pa.RecordBatch) -> Counts:

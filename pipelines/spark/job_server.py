@@ -21,8 +21,8 @@ from urllib.parse import unquote, urlparse
 from urllib.request import Request, urlopen
 
 from handlers.errors import TorchbeamError, UsageError
+from pipelines.command.supervisor import GRACE_SECONDS, supervised_command
 from pipelines.spark.master import is_standalone
-from pipelines.spark.supervisor import GRACE_SECONDS, tether_command
 
 VARIABLE = "TORCHBEAM_SPARK_JOB_SERVER_JAR"
 DEFAULT_SPARK_VERSION = "3.5.7"  # that of templates/spark/pom.xml
@@ -294,7 +294,7 @@ def running(
         ]
         _log.info("%s", " ".join(whole))
         process = subprocess.Popen(  # noqa: S603 - Java, with the options of the user
-            tether_command(whole, remove=artifacts),
+            supervised_command(whole, remove=artifacts),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -313,7 +313,7 @@ def running(
             process.terminate()
             try:
                 process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:  # the tether, which kills Java before, is stopped; both are in its group
+            except subprocess.TimeoutExpired:  # the supervisor, which kills Java before, hangs; both are in its group
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from handlers.errors import UsageError
+from pipelines.command.hosts import is_loopback
 from pipelines.spark.pages import read_page
 
 SECONDS = 4.0  # for a connection, and again for each answer
@@ -71,6 +72,11 @@ def addresses(url: str) -> list[tuple[str, int]]:
             raise UsageError(f'--spark_master_url "{url}" must be spark://host:port, and the port is mostly 7077')
         found.append((match.group(1), int(match.group(2))))
     return found
+
+
+def on_loopback(url: str) -> bool:
+    """Whether `url` is that of a standalone master which only workers on this machine reach."""
+    return is_standalone(url) and all(is_loopback(host) for host, _ in addresses(url))
 
 
 def ask_master(url: str, ui: str | None = None) -> Master:

@@ -17,7 +17,7 @@ from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptio
 from handlers.errors import UsageError
 from pipelines.spark.java import Java
 from pipelines.spark.job_server import VARIABLE, JobServer, find_job_server
-from pipelines.spark.master import addresses, is_standalone
+from pipelines.spark.master import addresses, is_standalone, on_loopback
 
 _LOCAL_MASTER = re.compile(r"local(\[.+\])?$")
 # What the configuration of PROCESS may hold.
@@ -122,7 +122,7 @@ def settle(
             "two must be equal to the last number; say that of the cluster with --spark_version"
         )
     # The driver of a cluster on this machine, and Spark within the job server, need no address that others reach.
-    here = is_local(master) or re.match(r"spark://(localhost|127\.[\d.]+|\[::1\]):", master)
+    here = is_local(master) or on_loopback(master)
     environment = {"SPARK_LOCAL_IP": "127.0.0.1"} if here and "SPARK_LOCAL_IP" not in os.environ else {}
     jvm_arguments = tuple(server_options.job_server_jvm_properties)
     return Submission(whole, job_server, java, jvm_arguments, tuple(environment.items()), threads, tuple(warnings))

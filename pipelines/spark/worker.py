@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.spark.supervisor import EndedBySignal, end_with_parent
+from pipelines.command.supervisor import EndedBySignal, end_with_parent
 
 # The watcher imports nothing but the standard library while all is well: there may be many on a host.
 

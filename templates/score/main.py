@@ -6,7 +6,7 @@ Only this folder is on `sys.path` then, so that the package must be installed.
 import sys
 
 from pipelines.command import process
-from pipelines.score import main
+from pipelines.score import PROG, main
 
 if __name__ == "__main__":
-    process.run(lambda: main(["--runner=DataflowRunner", *sys.argv[1:]]))
+    process.run(lambda: main(["--runner=DataflowRunner", *sys.argv[1:]]), PROG)

@@ -47,6 +47,19 @@ def test_an_error_that_is_no_rows_fault_ends_it() -> None:
         isolate(call, 0, 8)
 
 
+@pytest.mark.parametrize("end", [SystemExit(0), GeneratorExit(), type("Ends", (BaseException,), {})()])
+def test_what_would_end_the_process_is_an_error_of_its_row(end: BaseException) -> None:
+    def call(low: int, high: int) -> int:
+        if low <= 2 < high:
+            raise end
+        return high
+
+    ((row, error),) = isolate(call, 0, 8).failures
+    assert row == 2
+    assert isinstance(error, RuntimeError)
+    assert str(error).startswith(type(end).__name__)
+
+
 def test_giving_up_costs_the_whole_range() -> None:
     verdict = RuntimeError("broken")
 

@@ -62,3 +62,12 @@ class Slow(Net):
         with open(os.environ["SLOW_MODEL_SIGNS_OF_LIFE"], "a") as file:  # noqa: PTH123
             file.write(".")
         return super().forward(x)
+
+
+class Ends(Net):
+    """Ends its process, as `ENDING_MODEL` says, once it has answered a row."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 1:
+            eval(os.environ["ENDING_MODEL"])
+        return super().forward(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -160,6 +161,45 @@ class TestOptions:
 
     def test_local_paths_with_other_machines(self, refused: Refused) -> None:
         assert "--shared_filesystem" in refused("--runner=SparkRunner", "--spark_master_url=spark://host:7077")
+
+    @pytest.mark.parametrize(
+        ("runner", "argument"),
+        [
+            ("SparkRunner", "--spark_master_url=local[2]"),
+            ("SparkRunner", "--spark_master_url=spark://127.0.0.1:7077"),
+            ("SparkRunner", "--spark_master_url=spark://localhost:7077,127.0.0.2:7077"),
+            ("SparkRunner", "--spark_master_url=spark://[::1]:7077"),
+            ("FlinkRunner", "--flink_master=localhost:8081"),
+            ("FlinkRunner", "--flink_master=[::1]:8081"),
+        ],
+    )
+    def test_local_paths_with_a_master_that_only_this_machine_reaches(self, runner: str, argument: str) -> None:
+        runners.check_paths(RunOptions(runner), [argument], ["in.csv"])
+
+    @pytest.mark.parametrize(
+        ("runner", "argument"),
+        [
+            ("SparkRunner", "--spark_master_url=spark://localhost:7077,host:7077"),
+            ("SparkRunner", f"--spark_master_url=spark://{socket.gethostname()}:7077"),
+            ("SparkRunner", "--spark_master_url=spark://localhost.example.com:7077"),
+            ("SparkRunner", "--spark_master_url=spark://0.0.0.0:7077"),
+            ("SparkRunner", "--spark_master_url=yarn"),
+            ("FlinkRunner", "--flink_master=local.example.com:8081"),
+            ("FlinkRunner", "--flink_master=[2001:db8::1]:8081"),
+            ("DataflowRunner", "--dataflow_endpoint=http://localhost.example.com:80"),
+            ("DataflowRunner", "--temp_location=/tmp"),
+        ],
+    )
+    def test_local_paths_with_a_master_that_others_reach(self, runner: str, argument: str) -> None:
+        with pytest.raises(UsageError, match="workers are on other machines"):
+            runners.check_paths(RunOptions(runner), [argument], ["in.csv"])
+
+    def test_local_paths_with_a_stand_in_for_dataflow(self) -> None:
+        arguments = ["--dataflow_endpoint=http://localhost:8080", "--temp_location=/tmp"]
+        runners.check_paths(RunOptions("DataflowRunner"), arguments, ["in.csv"])
+        arguments[1] = "--temp_location=gs://bucket/tmp"
+        with pytest.raises(UsageError, match="workers are on other machines"):
+            runners.check_paths(RunOptions("DataflowRunner"), arguments, ["in.csv"])
 
     def test_csv_cannot_hold_lists(self, refused: Refused) -> None:
         assert "column vec" in refused("--output_format=csv")

@@ -63,6 +63,7 @@ class TestMetadata:
             ("device", ["auto", "cpu", "cuda", "cuda:1"], ["tpu", "cuda:", "gpu"]),
             ("precision", ["float32", "bfloat16", "float16"], ["int4", "float64"]),
             ("compile", ["true", "false"], ["perhaps", "1"]),
+            ("probabilities", ["true", "false"], ["perhaps"]),
             ("overwrite", ["true", "false"], ["perhaps"]),
             ("model_copies", ["1", "4"], ["0", "two"]),
             (

@@ -16,6 +16,7 @@ class Record:
     rows: int
     dead: int
     error: str | None
+    whole: bool = False
 
 
 ONE = Counts(
@@ -96,18 +97,22 @@ def test_a_file_with_one_broken_split_is_dead_and_its_rows_are_those_of_all_spli
         Record("b.csv", 50, 0, "block 7 is damaged"),
         Record("b.csv", 5, 0, "block 9 is damaged"),
         Record("c.csv", 0, 0, ""),
+        Record("d.csv", 7, 0, None, whole=True),
+        Record("e.csv", 1, 0, "it ends within a row", whole=True),
     ]
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
-        outcomes = pipeline | beam.Create(records) | FileOutcomes()
-        counts = outcomes | beam.Map(FileOutcome.counts) | beam.CombineGlobally(total)
-        failed = outcomes | beam.Filter(lambda outcome: outcome.error is not None) | beam.Map(FileOutcome.failed)
-        assert_that(counts, equal_to([Counts(files_read=1, files_dead=2)]), label="counts")
+        # In groups of any size, and the splits of a file in several of them.
+        outcomes = pipeline | beam.Create([records[:2], [], records[2:]]) | FileOutcomes()
+        counts = outcomes.counts | beam.CombineGlobally(total)
+        failed = outcomes.failed | beam.Map(FileOutcome.failed)
+        assert_that(counts, equal_to([Counts(rows_read=173, files_read=2, files_dead=3)]), label="counts")
         assert_that(
             failed,
             equal_to(
                 [
                     {"path": "b.csv", "error": "block 7 is damaged", "rows": 155},
                     {"path": "c.csv", "error": "", "rows": 0},
+                    {"path": "e.csv", "error": "it ends within a row", "rows": 1},
                 ]
             ),
             label="failed",

@@ -16,7 +16,7 @@ from apache_beam.ml.inference.base import (
     PredictionResult,
     RunInference,
 )
-from apache_beam.pvalue import PCollection
+from apache_beam.pvalue import AsSideInput, PCollection
 
 from handlers.elements.failures import FailedPrediction, failed_prediction
 from handlers.elements.handler import Results, TorchModelHandler, example_bytes, failure_of
@@ -90,19 +90,24 @@ class RunTorchInference(beam.PTransform[Any, Any]):
 
     Attributes:
         handler: a `TorchModelHandler`, alone or in Beam's wrappers; alone it takes examples with and without keys.
-        inference_args: further keyword arguments of the model's `forward`.
+        inference_args: further keyword arguments of the model's `forward`, or a side input of them
+            (`beam.pvalue.AsDict(pcoll)`).
         metrics_namespace: for the metrics of this step.
         options: further keyword arguments of Beam's `RunInference`, such as `model_metadata_pcoll`. A
             `monitoring_transform` is given lists, each of all that came of a batch.
     """
 
     handler: ModelHandler[Any, Any, Any]
-    inference_args: Mapping[str, Any] | None = None
+    inference_args: Mapping[str, Any] | AsSideInput | None = None
     metrics_namespace: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def expand(self, examples: PCollection[Any]) -> Inferences:
         """Batches → RunInference → split."""
+        arguments: Any = self.inference_args
+        self.handler.validate_inference_args(arguments)
+        if isinstance(arguments, Mapping):
+            arguments = dict(arguments)
         if self.handler.should_skip_batching():
             raise UsageError("RunTorchInference makes batches itself; leave with_no_batching out, or use RunInference")
         batches = beam.BatchElements(**self.handler.batch_elements_kwargs())
@@ -112,7 +117,7 @@ class RunTorchInference(beam.PTransform[Any, Any]):
             | "RunInference"
             >> RunInference(
                 _BatchHandler(self.handler),
-                inference_args=None if self.inference_args is None else dict(self.inference_args),
+                inference_args=arguments,
                 metrics_namespace=self.metrics_namespace,
                 **self.options,
             ).with_output_types(Batch(Any))

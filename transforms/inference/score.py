@@ -104,6 +104,7 @@ class _Split(beam.DoFn):
             rows_dropped=scored.dropped,
             rows_dead=scored.dead_letters.num_rows,
             dead_by_error=dict(scored.dead_by_error),
+            noted=dict(scored.stats.counts),
         )
         progress.add(self.run_id, counts)
         if scored.predictions.num_rows:

@@ -23,7 +23,8 @@ from apache_beam.transforms.window import GlobalWindows
 from handlers.columnar.chunks import exact_cast
 from handlers.errors import TorchbeamError
 from handlers.model.stores import create_empty, explain, mend_s3
-from transforms.file_ops import create, is_local
+from handlers.paths import is_remote
+from transforms.file_ops import create
 from transforms.sinks.formats import Encoder, sink
 from transforms.sinks.formats.parquet import GROUP_ROWS
 
@@ -49,7 +50,7 @@ def write_empty(path: str, schema: pa.Schema, output_format: str) -> None:
     encoder = sink(output_format).encoder(content, schema)
     encoder.write(schema.empty_table())
     encoder.close()
-    if not content.tell() and not is_local(path):
+    if not content.tell() and is_remote(path):
         create_empty(path)
         return
     with create(path) as file:

@@ -3,8 +3,8 @@
 from transforms.sources.blocks import Split
 from transforms.sources.files import InputFile, find_files
 from transforms.sources.planning import Input, plan_input
-from transforms.sources.read import FileRead, Read, ReadChunks
-from transforms.sources.splits import BadRows, read_split
+from transforms.sources.read import Read, ReadChunks
+from transforms.sources.splits import BadRows, FileRead, read_split
 
 __all__ = [
     "BadRows",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,13 +18,16 @@ from handlers.failures import RowFailure, RowFailures
 from handlers.isolation import isolate
 from transforms.sources.files import Partitions
 
+# Of the names of all columns, gives those that feed numeric inputs of the model.
+Numeric = Callable[[Collection[str]], Collection[str]]
+
 CHUNK_ROWS = 65_536
 MAX_CHUNK_BYTES = 64 << 20
 
 
 @dataclass(frozen=True)
 class Split:
-    """A part of one file, read by one worker.
+    """A file or a part of one; each is read by one worker.
 
     Attributes:
         path: the file.
@@ -33,6 +36,8 @@ class Split:
         row_groups: first and one past the last row group of a Parquet file; None for all.
         first_row: row number in the file of the first row.
         rows: how many rows the split holds, where metadata tells.
+        bytes: its share of the size of the file.
+        whole: it is all of the file.
         max_rows: read no more than this many.
         replay: the rows may be dead letters of an earlier run.
         stream: number and name of the stream of a BigQuery table that is read.
@@ -45,6 +50,8 @@ class Split:
     row_groups: tuple[int, int] | None = None
     first_row: int = 0
     rows: int | None = None
+    bytes: int = 0
+    whole: bool = True
     max_rows: int | None = None
     replay: bool = False
     stream: tuple[int, str] | None = None
@@ -68,7 +75,7 @@ class ReadOptions:
     Attributes:
         needed: columns that a file must have. Any other that it lacks is null.
         chunk_rows: rows of a chunk at most.
-        max_chunk_bytes: bytes of a chunk, about.
+        max_chunk_bytes: bytes of a chunk at most, but for a single row that is larger.
     """
 
     needed: frozenset[str] = frozenset()

@@ -19,6 +19,7 @@ from apache_beam.io.filesystems import FileSystems
 
 from handlers.errors import UsageError
 from handlers.model.stores import explain, mend_s3
+from handlers.paths import is_remote
 
 mend_s3()
 
@@ -49,7 +50,7 @@ def find_files(pattern: str) -> list[InputFile]:
         UsageError: nothing matches, or the place cannot be listed.
     """
     try:
-        root, sizes = _match(pattern if _is_remote(pattern) else os.path.normpath(pattern))
+        root, sizes = _match(pattern if is_remote(pattern) else os.path.normpath(pattern))
     except Exception as error:
         raise UsageError(f"cannot list {pattern}: {explain(error)}; check the path and your access to it") from error
     below = {path: path.removeprefix(root).split("/") for path in sorted(sizes)}
@@ -68,7 +69,7 @@ def _match(pattern: str) -> tuple[str, dict[str, int]]:
     """The fixed part of `pattern`, up to and with its last slash, and the sizes of the files that match, by path."""
     folder = pattern.rstrip("/") + "/"
     parent = pattern[: pattern.rfind("/") + 1]
-    if not _is_remote(pattern):
+    if not is_remote(pattern):
         if Path(pattern).is_file():
             return parent, {pattern: Path(pattern).stat().st_size}
         if Path(pattern).is_dir():
@@ -95,7 +96,7 @@ def _list(patterns: Iterable[str], prefix: str = "") -> dict[str, int]:
     sizes: dict[str, int] = {}
     for pattern in patterns:
         # Beam finds nothing for a relative pattern that has no folder.
-        here = "" if _is_remote(pattern) or pattern.startswith("/") else "./"
+        here = "" if is_remote(pattern) or pattern.startswith("/") else "./"
         for found in FileSystems.match([here + pattern])[0].metadata_list:
             path = found.path.removeprefix(here)
             # Consoles of object stores keep empty folders as objects of that name.
@@ -129,15 +130,17 @@ def _partitions(root: str, folders: list[str]) -> Partitions:
     return tuple((unquote(key), None if value == _NULL_PARTITION else unquote(value)) for key, value in pairs)
 
 
-def _is_remote(path: str) -> bool:
-    return "://" in path
-
-
-def open_input(path: str, *, mapped: bool = False) -> pa.NativeFile:
-    """Opens a file for reading at any place, its bytes as they are stored."""
-    if _is_remote(path):
-        return pa.PythonFile(FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED), mode="r")
-    return pa.memory_map(path) if mapped else pa.OSFile(path)
+def open_input(path: str, *, whole: bool = False) -> pa.NativeFile:
+    """Opens a file for reading at any place, its bytes as they are stored; as a `whole` it is in memory already."""
+    file = (
+        pa.PythonFile(FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED), mode="r")
+        if is_remote(path)
+        else pa.OSFile(path)
+    )
+    if not whole:
+        return file
+    with file:
+        return pa.BufferReader(file.read())
 
 
 def open_stream(path: str) -> InputStream:
@@ -152,6 +155,11 @@ def open_stream(path: str) -> InputStream:
     return InputStream(opened(), opened)
 
 
+def _size(file: pa.NativeFile) -> int:
+    """The size of a file, where it costs nothing to ask; else far more than it has."""
+    return int(file.size()) if isinstance(file, pa.OSFile | pa.BufferReader) else 1 << 62
+
+
 class InputStream:
     """The bytes of a file. Where the file breaks the stream ends, and `error` says why.
 
@@ -163,6 +171,7 @@ class InputStream:
         self.error: Exception | None = None
         self._file = file
         self._again = again
+        self._size = None if again else _size(file)
         self._at = 0
         self._lock = threading.Lock()  # Arrow reads ahead from a thread of its own, also while we close
 
@@ -172,13 +181,17 @@ class InputStream:
         left = size
         with self._lock:
             while left > 0 and self.error is None:
-                piece = self._piece(min(left, _PIECE) if self._again else left)
+                piece = self._piece(min(left, self._likely()))
                 if not piece:
                     break
                 pieces.append(piece)
                 left -= len(piece)
                 self._at += len(piece)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _likely(self) -> int:
+        """Bytes to ask for: Arrow makes room for all of them, which for a small file takes longer than reading it."""
+        return _PIECE if self._size is None else max(self._size - self._at, _PIECE)
 
     def _piece(self, size: int) -> bytes:
         try:

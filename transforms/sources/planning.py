@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from functools import partial
 
 import pyarrow as pa
 
 from handlers.columnar.chunks import DEAD_LETTER, PROVENANCE, ROW_ID
+from handlers.encode.columns import matching
 from handlers.errors import UsageError
 from transforms.bigquery import is_bigquery
 from transforms.sources.blocks import CHUNK_ROWS, ReadOptions, Split, is_dead_letter
 from transforms.sources.files import InputFile, find_files
 from transforms.sources.formats import Format, bigquery, format_of
+
+# Small splits are read together up to this size or so many rows, as long as so many groups are left for the workers.
+GROUP_BYTES = 32 << 20
+GROUP_ROWS = 500_000
+GROUPS = 64
+_OPEN_BYTES = 128 << 10  # opening a file takes about as long as reading so many bytes of it
 
 _INT64 = range(-(2**63), 2**63)
 
@@ -64,13 +72,18 @@ def plan_input(
         UsageError: there are no such files, they have no format in common, or their columns cannot be used.
     """
     files, reader = _found(pattern, input_format)
-    plan = reader.plan(files, _matcher(numeric_columns))
+    plan = reader.plan(files, partial(matching, tuple(numeric_columns)))
     replay = DEAD_LETTER in plan.schema.names and is_dead_letter(plan.schema.field(DEAD_LETTER).type)
     schema = _without(plan.schema, [DEAD_LETTER] if replay else [])
     schema = _with_partitions(schema, files)
     if taken := sorted({*PROVENANCE, DEAD_LETTER, ROW_ID}.intersection(schema.names)):
         raise UsageError(f'column "{taken[0]}" of {pattern} has a reserved name; rename it')
-    splits = [replace(split, replay=replay) for split in plan.splits]
+    sizes = {file.path: file.size for file in files}
+    parts = Counter(split.path for split in plan.splits)
+    splits = [
+        replace(split, replay=replay, bytes=sizes[split.path] // parts[split.path], whole=parts[split.path] == 1)
+        for split in plan.splits
+    ]
     if limit is not None:
         splits = _limited(splits, limit, plan.schema, reader, chunk_rows)
     known = [split.rows for split in splits if split.rows is not None]
@@ -85,6 +98,31 @@ def plan_input(
     )
 
 
+def grouped(splits: Sequence[Split]) -> list[tuple[Split, ...]]:
+    """Puts small splits together, in their order; each group is read by one worker.
+
+    Of equal splits there are at least `GROUPS` groups, or as many as there are splits.
+    """
+    weights = [_weight(split) for split in splits]
+    limit = min(1.0, sum(weights) / GROUPS)
+    groups: list[list[Split]] = []
+    weight = limit
+    for split, added in zip(splits, weights, strict=True):
+        weight += added
+        if weight > limit:
+            groups.append([])
+            weight = added
+        groups[-1].append(split)
+    return [tuple(group) for group in groups]
+
+
+def _weight(split: Split) -> float:
+    """How much of a group a split takes up. Streams of a table stay alone: each is large, and they have no size."""
+    if split.stream is not None:
+        return 1.0
+    return max((split.bytes + _OPEN_BYTES) / GROUP_BYTES, (split.rows or 0) / GROUP_ROWS)
+
+
 def _found(pattern: str, input_format: str | None) -> tuple[list[InputFile], Format]:
     if not is_bigquery(pattern):
         files = find_files(pattern)
@@ -92,11 +130,6 @@ def _found(pattern: str, input_format: str | None) -> tuple[list[InputFile], For
     if input_format is not None:
         raise UsageError(f"--input_format={input_format} is for files; leave it out with --input=bigquery:…")
     return bigquery.find(pattern), bigquery
-
-
-def _matcher(patterns: Iterable[str]) -> Callable[[str], bool]:
-    patterns = tuple(patterns)
-    return lambda name: any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def _without(schema: pa.Schema, names: Collection[str]) -> pa.Schema:

@@ -10,30 +10,12 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.pvalue import PBegin, PCollection, TaggedOutput
 
-from handlers.errors import BrokenFileError
-from transforms.sources.blocks import CHUNK_ROWS, MAX_CHUNK_BYTES, Split
-from transforms.sources.planning import Input
-from transforms.sources.splits import BadRows, read_split
+from transforms.sources.blocks import CHUNK_ROWS, MAX_CHUNK_BYTES, ReadOptions, Split
+from transforms.sources.planning import Input, grouped
+from transforms.sources.splits import BadRows, FileRead, read_splits
 
 _DEAD_LETTERS = "dead_letters"
 _FILES = "files"
-
-
-@dataclass(frozen=True)
-class FileRead:
-    """What was read of one split.
-
-    Attributes:
-        path: the file.
-        rows: how many rows were handed on, as chunks or as dead letters.
-        dead: how many of them were dead letters.
-        error: why the file could not be read, or not to its end; one line.
-    """
-
-    path: str
-    rows: int
-    dead: int
-    error: str | None = None
 
 
 class Read(NamedTuple):
@@ -42,12 +24,12 @@ class Read(NamedTuple):
     Attributes:
         chunks: the rows, in record batches with provenance.
         dead_letters: the rows that could not be read, in record batches.
-        files: a `FileRead` for every split.
+        files: a `FileRead` for every split, in one list for each group of splits that were read together.
     """
 
     chunks: PCollection[pa.RecordBatch]
     dead_letters: PCollection[pa.RecordBatch]
-    files: PCollection[FileRead]
+    files: PCollection[list[FileRead]]
 
 
 @dataclass(eq=False)
@@ -58,7 +40,7 @@ class ReadChunks(beam.PTransform[PBegin, Read]):
         input: what to read, from `plan_input`.
         needed: columns that every file must have.
         chunk_rows: rows of a chunk at most.
-        max_chunk_bytes: bytes of a chunk, about.
+        max_chunk_bytes: bytes of a chunk at most, but for a single row that is larger.
         model_version: what dead letters are stamped with.
     """
 
@@ -69,39 +51,32 @@ class ReadChunks(beam.PTransform[PBegin, Read]):
     model_version: str | None = None
 
     def expand(self, pbegin: PBegin) -> Read:
-        """Reads every split by itself."""
-        reader = _ReadSplit(self.input.schema, self.needed, self.chunk_rows, self.max_chunk_bytes, self.model_version)
+        """Reads every group of splits by itself."""
+        options = ReadOptions(self.needed, self.chunk_rows, self.max_chunk_bytes)
+        read = _ReadSplits(self.input.schema, options, self.model_version)
         outputs = (
             pbegin
-            | "Splits" >> beam.Create(self.input.splits)
+            | "Splits" >> beam.Create(grouped(self.input.splits))
             | "Spread" >> beam.Reshuffle()
-            | "Read" >> beam.ParDo(reader).with_outputs(_DEAD_LETTERS, _FILES, main="chunks")
+            | "Read" >> beam.ParDo(read).with_outputs(_DEAD_LETTERS, _FILES, main="chunks")
         )
         return Read(outputs.chunks, outputs[_DEAD_LETTERS], outputs[_FILES])
 
 
-@beam.typehints.with_output_types(pa.RecordBatch, dead_letters=pa.RecordBatch, files=FileRead)
+@beam.typehints.with_output_types(pa.RecordBatch, dead_letters=pa.RecordBatch, files=list[FileRead])
 @dataclass
-class _ReadSplit(beam.DoFn):
+class _ReadSplits(beam.DoFn):
     schema: pa.Schema
-    needed: frozenset[str]
-    chunk_rows: int
-    max_chunk_bytes: int
+    options: ReadOptions
     model_version: str | None
 
-    def process(self, split: Split) -> Iterator[Any]:
-        rows = dead = 0
-        error = None
-        try:
-            for piece in read_split(
-                split, self.schema, self.needed, self.chunk_rows, self.max_chunk_bytes, self.model_version
-            ):
-                rows += piece.num_rows
-                if isinstance(piece, BadRows):
-                    dead += piece.num_rows
-                    yield TaggedOutput(_DEAD_LETTERS, piece.dead_letters)
-                else:
-                    yield piece
-        except BrokenFileError as broken:
-            error = str(broken)
-        yield TaggedOutput(_FILES, FileRead(split.path, rows, dead, error))
+    def process(self, splits: tuple[Split, ...]) -> Iterator[Any]:
+        files: list[FileRead] = []
+        for piece in read_splits(splits, self.schema, self.options, self.model_version):
+            if isinstance(piece, FileRead):
+                files.append(piece)
+            elif isinstance(piece, BadRows):
+                yield TaggedOutput(_DEAD_LETTERS, piece.dead_letters)
+            else:
+                yield piece
+        yield TaggedOutput(_FILES, files)

@@ -16,16 +16,19 @@ class Format:
         module: has `load(spec, weights) -> LoadedModel` and `save(module, folder, example) -> Path`.
         needs_architecture: whether the class of the module must be named.
         tells_inputs: whether the model itself tells its inputs.
+        is_directory: whether the weights are the directory itself, so that no file is named.
     """
 
     module: str
     needs_architecture: bool = False
     tells_inputs: bool = False
+    is_directory: bool = False
 
 
 FORMATS = {
     "safetensors": Format("handlers.model.formats.safetensors", needs_architecture=True),
     "state_dict": Format("handlers.model.formats.state_dict", needs_architecture=True),
     "torch_export": Format("handlers.model.formats.torch_export", tells_inputs=True),
+    "huggingface": Format("handlers.model.formats.huggingface", tells_inputs=True, is_directory=True),
     "torchscript": Format("handlers.model.formats.torchscript", tells_inputs=True),
 }

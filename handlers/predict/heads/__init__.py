@@ -2,15 +2,16 @@
 
 | task | outputs of (rows, …) | columns |
 | --- | --- | --- |
-| classification | (rows, classes); (rows,) or (rows, 1) for two classes | `predicted_class`, `confidence` |
+| classification | (rows, classes); (rows,) or (rows, 1) for two classes | `predicted_class`, `confidence`; `probability_CLASS` |
 | multilabel | (rows, labels) | `predicted_labels`, `probabilities` |
 | regression | (rows,), (rows, 1) or (rows, k) | `prediction` |
 | embedding | (rows, k) | `embedding` |
 | raw | any | one for every output, named like it |
 
-`predicted_class` is a string where there are labels and int64 where not; `confidence`, `probabilities` (in the order of
-the labels), `prediction` and `embedding` are float32. What has more than one value a row becomes fixed-size lists, and
-what has another number of values in each row (raw outputs of one a token) lists.
+`predicted_class` is a string where there are labels and int64 where not; `confidence`, `probability_CLASS` (one for every
+class, by label or else by index, where these are wanted), `probabilities` (in the order of the labels), `prediction`
+and `embedding` are float32. What has more than one value a row becomes fixed-size lists, and what has another number of
+values in each row (raw outputs of one a token) lists.
 
 A new head is a module with `decode` and `of_no_rows`, and its line in `TASKS`. Imports torch only when a head is used.
 """

@@ -1,4 +1,4 @@
-"""Task classification: the most likely class, and how likely it is."""
+"""Task classification: the most likely class, how likely it is, and on demand the probability of every class."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from handlers.predict.heads.outputs import Columns, check_labels, matrix_of
 from handlers.tensors import Ragged
 
 FEW_CLASSES = 10
+PROBABILITY = "probability_"
 
 
 def decode(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> Columns:
-    """`predicted_class` and `confidence`."""
+    """`predicted_class` and `confidence`, and a column `probability_CLASS` for every class where these are wanted."""
     matrix = matrix_of(head, outputs)
     if not matrix.shape[1]:
         raise BrokenModelError("the model gave an output of (rows, 0); task classification needs a class at least")
-    if matrix.shape[1] == 1:
+    single = matrix.shape[1] == 1
+    if single:
         positive = matrix.sigmoid() if head.output == "logits" else matrix
         matrix = torch.cat([1 - positive, positive], dim=1)
         confidence, codes = matrix.max(dim=1)
@@ -30,7 +32,14 @@ def decode(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> Columns:
     predicted = pa.array(codes.numpy())
     if head.labels:
         predicted = pa.array(head.labels, pa.string()).take(predicted)
-    return {"predicted_class": predicted, "confidence": pa.array(confidence.numpy())}
+    columns = {"predicted_class": predicted, "confidence": pa.array(confidence.numpy())}
+    if head.probabilities:
+        each = matrix.T.contiguous()
+        if head.output == "logits" and not single:
+            each = each.softmax(dim=0)
+        names = head.labels or tuple(map(str, range(len(each))))
+        columns |= {f"{PROBABILITY}{name}": pa.array(row.numpy()) for name, row in zip(names, each, strict=True)}
+    return columns
 
 
 def _most_likely(matrix: torch.Tensor, logits: bool) -> tuple[torch.Tensor, torch.Tensor]:

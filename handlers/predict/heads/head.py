@@ -14,9 +14,11 @@ class Head:
         labels: names of the classes or labels, in the order of the outputs.
         output: whether the model gives `logits` or `probabilities`.
         threshold: the probability from which a label of task multilabel is predicted.
+        probabilities: whether classification gives the probability of every class, too.
     """
 
     task: str = "raw"
     labels: tuple[str, ...] | None = None
     output: str = "logits"
     threshold: float = 0.5
+    probabilities: bool = False

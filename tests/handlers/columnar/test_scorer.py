@@ -4,16 +4,19 @@ import datetime
 from pathlib import Path
 from typing import Any
 
+import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
 import small_models
 import torch
+from apache_beam.ml.inference.base import RunInference
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_models import Save
 
 from handlers.columnar.chunks import with_provenance
+from handlers.columnar.handler import ColumnarModelHandler
 from handlers.columnar.plan import Chain, Plan
 from handlers.columnar.planning import make_plan
 from handlers.columnar.scorer import Scored, Scorer
@@ -306,3 +309,13 @@ def test_every_row_comes_out_once(touchy: tuple[ModelDir, Scorer], kinds: list[s
     assert scored.dropped == kinds.count("dropped")
     # logits 1.5 and 2.5: softmax of the second is 1 / (1 + exp(-1))
     assert np.allclose(scored.predictions.column("confidence").to_numpy(), [0.7310586] * kinds.count("good"), atol=1e-6)
+
+
+@pytest.mark.parametrize("as_side_input", [False, True])
+def test_inference_args_are_refused(save: Save, as_side_input: bool) -> None:
+    model = save(**CLASSIFIER)
+    plan, _ = settle(model, GOOD)
+    chunks = beam.Pipeline() | beam.Create([GOOD], reshuffle=False)
+    arguments = beam.pvalue.AsDict(chunks | beam.Map(lambda _: ("add", 1))) if as_side_input else {"add": 1}
+    with pytest.raises(UsageError, match="ColumnarModelHandler takes no inference_args"):
+        _ = chunks | RunInference(ColumnarModelHandler(model, plan), inference_args=arguments)

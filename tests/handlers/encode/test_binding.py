@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from handlers.encode.binding import bind_inputs
-from handlers.encode.columns import match_columns
+from handlers.encode.columns import match_columns, matching
 from handlers.encode.matrix import BoundMatrix
 from handlers.encode.specs import input_spec
 from handlers.errors import UsageError
@@ -37,6 +37,7 @@ class TestColumns:
         assert bind(columns=["a*"]).columns == ("a*",)
         assert match_columns("[x]", ["[x]", "x"]) == ["[x]"]
         assert match_columns("[x]", ["x", "y"]) == ["x"]
+        assert matching(["[x]", "y*"], ["[x]", "x", "y1", "z"]) == {"[x]", "y1"}
 
     def test_the_name_of_the_input_where_there_are_no_columns(self) -> None:
         assert bind(name="a").columns == ("a",)

@@ -1,5 +1,6 @@
 """Heads against torch's own softmax, sigmoid and argmax."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,24 @@ class TestClassification:
         assert columns["predicted_class"].to_pylist() == expected.indices.tolist()
         assert columns["confidence"].type == pa.float32()
         assert np.allclose(columns["confidence"].to_numpy(), expected.values.numpy(), atol=1e-6)
+
+    @pytest.mark.parametrize("classes", [1, 2, 3, 200])
+    def test_probabilities_of_every_class(self, classes: int) -> None:
+        logits = torch.randn(50, classes, generator=torch.Generator().manual_seed(1))
+        head = replace(spec("classification").head, probabilities=True)
+        columns, _ = heads.decode(head, {"output": logits})
+        expected = torch.softmax(logits, 1)
+        if classes == 1:
+            expected = torch.cat([1 - logits.sigmoid(), logits.sigmoid()], dim=1)
+        names = [f"probability_{index}" for index in range(expected.shape[1])]
+        assert list(columns) == ["predicted_class", "confidence", *names]
+        found = np.column_stack([columns[name].to_numpy() for name in names])
+        assert np.allclose(found, expected.numpy(), atol=1e-6)
+        assert np.allclose(found.max(axis=1), columns["confidence"].to_numpy(), atol=1e-6)
+
+    def test_probabilities_are_named_by_label(self) -> None:
+        head = replace(spec("classification", labels=("no", "yes")).head, probabilities=True)
+        assert list(heads.of_no_rows(head))[2:] == ["probability_no", "probability_yes"]
 
     def test_labels(self) -> None:
         columns = decode("classification", torch.tensor([[0.0, 2.0], [3.0, 1.0]]), labels=("good", "bad"))

@@ -315,3 +315,42 @@ def test_outputs_of_which_nothing_can_be_told_are_an_error_that_says_so():
         found.predict(ragged)
     result = found.predict(ragged, padding=Padding(cut=("output",)))
     assert [row.tolist() for row in result.outputs["output"].rows()] == [[2, 2], [2, 2, 2]]
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        lambda x: (x * 1j).conj().imag,  # the negative bit: -x
+        lambda x: torch.quantize_per_tensor(-x, 1.0, 0, torch.qint8),
+        lambda x: (-x).to_sparse(),
+        lambda x: (-x).to(torch.float8_e4m3fn),
+        lambda x: (-x).to(torch.float8_e5m2),
+        lambda x: (-x).to(torch.bfloat16),
+    ],
+    ids=["negative", "quantized", "sparse", "float8_e4m3fn", "float8_e5m2", "bfloat16"],
+)
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_outputs_of_all_kinds_are_plain_tensors(way):
+    output = predictor(way, 3).predict({"x": rows(7)}).outputs["output"]
+    assert output.dtype == torch.float32
+    np.testing.assert_array_equal(output.numpy(), -rows(7).numpy())
+
+
+def test_conjugated_outputs():
+    output = predictor(lambda x: (x * (1 + 2j)).conj()).predict({"x": rows(3)}).outputs["output"]
+    np.testing.assert_array_equal(output.numpy(), rows(3).numpy() * (1 - 2j))
+
+
+@pytest.mark.parametrize(
+    ("way", "kind"),
+    [
+        (lambda x: torch.zeros(len(x), 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), "float4_e2m1fn_x2"),
+        (lambda x: torch.empty(len(x), dtype=torch.bits8), "bits8"),
+        (lambda x: torch.nested.nested_tensor(list(x)), "nested"),
+    ],
+    ids=["float4", "bits", "nested"],
+)
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_outputs_that_cannot_be_read_are_named(way, kind):
+    with pytest.raises(BrokenModelError, match=f'the model gave "output" as .*{kind}'):
+        predictor(way).predict({"x": rows(3)})

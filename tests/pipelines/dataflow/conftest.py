@@ -25,5 +25,5 @@ def table(tmp_path: Path, poisoned: Table) -> Path:
 
 @pytest.fixture
 def command(table: Path, model: Path, tmp_path: Path, service: FakeDataflow) -> list[str]:
-    paths = [f"--input={table}", f"--model={model}", f"--output={tmp_path / 'out'}", "--shared_filesystem"]
+    paths = [f"--input={table}", f"--model={model}", f"--output={tmp_path / 'out'}"]
     return ["--runner=DataflowRunner", *paths, *launch_arguments(tmp_path / "staging", service.url)]

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from pipelines.spark.supervisor import tether_command
+from pipelines.command.supervisor import supervised_command
 
 WAIT_SECONDS = 120.0
 
@@ -103,7 +103,7 @@ class Cluster:
 
     @property
     def arguments(self) -> list[str]:
-        return [f"--spark_master_url={self.url}", f"--spark_master_ui={self.ui}", "--shared_filesystem"]
+        return [f"--spark_master_url={self.url}", f"--spark_master_ui={self.ui}"]
 
 
 @contextmanager
@@ -129,7 +129,9 @@ def started_cluster(folder: Path) -> Iterator[Cluster]:
             return Daemon(
                 subprocess.Popen(
                     # Also where the tests are killed, nothing is left.
-                    tether_command([str(home / "bin" / "spark-class"), f"org.apache.spark.deploy.{name}", *arguments]),
+                    supervised_command(
+                        [str(home / "bin" / "spark-class"), f"org.apache.spark.deploy.{name}", *arguments]
+                    ),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,

@@ -142,6 +142,26 @@ def test_inference_args_and_a_refreshed_model(source, tmp_path):
         assert_that(found, check([("k", 11.0, path)]))
 
 
+@pytest.mark.parametrize("transform", [RunInference, RunTorchInference])
+@pytest.mark.parametrize("keyed", [False, True])
+def test_inference_args_as_a_side_input(source, transform, keyed):
+    handler = KeyedModelHandler(TorchModelHandler(source)) if keyed else TorchModelHandler(source)
+    values = [torch.tensor([value]) for value in (2.0, 3.0)]
+    with beam.Pipeline(runner="FnApiRunner") as pipeline:
+        arguments = beam.pvalue.AsDict(pipeline | "arguments" >> beam.Create([("add", 10)]))
+        examples = pipeline | beam.Create([(str(value), value) for value in values] if keyed else values)
+        found = examples | transform(handler, inference_args=arguments)
+        predictions = found if transform is RunInference else found.predictions
+        numbers = predictions | beam.Map(lambda result: (result[1] if keyed else result).inference.item())
+        assert_that(numbers, check([14.0, 16.0]))
+
+
+@pytest.mark.parametrize("arguments", [[("add", 1)], {1: 2}, 5])
+def test_inference_args_that_are_none(source, arguments):
+    with pytest.raises(UsageError, match="must be keyword arguments"):
+        _ = beam.Pipeline() | beam.Create([1]) | RunTorchInference(TorchModelHandler(source), arguments)
+
+
 def test_batches_of_the_users_own_are_refused(source):
     with pytest.raises(UsageError, match="leave with_no_batching out"):
         _ = beam.Pipeline() | beam.Create([1]) | RunTorchInference(TorchModelHandler(source).with_no_batching())

@@ -128,7 +128,7 @@ def test_a_stream_that_breaks_off_goes_on_where_it_was(fake: FakeBigQuery, read:
 def test_a_stream_that_fails_is_no_broken_file(fake: FakeBigQuery) -> None:
     found = plan_input(NAME)
     fake.breaks = {1: [grpc.StatusCode.PERMISSION_DENIED]}
-    pieces = read_split(found.splits[1], found.schema)
+    pieces = read_split(found.splits[1], found.schema, chunk_rows=10)
     assert [next(pieces).num_rows, next(pieces).num_rows] == [10, 10]
     with pytest.raises(ServiceError, match=rf"^{NAME}#1 cannot be read to its end: 403 the stream broke off$"):
         next(pieces)

@@ -89,6 +89,17 @@ def test_numeric_columns_take_their_type_from_the_numbers(read: Any, tmp_path: P
     ]
 
 
+def test_a_literal_name_that_looks_like_a_pattern_is_numeric(
+    read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delimited, "SAMPLE_ROWS", 2)
+    path = write(tmp_path / "n.csv", "f[1],f1,g_1\n1,1,1\n2,2,2\n0.5,3,2.5\n")
+    found = plan_input(path, numeric_columns=["f[1]", "g_*"])
+    assert types(found) == {"f[1]": pa.float64(), "f1": pa.int64(), "g_1": pa.float64()}
+    rows, dead = read(found)
+    assert ([(row["f[1]"], row["g_1"]) for row in rows], dead) == ([(1, 1), (2, 2), (0.5, 2.5)], [])
+
+
 def test_cells(read: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "c.csv", '\ufeffa,b\r\n 1 ,"x\ny"\r\n\r\n2,"say ""hi"", Bob"\r\n"",""\r\n')
     rows, dead = read(plan_input(path))

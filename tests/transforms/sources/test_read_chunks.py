@@ -36,7 +36,7 @@ def test_files_without_and_with_faults(tmp_path: Path) -> None:
                 f"{tmp_path}/4.csv.gz", 0, 0, "4.csv.gz cannot be read: zlib inflate failed: incorrect header check"
             ),
         ]
-        assert_that(read.files, equal_to(expected), "files")
+        assert_that(read.files | "Each" >> beam.FlatMap(list), equal_to(expected), "files")
 
 
 def rows_of(chunk: pa.RecordBatch) -> list[Any]:
@@ -51,6 +51,7 @@ def test_a_record_for_every_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert max(len(pickle.dumps(split)) for split in found.splits) < 400
     with beam.Pipeline(runner=FnApiRunner()) as pipeline:
         read = pipeline | "Input" >> ReadChunks(found)
-        assert_that(read.files, equal_to([FileRead(str(path), rows, 0) for rows in (20, 20, 10)]))
+        expected = [FileRead(str(path), rows, 0, whole=False) for rows in (20, 20, 10)]
+        assert_that(read.files | beam.FlatMap(list), equal_to(expected))
         numbers = read.chunks | beam.FlatMap(lambda chunk: chunk.column(ROW).to_pylist())
         assert_that(numbers, equal_to(list(range(50))), "numbers")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Protocol
 
 import pyarrow as pa
 
 from handlers.errors import UsageError
-from transforms.sources.blocks import Block, Plan, ReadOptions, Split
+from transforms.sources.blocks import Block, Numeric, Plan, ReadOptions, Split
 from transforms.sources.files import COMPRESSIONS, InputFile
 from transforms.sources.formats import avro, bigquery, delimited, jsonl, parquet, text
 
@@ -27,8 +27,11 @@ class Format(Protocol):
     EXTENSIONS: tuple[str, ...]
     COMPRESSED: bool
 
-    def plan(self, files: Sequence[InputFile], numeric: Callable[[str], bool], /) -> Plan:
-        """Settles the columns of `files` and splits them. `numeric` tells which columns feed numeric model inputs."""
+    def plan(self, files: Sequence[InputFile], numeric: Numeric, /) -> Plan:
+        """Settles the columns of `files` and splits them.
+
+        `numeric` gives those of the names of all columns that feed numeric inputs of the model.
+        """
 
     def blocks(self, split: Split, schema: pa.Schema, options: ReadOptions, /) -> Iterator[Block]:
         """Reads a split in blocks with the columns of `schema`, refusing rows that do not fit.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +21,7 @@ from handlers.errors import BrokenFileError
 from transforms.avro_types import Values, columns_of, without_logical_types
 from transforms.sources.blocks import (
     Block,
+    Numeric,
     Plan,
     ReadOptions,
     Split,
@@ -54,7 +55,7 @@ _MAGIC = b"Obj\x01"
 _Columns = dict[str, tuple[str, Values]]
 
 
-def plan(files: Sequence[InputFile], _numeric: Callable[[str], bool]) -> Plan:
+def plan(files: Sequence[InputFile], _numeric: Numeric) -> Plan:
     """Reads the headers of all files; one split a file. One without a header fails when it is read."""
     with ThreadPoolExecutor(16) as pool:
         schemas = list(pool.map(_schema, files))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from handlers.errors import ServiceError, UsageError, one_line
 from transforms.bigquery import BEFORE_RUN, PREFIX, WAY_OUT, billed_project, rest_client
-from transforms.sources.blocks import Block, Plan, ReadOptions, Split, as_json, check_columns, fit
+from transforms.sources.blocks import Block, Numeric, Plan, ReadOptions, Split, as_json, check_columns, fit
 from transforms.sources.files import InputFile
 from transforms.sources.formats.parquet import plain_schema
 
@@ -60,7 +60,7 @@ def _result_of(query: str) -> str:
     return f"{table.project}.{table.dataset_id}.{table.table_id}"
 
 
-def plan(files: Sequence[InputFile], _numeric: Callable[[str], bool]) -> Plan:
+def plan(files: Sequence[InputFile], _numeric: Numeric) -> Plan:
     """Opens a read session of the one table; its columns are those of the table."""
     from google.cloud.bigquery_storage_v1 import types
 

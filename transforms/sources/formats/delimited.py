@@ -24,7 +24,7 @@ import pyarrow.csv as pacsv
 from handlers.columnar.chunks import single_batch
 from handlers.errors import BrokenFileError, UsageError
 from handlers.failures import RowFailure
-from transforms.sources.blocks import Block, Plan, ReadOptions, Split, check_columns, fit, null_batch
+from transforms.sources.blocks import Block, Numeric, Plan, ReadOptions, Split, check_columns, fit, null_batch
 from transforms.sources.files import InputFile, InputStream, open_stream
 from transforms.sources.inference import SAMPLE_BYTES, SAMPLE_ROWS, sampled, text_type
 
@@ -107,14 +107,15 @@ class _Table:
     error: Exception | None = None
 
 
-def plan(files: Sequence[InputFile], numeric: Callable[[str], bool]) -> Plan:
+def plan(files: Sequence[InputFile], numeric: Numeric) -> Plan:
     """Settles the columns from the heads of a few files, spread over all of them; one split a file."""
     splits = [Split(file.path, NAME, file.partitions) for file in files]
     columns: dict[str, list[pa.Array]] = {}
     for split in sampled(splits):
         for name, values in _sample(split).items():
             columns.setdefault(name, []).append(values)
-    types = {name: text_type(pa.concat_arrays(parts), numeric=numeric(name)) for name, parts in columns.items()}
+    numbers = numeric(columns)
+    types = {name: text_type(pa.concat_arrays(parts), numeric=name in numbers) for name, parts in columns.items()}
     return Plan(pa.schema(list(types.items())), splits)
 
 

@@ -8,7 +8,7 @@ is, others as their JSON.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from handlers.failures import RowFailure
 from handlers.isolation import isolate
 from transforms.sources.blocks import (
     Block,
+    Numeric,
     Plan,
     ReadOptions,
     Split,
@@ -43,7 +44,7 @@ COMPRESSED = True
 _OPEN, _CLOSE = b"{}"
 
 
-def plan(files: Sequence[InputFile], numeric: Callable[[str], bool]) -> Plan:
+def plan(files: Sequence[InputFile], numeric: Numeric) -> Plan:
     """Settles the columns from the heads of a few files, spread over all of them; one split a file."""
     splits = [Split(file.path, NAME, file.partitions) for file in files]
     columns: dict[str, list[Any]] = {}
@@ -51,7 +52,8 @@ def plan(files: Sequence[InputFile], numeric: Callable[[str], bool]) -> Plan:
         for row in _sample(split):
             for name, value in row.items():
                 columns.setdefault(name, []).append(value)
-    found = {name: json_type(values, numeric=numeric(name)) for name, values in columns.items()}
+    numbers = numeric(columns)
+    found = {name: json_type(values, numeric=name in numbers) for name, values in columns.items()}
     untyped = frozenset(name for name, kind in found.items() if kind is None)
     types = {name: pa.string() if kind is None else kind for name, kind in found.items()}
     if DEAD_LETTER in types and is_dead_letter(types[DEAD_LETTER]):

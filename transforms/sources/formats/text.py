@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from transforms.sources.blocks import Block, Plan, ReadOptions, Split, check_columns, fit
+from transforms.sources.blocks import Block, Numeric, Plan, ReadOptions, Split, check_columns, fit
 from transforms.sources.files import InputFile
 from transforms.sources.formats.lines import line_blocks
 
@@ -19,7 +19,7 @@ COMPRESSED = True
 _COLUMN = "text"
 
 
-def plan(files: Sequence[InputFile], _numeric: Callable[[str], bool]) -> Plan:
+def plan(files: Sequence[InputFile], _numeric: Numeric) -> Plan:
     """One split a file."""
     return Plan(pa.schema([(_COLUMN, pa.string())]), [Split(file.path, NAME, file.partitions) for file in files])
 

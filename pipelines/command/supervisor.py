@@ -1,6 +1,6 @@
 """Ends a process with the one that started it, whatever ended that one; `kill -9` leaves no other way.
 
-As a command it runs a program under this rule; `tether_command` gives its arguments. Only the standard library is
+As a command it runs a program under this rule; `supervised_command` gives its arguments. Only the standard library is
 imported: one of these runs for every worker.
 """
 
@@ -17,10 +17,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# Between a SIGTERM and the SIGKILL to a program that does not heed it.
+# Between a SIGTERM and the SIGKILL to a program that ignores it.
 GRACE_SECONDS = 10
 
 _POLL_SECONDS = 0.5
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 def end_with_parent(end: Callable[[], object], parent: int) -> None:
@@ -38,6 +39,24 @@ def end_with_parent(end: Callable[[], object], parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
+
+
+def die_with_parent(parent: int) -> None:
+    """Lets the system kill this process once the one that forked it is gone; nothing is cleaned up.
+
+    On Linux by the kernel, which also ends a process that hangs in native code.
+
+    Args:
+        parent: the id of that process, from itself.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it went before the kernel was asked
+            os._exit(1)
+    else:
+        end_with_parent(lambda: None, parent)
 
 
 class EndedBySignal:
@@ -71,7 +90,7 @@ class EndedBySignal:
         return child
 
 
-def tether_command(program: Sequence[str], remove: str | Path = "") -> list[str]:
+def supervised_command(program: Sequence[str], remove: str | Path = "") -> list[str]:
     """The command that runs a program which ends with this process; then the folder `remove` goes, too."""
     # This file, not a module by its name: another may be found where the program runs.
     return [sys.executable, "-P", __file__, str(os.getpid()), str(remove), *program]

@@ -1,4 +1,4 @@
-"""What ends with what: a program with its starter, a worker with its executor; and no folders are left of them."""
+"""A worker on Spark ends with its executor, and no folder is left of it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 from spark_parts import wait_for
 
-from pipelines.spark.supervisor import tether_command
-
 
 def is_there(pid: int) -> bool:
     try:
@@ -28,53 +26,6 @@ def written(file: Path) -> int:
     """The number in a file, once it is there."""
     wait_for(lambda: file.exists() and file.read_text().endswith("\n"), 20)
     return int(file.read_text())
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """One with files in it."""
-    (tmp_path / "own" / "deeper").mkdir(parents=True)
-    (tmp_path / "own" / "deeper" / "file").write_text("")
-    return tmp_path / "own"
-
-
-class TestTether:
-    def test_gives_the_exit_code_and_leaves_the_folder_to_its_owner(self, folder: Path) -> None:
-        assert subprocess.run(tether_command(["sh", "-c", "exit 7"], remove=folder), check=False).returncode == 7
-        assert folder.exists()
-
-    def test_starter_that_is_killed(self, tmp_path: Path, folder: Path) -> None:
-        program = ["sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60"]
-        start = (
-            f"import subprocess, time; from pipelines.spark.supervisor import tether_command\n"
-            f"subprocess.Popen(tether_command({program!r}, {str(folder)!r})); time.sleep(60)"
-        )
-        starter = subprocess.Popen([sys.executable, "-c", start])
-        child = written(tmp_path / "pid")
-        starter.kill()
-        starter.wait()
-        wait_for(lambda: not is_there(child) and not folder.exists(), 10)
-
-    def test_starter_that_is_gone_before(self, folder: Path) -> None:
-        gone = subprocess.Popen(["true"])
-        gone.wait()
-        command = tether_command(["sleep", "60"], remove=folder)
-        command[command.index(str(os.getpid()))] = str(gone.pid)
-        begin = time.monotonic()
-        assert subprocess.run(command, check=False).returncode
-        assert time.monotonic() - begin < 20
-        assert not folder.exists()
-
-    def test_program_that_does_not_heed_sigterm(self, tmp_path: Path) -> None:
-        program = ["sh", "-c", f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 0.1; done"]
-        run = (
-            f"from pipelines.spark import tether; tether.GRACE_SECONDS = 1; tether.run({os.getpid()}, '', {program!r})"
-        )
-        process = subprocess.Popen([sys.executable, "-c", run])
-        child = written(tmp_path / "pid")
-        process.terminate()
-        process.wait(10)
-        assert not is_there(child)
 
 
 class TestWorker:

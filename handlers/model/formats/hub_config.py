@@ -1,0 +1,158 @@
+"""What a directory of Hugging Face's libraries tells of itself, as fields of `model.yaml`. Reads JSON alone.
+
+Known are directories as `save_pretrained` writes them (`config.json`, `*.safetensors`, tokenizer, image processor) and as
+sentence-transformers does (`modules.json` and a folder for each module beside that).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from handlers.errors import UsageError
+
+CONFIG = "config.json"
+MODULES = "modules.json"
+# From the end of the name of an architecture to the task of its head.
+_TASKS = {
+    "ForSequenceClassification": "classification",
+    "ForImageClassification": "classification",
+}
+_POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
+_PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_NO_LIMIT = 1_000_000  # tokenizers that know no limit say 10**30
+
+
+def is_hub_directory(folder: Path) -> bool:
+    """Whether `folder` is one that `save_pretrained` or sentence-transformers wrote."""
+    return (folder / CONFIG).is_file() and ("model_type" in read_json(folder / CONFIG) or (folder / MODULES).is_file())
+
+
+def with_defaults(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """`content` of a `model.yaml` of format huggingface, with what the directory itself tells where it says nothing.
+
+    Raises:
+        UsageError: where the task or the inputs are not given and cannot be told.
+    """
+    told = _told(folder)
+    if "task" in content and content["task"] != told.get("task"):
+        told.pop("labels", None)
+    found = told | dict(content)
+    if "task" not in found:
+        raise UsageError(
+            f"{folder}: its architecture {_architecture(folder)} tells no task; write task and format: huggingface into a "
+            "model.yaml, or name it: torchbeam init --task=embedding"
+        )
+    if "inputs" not in found:
+        raise UsageError(f"{folder} has neither a tokenizer nor an image processor; write its inputs into a model.yaml")
+    limit = max_tokens(folder)
+    if limit is not None and isinstance(found["inputs"], list | tuple):
+        found["inputs"] = [
+            {**each, "max_length": limit} if _is_text(each) and "max_length" not in each else each
+            for each in found["inputs"]
+        ]
+    if found["task"] != "embedding":
+        found = {
+            name: value for name, value in found.items() if name not in ("pooling", "normalize") or name in content
+        }
+    return found
+
+
+def _is_text(given: Any) -> bool:
+    return isinstance(given, Mapping) and given.get("encoder") == "text"
+
+
+def max_tokens(folder: Path) -> int | None:
+    """How many tokens of a text the model takes at most; None where the directory does not tell."""
+    sentence = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
+    tokenizer = read_json(folder / "tokenizer_config.json").get("model_max_length")
+    positions = read_json(folder / CONFIG).get("max_position_embeddings")
+    for limit in (sentence, tokenizer, positions):
+        if isinstance(limit, int | float) and 0 < limit < _NO_LIMIT:
+            return int(limit)
+    return None
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The mapping in a JSON file; empty where there is no such file. Raises `UsageError` for anything else in it."""
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{file} cannot be read: {error}") from None
+    if isinstance(content, list):
+        return {str(index): item for index, item in enumerate(content)}
+    if not isinstance(content, dict):
+        raise UsageError(f"{file} must be a JSON mapping")
+    return content
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """The fields that the directory tells."""
+    config = read_json(folder / CONFIG)
+    told: dict[str, Any] = {"name": folder.resolve().name, "format": "huggingface"}
+    architecture = _architecture(folder)
+    task = next((task for end, task in _TASKS.items() if architecture.endswith(end)), None)
+    if (folder / MODULES).is_file():
+        task = "embedding"
+        told |= _pooling(folder)
+    if task == "classification":
+        labels = _labels(config)
+        if config.get("problem_type") == "multi_label_classification":
+            task = "multilabel"
+        elif config.get("problem_type") == "regression" or len(labels) == 1:
+            task, labels = "regression", []
+        if labels:
+            told["labels"] = labels
+    if task is not None:
+        told["task"] = task
+    if any((folder / name).is_file() for name in _TOKENIZERS):
+        told["inputs"] = [{"name": "text", "encoder": "text"}]
+    elif any((folder / name).is_file() for name in _PROCESSORS):
+        told["inputs"] = [{"name": "image", "encoder": "image"}]
+    return told
+
+
+def _architecture(folder: Path) -> str:
+    names = read_json(folder / CONFIG).get("architectures") or [""]
+    return str(names[0])
+
+
+def _labels(config: Mapping[str, Any]) -> list[str]:
+    """The names of the classes, in the order of the outputs."""
+    by_id = config.get("id2label") or {
+        str(index): f"LABEL_{index}" for index in range(int(config.get("num_labels", 2)))
+    }
+    return [str(by_id[key]) for key in sorted(by_id, key=int)]
+
+
+def _pooling(folder: Path) -> dict[str, Any]:
+    """Pooling and normalization of a directory of sentence-transformers."""
+    told: dict[str, Any] = {"normalize": False}
+    for module in read_json(folder / MODULES).values():
+        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+        if kind == "Pooling":
+            config = read_json(folder / str(module["path"]) / CONFIG)
+            modes = [
+                name.removeprefix("pooling_mode_")
+                for name, chosen in config.items()
+                if chosen is True and "mode" in name
+            ]
+            mode = config.get("pooling_mode") if isinstance(config.get("pooling_mode"), str) else None
+            found = [mode] if mode else [_POOLING.get(name) for name in modes]
+            if len(found) != 1 or found[0] not in _POOLING.values():
+                raise UsageError(
+                    f"{folder / str(module['path'])}: pooling {', '.join(modes) or mode} is not known here"
+                )
+            told["pooling"] = found[0]
+        elif kind == "Normalize":
+            told["normalize"] = True
+        elif kind not in ("Transformer", "Dense"):
+            raise UsageError(
+                f"{folder / MODULES}: the module {kind} is not known here; known are Pooling, Dense, Normalize"
+            )
+    return told

@@ -1,0 +1,125 @@
+"""What can be told of a model directory: size, inputs, outputs, costs. A mapping of plain values, for people and JSON."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from handlers.encode.specs import InputSpec, TextInput
+from handlers.model.directory import ModelDir
+from handlers.model.formats.hub_config import read_json
+from handlers.predict.loaded import LoadedModel
+from handlers.predict.placement import Placement
+from handlers.predict.predictor import Predictor
+
+TOKENS = 128  # of the text whose cost is told, or as many as the model takes
+_LICENSE = re.compile(r"^license:\s*(\S.*)$", re.MULTILINE)
+
+
+def summary(model: ModelDir) -> dict[str, Any]:
+    """Loads a model on the CPU and tells what it is.
+
+    Returns:
+        `parameters` (total, trainable, by top-level module), `bytes` (of parameters and buffers), `flops_per_row` (of
+        multiplications and additions; None where it cannot be told), `inputs`, `outputs`, `labels`, `version`, `license`.
+
+    Raises:
+        UsageError: where the model cannot be loaded.
+    """
+    loaded = model.load()
+    module = loaded.module
+    counts = _parameters(module) if isinstance(module, torch.nn.Module) else {}
+    outputs, flops = _tried(loaded, model)
+    return {
+        "name": model.spec.name,
+        "task": model.spec.task,
+        "format": model.spec.format or f"loader {model.spec.loader}",
+        "version": model.version,
+        "license": _license(Path(model.path)),
+        **counts,
+        "flops_per_row": flops,
+        "inputs": [_input(spec, loaded) for spec in model.spec.inputs] or [_told(info) for info in loaded.inputs],
+        "features": dict(model.spec.features),
+        "outputs": outputs,
+        "labels": list(model.spec.labels or ()),
+        "preprocess": list(model.spec.preprocess),
+        "postprocess": list(model.spec.postprocess),
+    }
+
+
+def _parameters(module: torch.nn.Module) -> dict[str, Any]:
+    tensors = [*module.parameters(), *module.buffers()]
+    by_module = {name: sum(each.numel() for each in child.parameters()) for name, child in module.named_children()}
+    return {
+        "parameters": sum(each.numel() for each in module.parameters()),
+        "trainable_parameters": sum(each.numel() for each in module.parameters() if each.requires_grad),
+        "parameters_by_module": {name: count for name, count in by_module.items() if count},
+        "bytes": sum(each.nbytes for each in tensors),
+    }
+
+
+def _input(spec: InputSpec, loaded: LoadedModel) -> dict[str, Any]:
+    info = next((each for each in loaded.inputs if each.name == spec.name), None)
+    told = {} if info is None else _told(info)
+    return {"columns": list(spec.patterns), **told, **spec.given(), "encoder": spec.encoder}
+
+
+def _told(info: Any) -> dict[str, Any]:
+    dtype = None if info.dtype is None else str(info.dtype).removeprefix("torch.")
+    return {"name": info.name, "dtype": dtype, "shape": None if info.shape is None else list(info.shape)}
+
+
+def _tried(loaded: LoadedModel, model: ModelDir) -> tuple[list[dict[str, Any]], int | None]:
+    """The outputs of a made-up row and what it cost, where the shapes of the inputs are known."""
+    rows = loaded.rows or 2
+    inputs = _made_up(loaded, model, rows)
+    if inputs is None:
+        return [], None
+    with FlopCounterMode(display=False) as counter:
+        prediction = Predictor(loaded, Placement("cpu")).predict(inputs)
+    if prediction.failures:  # a model may refuse a made-up row; then nothing is told of its outputs
+        return [], None
+    found = [
+        {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape[1:])}
+        for name, tensor in prediction.outputs.items()
+        if isinstance(tensor, torch.Tensor)
+    ]
+    return found, (counter.get_total_flops() // rows) or None
+
+
+def _made_up(loaded: LoadedModel, model: ModelDir, rows: int) -> Mapping[str, torch.Tensor] | None:
+    shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for info in loaded.inputs:
+        if info.shape is None:
+            return None
+        shapes[info.name] = (info.dtype or torch.float32, info.shape)
+    texts = [spec for spec in model.spec.inputs if isinstance(spec, TextInput)]
+    if not shapes and texts:
+        tokens = min(TOKENS, texts[0].max_length or TOKENS)
+        names = [name for name in ("input_ids", "attention_mask") if name in loaded.parameters]
+        shapes = dict.fromkeys(names, (torch.int64, (tokens,)))
+    if not shapes:
+        for spec in model.spec.inputs:
+            size = getattr(spec, "shape", None)
+            if size is None and any(set("*?[") & set(pattern) for pattern in spec.patterns):
+                return None
+            name = spec.name if spec.name in loaded.parameters or len(model.spec.inputs) > 1 else loaded.parameters[0]
+            dtype = getattr(
+                torch, getattr(spec, "dtype", None) or ("int64" if spec.encoder == "categorical" else "float32")
+            )
+            shapes[name] = (dtype, tuple(size) if size is not None else (len(spec.patterns),))
+    return {name: torch.ones(rows, *shape, dtype=dtype) for name, (dtype, shape) in shapes.items()} or None
+
+
+def _license(folder: Path) -> str | None:
+    """What the card of the model (README.md) or its configuration says."""
+    card = folder / "README.md"
+    if card.is_file() and (match := _LICENSE.search(card.read_text(errors="replace")[:10_000])):
+        return match.group(1).strip()
+    found = read_json(folder / "config.json").get("license") if folder.is_dir() else None
+    return str(found) if found else None

@@ -1,0 +1,82 @@
+"""A program ends with the process that started it, and no folder is left of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from pipelines.command.supervisor import supervised_command
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def written(file: Path) -> int:
+    """The number in a file, once it is there."""
+    wait_for(lambda: file.exists() and file.read_text().endswith("\n"), 20)
+    return int(file.read_text())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """One with files in it."""
+    (tmp_path / "own" / "deeper").mkdir(parents=True)
+    (tmp_path / "own" / "deeper" / "file").write_text("")
+    return tmp_path / "own"
+
+
+class TestSupervisedCommand:
+    def test_gives_the_exit_code_and_leaves_the_folder_to_its_owner(self, folder: Path) -> None:
+        assert subprocess.run(supervised_command(["sh", "-c", "exit 7"], remove=folder), check=False).returncode == 7
+        assert folder.exists()
+
+    def test_starter_that_is_killed(self, tmp_path: Path, folder: Path) -> None:
+        program = ["sh", "-c", f"echo $$ > {tmp_path}/pid; exec sleep 60"]
+        start = (
+            f"import subprocess, time; from pipelines.command.supervisor import supervised_command\n"
+            f"subprocess.Popen(supervised_command({program!r}, {str(folder)!r})); time.sleep(60)"
+        )
+        starter = subprocess.Popen([sys.executable, "-c", start])
+        child = written(tmp_path / "pid")
+        starter.kill()
+        starter.wait()
+        wait_for(lambda: not is_there(child) and not folder.exists(), 10)
+
+    def test_starter_that_is_gone_before(self, folder: Path) -> None:
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        command = supervised_command(["sleep", "60"], remove=folder)
+        command[command.index(str(os.getpid()))] = str(gone.pid)
+        begin = time.monotonic()
+        assert subprocess.run(command, check=False).returncode
+        assert time.monotonic() - begin < 20
+        assert not folder.exists()
+
+    def test_program_that_ignores_sigterm(self, tmp_path: Path) -> None:
+        program = ["sh", "-c", f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 0.1; done"]
+        run = (
+            "from pipelines.command import supervisor; supervisor.GRACE_SECONDS = 1; "
+            f"supervisor.run({os.getpid()}, '', {program!r})"
+        )
+        process = subprocess.Popen([sys.executable, "-c", run])
+        child = written(tmp_path / "pid")
+        process.terminate()
+        process.wait(10)
+        assert not is_there(child)
