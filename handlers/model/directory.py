@@ -26,7 +26,8 @@ from handlers.paths import is_remote
 if TYPE_CHECKING:
     import torch
 
-from handlers.predict.loaded import LoadedModel
+    from handlers.predict.loaded import LoadedModel
+
 
 MODEL_FILE = "model.yaml"
 CODE_FOLDER = "code"
