@@ -16,6 +16,7 @@ from handlers.columnar.scorer import MODEL_VERSION_FIELD, Scorer
 from handlers.encode.base import BoundInput
 from handlers.encode.binding import bind_inputs
 from handlers.encode.columns import UnknownLengthError, match_columns
+from handlers.encode.values import is_binary
 from handlers.errors import BrokenModelError, TorchbeamError, UsageError, one_line
 from handlers.model.directory import ModelDir
 from handlers.predict.predictor import Predictor
@@ -66,7 +67,9 @@ def make_plan(
         for step in chain.after():
             rows = step.run(rows)[0]
         return replace(plan, output=rows.batch.schema)
-    plan = replace(plan, inputs=inputs, needed=_needed(inputs, chain, raw.schema))
+    carried = _carried(columns, raw.schema, inputs)
+    plan = replace(plan, inputs=inputs, needed=_needed(inputs, chain, raw.schema), carried=carried)
+    rows = rows.take(np.arange(min(rows.batch.num_rows, *(bound.sample_rows for bound in inputs))))
     scorer = Scorer(model, plan, predictor)
     answers = scorer.stage.answer(rows, Stats())
     rows = Rows(scorer.output_of(sample, answers.ids, answers.columns), answers.ids)
@@ -103,10 +106,12 @@ def _zeros(scorer: Scorer, sample: pa.RecordBatch) -> Rows:
     return Rows(scorer.blank(sample, 2, columns), np.arange(2))
 
 
-def _carried(columns: tuple[str, ...], schema: pa.Schema) -> tuple[str, ...]:
+def _carried(columns: tuple[str, ...], schema: pa.Schema, inputs: tuple[BoundInput, ...] = ()) -> tuple[str, ...]:
+    """The columns that `columns` names; of all, the bytes of images are left out."""
     names = [name for name in schema.names if name not in PROVENANCE]
     if columns == ("*",):
-        return tuple(names)
+        images = {name for bound in inputs if bound.spec.encoder == "image" for name in bound.columns}
+        return tuple(name for name in names if name not in images or not is_binary(schema.field(name).type))
     found: dict[str, None] = {}
     known = dict.fromkeys(names)
     for pattern in columns:

@@ -60,6 +60,11 @@ class BoundInput(ABC):
         return 0
 
     @property
+    def sample_rows(self) -> int:
+        """How many rows of a sample are scored to settle a run; few where scoring a row takes long."""
+        return 1000
+
+    @property
     def is_plain(self) -> bool:
         """Whether `tensor_of` encodes plain numbers."""
         return False

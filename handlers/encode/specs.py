@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 TensorDtype = Literal["float32", "float64", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool"]
+PositiveInt = Annotated[int, Field(gt=0)]
 Shape = tuple[Annotated[int, Field(gt=0)], ...]
 
 
@@ -189,6 +190,58 @@ class TextInput(InputSpec):
         return self
 
 
+class ImageInput(InputSpec):
+    """A column of image files, as bytes or paths, becomes float32 of (rows, channels, height, width).
+
+    Attributes:
+        resize: the shorter side in pixels, or height and width.
+        crop: height and width of the middle that is kept; one number for both.
+        interpolation: of `resize`, with antialiasing.
+        mode: `RGB`, or `L` for one channel of grey.
+        scale: what pixels of 0 … 255 are multiplied by.
+        mean: one number a channel, taken off after scaling; with `std`.
+        std: one number a channel, by which the rest is divided.
+        max_pixels: an image of more is a row error, before it is decoded.
+    """
+
+    MODULE = "handlers.encode.image"
+
+    encoder: Literal["image"] = "image"
+    resize: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    crop: PositiveInt | tuple[PositiveInt, PositiveInt] | None = None
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mode: Literal["RGB", "L"] = "RGB"
+    scale: Annotated[float, Field(gt=0)] = 1 / 255
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    max_pixels: PositiveInt = 50_000_000
+
+    @model_validator(mode="after")
+    def _sizes(self) -> ImageInput:
+        if self.crop is None and not isinstance(self.resize, tuple):
+            raise ValueError(
+                "an image input needs crop, or resize as [height, width], so that all images have one size"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std belong together")
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.channels:
+                raise ValueError(f"{name} has {len(values)} values; mode {self.mode} has {self.channels} channels")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """How many channels the tensor has."""
+        return 3 if self.mode == "RGB" else 1
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the tensor."""
+        size = self.crop if self.crop is not None else self.resize
+        return size if isinstance(size, tuple) else (int(size or 0), int(size or 0))
+
+
 def _encoder_of(value: Any) -> Any:
     """The name of the encoder of a spec, or of the mapping that it is made of; numeric where none is named."""
     return value.get("encoder", "numeric") if isinstance(value, Mapping) else getattr(value, "encoder", None)
@@ -197,7 +250,8 @@ def _encoder_of(value: Any) -> Any:
 AnyInput = Annotated[
     Annotated[NumericInput, Tag("numeric")]
     | Annotated[CategoricalInput, Tag("categorical")]
-    | Annotated[TextInput, Tag("text")],
+    | Annotated[TextInput, Tag("text")]
+    | Annotated[ImageInput, Tag("image")],
     Discriminator(_encoder_of),
 ]
 
@@ -205,6 +259,7 @@ SPECS: dict[str, type[InputSpec]] = {
     "numeric": NumericInput,
     "categorical": CategoricalInput,
     "text": TextInput,
+    "image": ImageInput,
 }
 
 _ADAPTER: TypeAdapter[InputSpec] = TypeAdapter(AnyInput)

@@ -75,6 +75,11 @@ class BoundText(BoundInput):
         return (64 << 20) // PIECE_TEXTS
 
     @property
+    def sample_rows(self) -> int:
+        """Texts are scored slowly; a few tell the columns."""
+        return 16
+
+    @property
     def padding(self) -> Padding:
         """Padded by the tokenizer's own token, with the mask that the model takes."""
         names = self.parameters or ("attention_mask",)

@@ -131,7 +131,9 @@ class SourceOptions:
         parse=path,
     )
     input_format: str | None = option(
-        "format of the input (default: from the extension)", None, choices=("parquet", "csv", "jsonl", "avro", "text")
+        "format of the input (default: from the extension)",
+        None,
+        choices=("parquet", "csv", "jsonl", "avro", "text", "image"),
     )
     limit: int | None = option("score only about N rows, to try a model out", None, parse=positive, metavar="N")
 

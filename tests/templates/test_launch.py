@@ -88,6 +88,7 @@ def values_of_all_parameters(table: Path, model: Path, output: Path) -> dict[str
         "output": str(output),
         "output_format": "parquet",
         "columns": "id,code",
+        "probabilities": "true",
         "overwrite": "true",
         "report": str(output / "own-report.json"),
     }

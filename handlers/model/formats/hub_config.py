@@ -23,6 +23,7 @@ _TASKS = {
 _POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_WARPED_FROM = 384  # the shorter side from which ConvNeXt resizes both sides and crops nothing
 _NO_LIMIT = 1_000_000  # tokenizers that know no limit say 10**30
 
 
@@ -51,9 +52,12 @@ def with_defaults(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     limit = max_tokens(folder)
     if limit is not None and isinstance(found["inputs"], list | tuple):
         found["inputs"] = [
-            {**each, "max_length": limit} if _is_text(each) and "max_length" not in each else each
+            {**each, "max_length": limit} if _is(each, "text") and "max_length" not in each else each
             for each in found["inputs"]
         ]
+    image = found.pop("image", None)
+    if image and isinstance(found["inputs"], list | tuple):
+        found["inputs"] = [_with_processor(each, image) if _is(each, "image") else each for each in found["inputs"]]
     if found["task"] != "embedding":
         found = {
             name: value for name, value in found.items() if name not in ("pooling", "normalize") or name in content
@@ -61,8 +65,53 @@ def with_defaults(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return found
 
 
-def _is_text(given: Any) -> bool:
-    return isinstance(given, Mapping) and given.get("encoder") == "text"
+def _is(given: Any, encoder: str) -> bool:
+    return isinstance(given, Mapping) and given.get("encoder") == encoder
+
+
+def _with_processor(given: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
+    """An image input with what the processor does; sizes of its own stand for both of the processor's."""
+    own_sizes = {"resize", "crop"} & set(given)
+    return {name: value for name, value in image.items() if name not in ("resize", "crop") or not own_sizes} | dict(
+        given
+    )
+
+
+def _image(folder: Path) -> dict[str, Any]:
+    """What the image processor of a directory does, as fields of an image input."""
+    config = next((found for name in _PROCESSORS if (found := read_json(folder / name))), {})
+    config = config.get("image_processor", config)
+    fields: dict[str, Any] = {}
+    size, crop = config.get("size"), config.get("crop_size")
+    if config.get("do_resize", True) and size is not None:
+        fields["resize"] = _size(size, folder)
+        resample = config.get("resample", 2)
+        if resample not in (2, 3):
+            raise UsageError(
+                f"{folder}: the image processor resizes by filter {resample}; known are 2 (bilinear), 3 (bicubic)"
+            )
+        fields["interpolation"] = "bicubic" if resample == 3 else "bilinear"
+    if "crop_pct" in config and isinstance(fields.get("resize"), int):  # of ConvNeXt, which ResNet has, too
+        short = fields["resize"]
+        warped = {"resize": [short, short]}
+        fields |= {"resize": int(short / config["crop_pct"]), "crop": short} if short < _WARPED_FROM else warped
+    if config.get("do_center_crop", False) and crop is not None:
+        fields["crop"] = _size(crop, folder)
+    if config.get("do_rescale", True):
+        fields["scale"] = config.get("rescale_factor", 1 / 255)
+    if config.get("do_normalize", True) and "image_mean" in config:
+        fields |= {"mean": list(config["image_mean"]), "std": list(config["image_std"])}
+    return fields
+
+
+def _size(size: Any, folder: Path) -> int | list[int]:
+    if isinstance(size, int):
+        return size
+    if isinstance(size, Mapping) and "shortest_edge" in size:
+        return int(size["shortest_edge"])
+    if isinstance(size, Mapping) and {"height", "width"} <= set(size):
+        return [int(size["height"]), int(size["width"])]
+    raise UsageError(f"{folder}: the image processor has a size that is not known here: {size}")
 
 
 def max_tokens(folder: Path) -> int | None:
@@ -114,6 +163,7 @@ def _told(folder: Path) -> dict[str, Any]:
         told["inputs"] = [{"name": "text", "encoder": "text"}]
     elif any((folder / name).is_file() for name in _PROCESSORS):
         told["inputs"] = [{"name": "image", "encoder": "image"}]
+        told["image"] = _image(folder)
     return told
 
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from handlers.errors import UsageError
 from transforms.sources.blocks import Block, Numeric, Plan, ReadOptions, Split
 from transforms.sources.files import COMPRESSIONS, InputFile
-from transforms.sources.formats import avro, bigquery, delimited, jsonl, parquet, text
+from transforms.sources.formats import avro, bigquery, delimited, image, jsonl, parquet, text
 
 
 class Format(Protocol):
@@ -40,7 +40,7 @@ class Format(Protocol):
         """
 
 
-FORMATS: dict[str, Format] = {each.NAME: each for each in (parquet, delimited, jsonl, avro, text)}
+FORMATS: dict[str, Format] = {each.NAME: each for each in (parquet, delimited, jsonl, avro, text, image)}
 # What splits are read by: a table of BigQuery is read as files are, by the streams that it is cut into.
 READERS: dict[str, Format] = {**FORMATS, bigquery.NAME: bigquery}
 
