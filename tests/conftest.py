@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,13 +20,15 @@ settings.load_profile("test")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `slow(seconds)` come last, the longest of them first: with two processes none is left waiting."""
-    items.sort(key=_order)
+    """Files with tests marked `slow(seconds)` come last, the longest first: so no process is left with it at the end.
 
-
-def _order(item: pytest.Item) -> tuple[bool, float]:
-    mark = item.get_closest_marker("slow")
-    return (False, 0.0) if mark is None else (True, -float(mark.args[0] if mark.args else 0))
+    Files stay whole, because their tests share what they set up, and because xdist hands them out whole.
+    """
+    seconds: dict[Path, float] = {}
+    for item in items:
+        if mark := item.get_closest_marker("slow"):
+            seconds[item.path] = max(seconds.get(item.path, 0), *mark.args or (1,))
+    items.sort(key=lambda item: (item.path in seconds, -seconds.get(item.path, 0)))
 
 
 @pytest.hookimpl(tryfirst=True)
