@@ -59,7 +59,7 @@ score: $(STAMP)
 	@$(BIN)/python examples/digits/show.py $(OUT)/scored
 
 # Files are handed out whole, since tests of a file share what they set up, and in the order of tests/conftest.py.
-JOBS := 2
+JOBS ?= 2
 PYTEST = $(BIN)/python -m pytest
 PARALLEL = --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
 
@@ -69,7 +69,7 @@ test: lint types services
 check: lint types
 	$(PYTEST) $(PARALLEL) -m 'not slow'
 
-FUZZ_SECONDS := 300
+FUZZ_SECONDS ?= 300
 fuzz: $(STAMP)
 	@end=$$((SECONDS + $(FUZZ_SECONDS))); \
 	while $(PYTEST) $(PARALLEL) --quiet --hypothesis-profile=fuzz -m 'hypothesis and not slow' || exit; [ $$SECONDS -lt $$end ]; do :; done
