@@ -83,6 +83,7 @@ def values_of_all_parameters(table: Path, model: Path, output: Path) -> dict[str
         "model_copies": "1",
         "accelerator": L4,
         "min_ram": "16GiB",
+        "chunk_bytes": "32MiB",
         "preprocess": "poison_rows:mended",
         "postprocess": "poison_rows:add_margin",
         "output": str(output),

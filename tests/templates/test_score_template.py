@@ -76,6 +76,7 @@ class TestMetadata:
                 ["nvidia-l4", "type:", "type:nvidia-l4 count:1"],
             ),
             ("min_ram", ["16GB", "16GiB", "1.5TB", "16 GB"], ["4", "lots", "16G", "16gb"]),
+            ("chunk_bytes", ["64MB", "8MiB", "0.5GB"], ["64", "lots", "64M", "64mb"]),
             ("preprocess", ["credit.rows:clean"], ["credit.rows", "a:b:c", ":b"]),
             ("postprocess", ["credit.rows:only_confident"], ["only_confident"]),
             ("columns", ["*", "id,name", "f_*"], ["", ",", "a,,b"]),
