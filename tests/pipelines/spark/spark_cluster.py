@@ -20,7 +20,7 @@ import pytest
 
 from pipelines.command.supervisor import supervised_command
 
-WAIT_SECONDS = 120.0
+WAIT_SECONDS = 300.0  # starting executors took more than two minutes on a machine with a load of 14
 
 
 def free_port() -> int:
@@ -180,7 +180,7 @@ class Run:
             text=True,
         )
 
-    def finish(self, seconds: float = 240.0) -> tuple[int, str, str]:
+    def finish(self, seconds: float = WAIT_SECONDS) -> tuple[int, str, str]:
         """Exit code, standard output and standard error."""
         try:
             out, err = self.process.communicate(timeout=seconds)
