@@ -167,9 +167,9 @@ def test_driver_killed(
     assert processes(str(job_server), environment=str(tmp_path))
     begun.process.send_signal(signal.SIGKILL)
     begun.process.wait()
-    wait_for(lambda: not processes(str(job_server), environment=str(tmp_path)), "the end of the job server", 30)
-    wait_for(lambda: not list((tmp_path / "temporary").iterdir()), "the end of its files", 30)
-    wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors", 30)
+    wait_for(lambda: not processes(str(job_server), environment=str(tmp_path)), "the end of the job server")
+    wait_for(lambda: not list((tmp_path / "temporary").iterdir()), "the end of its files")
+    wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors")
     there = list((tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else []  # killed before the first file
     assert not [path for path in there if not path.name.startswith("_tmp-")]
 
@@ -188,11 +188,11 @@ def test_interrupted(
     begun = started(cluster)
     assert processes(str(job_server), environment=str(tmp_path))
     begun.process.send_signal(end)
-    code, out, err = begun.finish(60)
+    code, out, err = begun.finish()
     assert code == 130, err
     assert err.splitlines()[-1] == "torchbeam score: interrupted; nothing was published"
     assert out == ""
-    wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors", 30)
+    wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors")
     assert not processes(str(job_server), environment=str(tmp_path))
     assert not list((tmp_path / "out").rglob("*")) if (tmp_path / "out").exists() else True
 
@@ -203,7 +203,7 @@ def test_worker_that_dies_at_its_start(
     (tmp_path / "plug.py").write_text("import os, sys; print('no current', file=sys.stderr, flush=True); os._exit(3)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     options = {"spark_master_url": "local[2]", "environment_type": "PROCESS", "beam_plugins": "plug"}
-    code, _, err = run(input=poisoned.folder, model=model, output=tmp_path / "out", **options).finish(120)
+    code, _, err = run(input=poisoned.folder, model=model, output=tmp_path / "out", **options).finish()
     assert code == 1
     line = err.splitlines()[-1]
     assert line.startswith("torchbeam score: error: the run failed: WorkerError: the worker on ")
