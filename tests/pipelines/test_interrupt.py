@@ -16,6 +16,8 @@ from poisoned_table import Table, save_model
 
 WAIT_SECONDS = 120.0
 
+pytestmark = pytest.mark.slow(10)
+
 
 def _wait_for(condition: object, process: subprocess.Popen[str]) -> None:
     end = time.monotonic() + WAIT_SECONDS

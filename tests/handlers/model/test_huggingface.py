@@ -146,7 +146,7 @@ def test_pooling_by_hand(tmp_path: Path, pooling: str, normalize: bool) -> None:
         assert np.allclose(vector, expected.numpy(), atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_minilm_is_what_sentence_transformers_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     from sentence_transformers import SentenceTransformer
