@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -15,7 +14,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 import transforms.inference.chunk_coder  # noqa: F401 - registers the coder of chunks
 from handlers import errors
 from handlers.batching import Batching, ResourceHints
-from handlers.columnar.chunks import chunk_schema, dead_letter_schema, merge
+from handlers.columnar.chunks import chunk_schema, dead_letter_schema, merge, rows_within
 from handlers.columnar.handler import ColumnarModelHandler
 from handlers.columnar.plan import Chain, Plan
 from handlers.columnar.planning import make_plan
@@ -26,6 +25,7 @@ from handlers.model.spec import ModelSpec
 from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
 from pipelines import runners
+from pipelines.command.errors import cause_of
 from pipelines.command.options import ModelOptions
 from pipelines.command.watch import Watch
 from pipelines.dataflow import settings as dataflow
@@ -40,8 +40,6 @@ from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_spli
 
 SAMPLE_ROWS = 1000
 SAMPLE_SPLITS = 20  # of which some may be empty; where all are, further ones are looked into
-
-_STEP = re.compile(r" \[while running .*$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -67,11 +65,11 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         options.run, options.beam, [options.source.input, folder, options.model.model, options.sink.report]
     )
     launch = runners.settle(options.run, options.beam)
-    batching = Batching(batch_size=options.model.batch_size)
+    batching = Batching(chunk_bytes=options.run.chunk_bytes, batch_size=options.model.batch_size)
     source = settle_input(options, model.spec)
     check_apart(source, options.model.model, folder, options.sink.report)
     hints = ResourceHints(options.model.accelerator, options.model.min_ram)
-    plan = settle_plan(options, model, load_here(options, model), sample_rows(source))
+    plan = settle_plan(options, model, load_here(options, model), sample_rows(source, batching.chunk_bytes))
     predictions, dead_letters = settle_columns(plan, source, tables)
     publication = Publication(
         output=folder,
@@ -108,7 +106,6 @@ def settle_input(options: ScoreOptions, spec: ModelSpec | None = None) -> Input:
         options.source.input_format,
         numeric_columns=numeric,
         limit=options.source.limit,
-        chunk_rows=Batching(batch_size=options.model.batch_size).chunk_rows,
     )
 
 
@@ -147,13 +144,21 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     )
     scored = read.chunks | "Score" >> Score(handler, publication.run_id)
     predictions = scored.predictions | "WritePredictions" >> WriteChunks(
-        f"{folder}/predictions", publication.predictions, publication.output_format
+        f"{folder}/predictions",
+        publication.predictions,
+        publication.output_format,
+        group_bytes=handler.batching.chunk_bytes,
     )
     dead_letters = (
         (read.dead_letters, scored.dead_letters)
         | "AllDeadLetters" >> beam.Flatten()
         | "WriteDeadLetters"
-        >> WriteChunks(f"{folder}/dead_letters", publication.dead_letters, publication.dead_letter_format)
+        >> WriteChunks(
+            f"{folder}/dead_letters",
+            publication.dead_letters,
+            publication.dead_letter_format,
+            group_bytes=handler.batching.chunk_bytes,
+        )
     )
     files = read.files | "Files" >> FileOutcomes()
     counts = (
@@ -194,11 +199,10 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
         raise  # what the job has written is its own
     except BaseException as error:
         clean_up(publication.output, publication.run_id)
-        if isinstance(error, TorchbeamError):  # of a worker in this process; Beam has added the name of the step
-            error.args = (_STEP.sub("", str(error)), *error.args[1:])
-        elif isinstance(error, Exception):
-            raise _cause(error) from error
-        raise
+        cause = cause_of(error)
+        if cause is error:
+            raise
+        raise cause from error
     try:
         return read_report(publication.report_file)
     except Exception as error:
@@ -228,20 +232,24 @@ def _checked_pipeline(options: PipelineOptions) -> beam.Pipeline:
         raise UsageError(errors.one_line(error)) from None
 
 
-def sample_rows(source: Input) -> pa.RecordBatch:
-    """The first rows of the input that can be read; none where it has none. They have provenance."""
+def sample_rows(source: Input, max_bytes: int = Batching.chunk_bytes) -> pa.RecordBatch:
+    """The first rows of the input that can be read; none where it has none. They have provenance.
+
+    At most `SAMPLE_ROWS`, and where they are large no more than have `max_bytes`, or one.
+    """
     chunks: list[pa.RecordBatch] = []
-    rows = 0
+    rows = size = 0
     broken: BrokenFileError | None = None
     for index, split in enumerate(source.splits):
-        if rows >= SAMPLE_ROWS or (rows and index >= SAMPLE_SPLITS):
+        if rows >= SAMPLE_ROWS or size >= max_bytes or (rows and index >= SAMPLE_SPLITS):
             break
         try:
-            for chunk in read_split(split, source.schema, chunk_rows=SAMPLE_ROWS):
+            for chunk in read_split(split, source.schema, chunk_rows=SAMPLE_ROWS, max_chunk_bytes=max_bytes):
                 if not isinstance(chunk, BadRows):
                     chunks.append(chunk)
                     rows += chunk.num_rows
-                if rows >= SAMPLE_ROWS:
+                    size += chunk.nbytes
+                if rows >= SAMPLE_ROWS or size >= max_bytes:
                     break
         except BrokenFileError as error:
             broken = broken or error
@@ -249,23 +257,8 @@ def sample_rows(source: Input) -> pa.RecordBatch:
         if broken is not None and not source.schema.names:
             raise UsageError(f"none of the {source.files} input files can be read: {broken}")
         return pa.RecordBatch.from_pylist([], schema=chunk_schema(source.schema))
-    return merge(chunks).slice(0, SAMPLE_ROWS)
-
-
-def _cause(error: Exception) -> BaseException:
-    """What went wrong in a worker, out of the traceback that runners make the text of their own error."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    if any(line.startswith(("KeyboardInterrupt", "RuntimeError: KeyboardInterrupt")) for line in lines):
-        return KeyboardInterrupt()
-    pattern = re.compile(r"(?:[a-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)): (.+)")
-    for line in reversed(lines):
-        if match := pattern.match(line):
-            name, message = match.group(1), _STEP.sub("", match.group(2))
-            kind = getattr(errors, name, None)
-            if isinstance(kind, type) and issubclass(kind, TorchbeamError):
-                return kind(message)
-            return TorchbeamError(f"the run failed: {name}: {message}")
-    return TorchbeamError(f"the run failed: {type(error).__name__}: {errors.one_line(error)}")
+    sample = merge(chunks)
+    return sample.slice(0, rows_within(sample, 0, SAMPLE_ROWS, max_bytes))
 
 
 def _dead_at_read(letters: pa.RecordBatch) -> Counts:
