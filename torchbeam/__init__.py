@@ -14,9 +14,11 @@ if TYPE_CHECKING:
     from handlers.elements.failures import FailedPrediction
     from handlers.elements.handler import TorchModelHandler, skip_failures
     from handlers.errors import (
+        AccountingError,
         BrokenFileError,
         BrokenModelError,
         DeviceLostError,
+        PublishError,
         ServiceError,
         TorchbeamError,
         UsageError,
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     from handlers.predict.placement import Placement
     from handlers.tensors import Padding, Ragged
     from handlers.version import __version__
-    from transforms.accounting import AccountingError, Counts
+    from transforms.accounting import Counts
     from transforms.inference.failure_rate import FailureRateError
     from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
     from transforms.inference.score import Score, ScoredRows
@@ -52,6 +54,7 @@ __all__ = [
     "Padding",
     "Part",
     "Placement",
+    "PublishError",
     "Ragged",
     "Read",
     "ReadChunks",
@@ -72,7 +75,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "AccountingError": "transforms.accounting",
+    "AccountingError": "handlers.errors",
     "Batching": "handlers.batching",
     "BrokenFileError": "handlers.errors",
     "BrokenModelError": "handlers.errors",
@@ -88,6 +91,7 @@ _HOMES = {
     "Padding": "handlers.tensors",
     "Part": "transforms.sinks.write",
     "Placement": "handlers.predict.placement",
+    "PublishError": "handlers.errors",
     "Ragged": "handlers.tensors",
     "Read": "transforms.sources.read",
     "ReadChunks": "transforms.sources.read",

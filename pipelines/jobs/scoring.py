@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 
 from handlers import errors
 from handlers.batching import Batching, ResourceHints
-from handlers.columnar.chunks import chunk_schema, dead_letter_schema, merge
+from handlers.columnar.chunks import chunk_schema, dead_letter_schema, merge, rows_within
 from handlers.columnar.plan import Plan
 from handlers.errors import BrokenFileError, TorchbeamError, UsageError
 from handlers.model import stores
@@ -22,6 +21,7 @@ from handlers.model.directory import ModelDir
 from handlers.model.spec import ModelSpec
 from handlers.predict.placement import Placement
 from pipelines import runners
+from pipelines.command.errors import cause_of
 from pipelines.command.options import ModelOptions
 from pipelines.command.watch import Watch
 from pipelines.dataflow import settings as dataflow
@@ -35,8 +35,6 @@ from transforms.sinks.write import WriteChunks
 from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_split
 
 SAMPLE_SPLITS = 20  # of which some may be empty; where all are, further ones are looked into
-
-_STEP = re.compile(r" \[while running .*$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -64,7 +62,7 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
     launch = runners.settle(options.run, options.beam)
     source = settle_input(options, model.spec)
     check_apart(source, options.model.model, folder, options.sink.report)
-    score = scoring(options, model, source, sample_rows(source))
+    score = scoring(options, model, source, sample_rows(source, options.run.chunk_bytes))
     predictions, dead_letters = settle_columns(score.plan, source, tables)
     publication = Publication(
         output=folder,
@@ -94,7 +92,6 @@ def settle_input(options: ScoreOptions, spec: ModelSpec | None = None) -> Input:
         options.source.input_format,
         numeric_columns=spec.numeric_columns if spec else (),
         limit=options.source.limit,
-        chunk_rows=Batching().chunk_rows,
     )
 
 
@@ -114,7 +111,7 @@ def scoring(options: ScoreOptions, model: ModelDir, source: Input, sample: pa.Re
         postprocess=options.model.postprocess,
         probabilities=options.sink.probabilities,
         placement=placement(options.model),
-        batching=Batching(batch_size=options.model.batch_size),
+        batching=Batching(chunk_bytes=options.run.chunk_bytes, batch_size=options.model.batch_size),
         hints=ResourceHints(options.model.accelerator, options.model.min_ram),
         driver=placement_here(options),
         run_id=uuid.uuid4().hex[:12],
@@ -143,13 +140,21 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     )
     scored = read.chunks | "Score" >> score
     predictions = scored.predictions | "WritePredictions" >> WriteChunks(
-        f"{folder}/predictions", publication.predictions, publication.output_format
+        f"{folder}/predictions",
+        publication.predictions,
+        publication.output_format,
+        group_bytes=score.batching.chunk_bytes,
     )
     dead_letters = (
         (read.dead_letters, scored.dead_letters)
         | "AllDeadLetters" >> beam.Flatten()
         | "WriteDeadLetters"
-        >> WriteChunks(f"{folder}/dead_letters", publication.dead_letters, publication.dead_letter_format)
+        >> WriteChunks(
+            f"{folder}/dead_letters",
+            publication.dead_letters,
+            publication.dead_letter_format,
+            group_bytes=score.batching.chunk_bytes,
+        )
     )
     files = read.files | "Files" >> FileOutcomes()
     counts = (
@@ -190,11 +195,10 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
         raise  # what the job has written is its own
     except BaseException as error:
         clean_up(publication.output, publication.run_id)
-        if isinstance(error, TorchbeamError):  # of a worker in this process; Beam has added the name of the step
-            error.args = (_STEP.sub("", str(error)), *error.args[1:])
-        elif isinstance(error, Exception):
-            raise _cause(error) from error
-        raise
+        cause = cause_of(error)
+        if cause is error:
+            raise
+        raise cause from error
     try:
         return read_report(publication.report_file)
     except Exception as error:
@@ -224,20 +228,24 @@ def _checked_pipeline(options: PipelineOptions) -> beam.Pipeline:
         raise UsageError(errors.one_line(error)) from None
 
 
-def sample_rows(source: Input) -> pa.RecordBatch:
-    """The first rows of the input that can be read; none where it has none. They have provenance."""
+def sample_rows(source: Input, max_bytes: int = Batching.chunk_bytes) -> pa.RecordBatch:
+    """The first rows of the input that can be read; none where it has none. They have provenance.
+
+    At most `SAMPLE_ROWS`, and where they are large no more than have `max_bytes`, or one.
+    """
     chunks: list[pa.RecordBatch] = []
-    rows = 0
+    rows = size = 0
     broken: BrokenFileError | None = None
     for index, split in enumerate(source.splits):
-        if rows >= SAMPLE_ROWS or (rows and index >= SAMPLE_SPLITS):
+        if rows >= SAMPLE_ROWS or size >= max_bytes or (rows and index >= SAMPLE_SPLITS):
             break
         try:
-            for chunk in read_split(split, source.schema, chunk_rows=SAMPLE_ROWS):
+            for chunk in read_split(split, source.schema, chunk_rows=SAMPLE_ROWS, max_chunk_bytes=max_bytes):
                 if not isinstance(chunk, BadRows):
                     chunks.append(chunk)
                     rows += chunk.num_rows
-                if rows >= SAMPLE_ROWS:
+                    size += chunk.nbytes
+                if rows >= SAMPLE_ROWS or size >= max_bytes:
                     break
         except BrokenFileError as error:
             broken = broken or error
@@ -245,23 +253,8 @@ def sample_rows(source: Input) -> pa.RecordBatch:
         if broken is not None and not source.schema.names:
             raise UsageError(f"none of the {source.files} input files can be read: {broken}")
         return pa.RecordBatch.from_pylist([], schema=chunk_schema(source.schema))
-    return merge(chunks).slice(0, SAMPLE_ROWS)
-
-
-def _cause(error: Exception) -> BaseException:
-    """What went wrong in a worker, out of the traceback that runners make the text of their own error."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    if any(line.startswith(("KeyboardInterrupt", "RuntimeError: KeyboardInterrupt")) for line in lines):
-        return KeyboardInterrupt()
-    pattern = re.compile(r"(?:[a-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)): (.+)")
-    for line in reversed(lines):
-        if match := pattern.match(line):
-            name, message = match.group(1), _STEP.sub("", match.group(2))
-            kind = getattr(errors, name, None)
-            if isinstance(kind, type) and issubclass(kind, TorchbeamError):
-                return kind(message)
-            return TorchbeamError(f"the run failed: {name}: {message}")
-    return TorchbeamError(f"the run failed: {type(error).__name__}: {errors.one_line(error)}")
+    sample = merge(chunks)
+    return sample.slice(0, rows_within(sample, 0, SAMPLE_ROWS, max_bytes))
 
 
 def _dead_at_read(letters: pa.RecordBatch) -> Counts:

@@ -381,7 +381,7 @@ def test_workers_get_the_placement(table: Path, model: Path, tmp_path: Path) -> 
     gpu = [f"--accelerator={L4}", "--machine_type=g2-standard-4", "--model_copies=4", "--precision=bfloat16"]
     settled = ScoreOptions.parse(["--runner=DataflowRunner", *paths, *LAUNCH, *gpu], score.COMMAND).settled()
     job = score_job.prepare(settled, ModelDir(str(model)))
-    assert job.handler._placement == Placement("cuda", "bfloat16", compile=False, copies=4)
+    assert job.score.placement == Placement("cuda", "bfloat16", compile=False, copies=4)
 
 
 def test_template_launchers_may_pass_what_beam_does_not_know(tmp_path: Path) -> None:
