@@ -1,5 +1,7 @@
 # make score    set up, train the example model and score a table with it
-# make test     set up, then lint, types and tests
+# make test     set up, then lint, types and all tests (JOBS=2 at a time)
+# make check    the same without the slow tests, for use while writing
+# make fuzz     property tests with random seeds until FUZZ_SECONDS=300 are over or one fails
 # make lock     resolve the locks anew
 # make spark-job-server SPARK_VERSION=3.5.7    the job server for Spark of that version (needs Java and Maven)
 # make clean    remove what the targets made, the virtual environment too
@@ -9,7 +11,8 @@
 # make check-image          execute its Dockerfile with stand-ins for the public images (root, buildah, debootstrap)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup score test lint types format lock spark-job-server clean template template-metadata api check-image
+.PHONY: help setup score test check fuzz services lint types format lock spark-job-server clean template template-metadata api \
+  check-image
 SHELL := /bin/bash
 
 VENV := .venv
@@ -57,8 +60,24 @@ score: $(STAMP)
 	$(BIN)/python -m torchbeam score --input=$(OUT)/table.parquet --model=$(OUT)/model --output=$(OUT)/scored --overwrite
 	@$(BIN)/python examples/digits/show.py $(OUT)/scored
 
-test: lint types
-	$(BIN)/python -m pytest
+# Files are handed out whole, since tests of a file share what they set up, and in the order of tests/conftest.py.
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest
+PARALLEL = --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
+
+test: lint types services
+	$(PYTEST) $(PARALLEL)
+
+check: lint types
+	$(PYTEST) $(PARALLEL) -m 'not slow'
+
+FUZZ_SECONDS ?= 300
+fuzz: $(STAMP)
+	@end=$$((SECONDS + $(FUZZ_SECONDS))); \
+	while $(PYTEST) $(PARALLEL) --quiet --hypothesis-profile=fuzz -m 'hypothesis and not slow' || exit; [ $$SECONDS -lt $$end ]; do :; done
+
+services:
+	@tests/services.sh
 
 lint: $(STAMP)
 	$(BIN)/ruff check

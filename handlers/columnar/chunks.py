@@ -24,6 +24,10 @@ ROW_ID = "__row_id__"
 # Why a row was refused before it came to the model; such rows go along, so that they become dead letters with the others.
 REFUSED = "__refused__"
 
+# Metadata of a column of text (or lists of it) that holds numbers which float64 does not: they are carried as text, and
+# go on to functions and the model as float64.
+NUMBERS = {b"torchbeam": b"numbers"}
+
 SOURCE_FIELD = pa.field(SOURCE, pa.dictionary(pa.int32(), pa.string()))
 ROW_FIELD = pa.field(ROW, pa.int64())
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 from handlers.columnar.chains import ContractError, Rows, Step
 from handlers.columnar.chunks import PROVENANCE, without_provenance
 from handlers.columnar.features import check_features, feature_columns
+from handlers.columnar.numbers import number_step
 from handlers.columnar.plan import Chain, Plan
 from handlers.columnar.scorer import MODEL_VERSION_FIELD, Scorer
 from handlers.encode.base import BoundInput
@@ -38,7 +39,7 @@ def make_plan(
     """Settles a run on the driver, by scoring a sample of its rows.
 
     Args:
-        model: the model directory, its `code/` importable.
+        model: the model directory.
         predictor: the model, loaded.
         sample: rows as they are read, with provenance, in the settled schema of the input. It may be empty.
         chain: the functions before and after the model.
@@ -54,10 +55,10 @@ def make_plan(
     raw = without_provenance(sample)
     if not raw.schema.names:  # files without a byte: no rows, and no columns to settle
         return Plan(chain, (), (), frozenset(), pa.schema([MODEL_VERSION_FIELD]))
+    rows = number_step().run(Rows(raw, np.arange(raw.num_rows)))[0]
     if chain.features:
-        check_features(dict(chain.features), raw)
-    rows = Rows(raw, np.arange(raw.num_rows))
-    for step in chain.before():
+        check_features(dict(chain.features), rows.batch)
+    for step in chain.before(model.code()):
         rows = _try(step, rows)
     plan = Plan(chain, (), _carried(columns, raw.schema), frozenset(), probabilities=probabilities)
     try:
@@ -71,7 +72,7 @@ def make_plan(
         # on all the same; should rows turn up after all, they are dead letters.
         blank = Scorer(model, plan, predictor)
         rows = Rows(blank.blank(sample, 0, blank.stage.of_no_rows()), rows.ids[:0])
-        for step in chain.after():
+        for step in chain.after(model.code()):
             rows = step.run(rows)[0]
         return replace(plan, output=rows.batch.schema)
     carried = _carried(columns, raw.schema, inputs)
@@ -84,7 +85,7 @@ def make_plan(
     if not scored:
         rows = _zeros(scorer, sample)
     _check_names(rows.batch.schema, raw.schema)
-    for step in chain.after():
+    for step in chain.after(model.code()):
         rows = _try(step, rows) if scored else step.run(rows)[0]
         if strict and not scored:
             _check_settled(step, rows.batch)

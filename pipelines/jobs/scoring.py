@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import uuid
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,11 +25,13 @@ from pipelines.command.options import ModelOptions
 from pipelines.command.watch import Watch
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.options import ScoreOptions
-from pipelines.jobs.outputs import check_apart, settle_output
+from pipelines.jobs.outputs import Output, check_apart
 from transforms.accounting import Counts, FileOutcomes
 from transforms.inference.score import SAMPLE_ROWS, Score
 from transforms.sinks.bigquery_tables import Tables, check_columns, loadable
-from transforms.sinks.publish import Publication, Publish, clean_up, read_report, temporary_folder
+from transforms.sinks.claims import OutputClaim
+from transforms.sinks.publish import Publication, Publish, read_report
+from transforms.sinks.temporary import temporary_folder
 from transforms.sinks.write import WriteChunks
 from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_split
 
@@ -45,28 +46,26 @@ class Job:
     score: Score
     publication: Publication
     launch: runners.Launch
+    claim: OutputClaim
     verbose: bool = False
 
 
-def prepare(options: ScoreOptions, model: ModelDir) -> Job:
+def prepare(options: ScoreOptions, model: ModelDir, output: Output) -> Job:
     """Checks and settles everything that can be before the pipeline starts.
 
     Raises:
         UsageError: for whatever the user must mend.
         BrokenModelError: where the model cannot score anything.
     """
-    folder, tables = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
-    runners.check_paths(
-        options.run, options.beam, [options.source.input, folder, options.model.model, options.sink.report]
-    )
     launch = runners.settle(options.run, options.beam)
     source = settle_input(options, model.spec)
-    check_apart(source, options.model.model, folder, options.sink.report)
-    score = scoring(options, model, source, sample_rows(source, options.run.chunk_bytes))
-    predictions, dead_letters = settle_columns(score.plan, source, tables)
+    check_apart(source, options.model.model, output.folder, options.sink.report)
+    sample = sample_rows(source, options.run.chunk_bytes)
+    score = scoring(options, model, source, sample, output.claim.run_id)
+    predictions, dead_letters = settle_columns(score.plan, source, output.tables)
     publication = Publication(
-        output=folder,
-        run_id=score.run_id,
+        output=output.folder,
+        run_id=output.claim.run_id,
         predictions=predictions,
         dead_letters=dead_letters,
         output_format=options.sink.output_format,
@@ -75,9 +74,9 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         model_name=model.spec.name,
         model_version=model.version,
         runner=options.run.runner,
-        tables=tables,
+        tables=output.tables,
     )
-    return Job(source, score, publication, launch, options.run.verbose)
+    return Job(source, score, publication, launch, output.claim, options.run.verbose)
 
 
 def placement(options: ModelOptions) -> Placement:
@@ -100,7 +99,7 @@ def placement_here(options: ScoreOptions) -> Placement:
     return placement(options.model) if runners.in_process(options.run.runner) else Placement("cpu")
 
 
-def scoring(options: ScoreOptions, model: ModelDir, source: Input, sample: pa.RecordBatch) -> Score:
+def scoring(options: ScoreOptions, model: ModelDir, source: Input, sample: pa.RecordBatch, run_id: str = "") -> Score:
     """The transform of a run, which settles the columns of its output with the rows of `sample`."""
     return Score(
         model,
@@ -114,7 +113,7 @@ def scoring(options: ScoreOptions, model: ModelDir, source: Input, sample: pa.Re
         batching=Batching(chunk_bytes=options.run.chunk_bytes, batch_size=options.model.batch_size),
         hints=ResourceHints(options.model.accelerator, options.model.min_ram),
         driver=placement_here(options),
-        run_id=uuid.uuid4().hex[:12],
+        run_id=run_id,
     )
 
 
@@ -175,13 +174,15 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
 
     Raises:
         UsageError: where Beam refuses the options.
-        TorchbeamError: where it failed; what it had written is removed.
+        TorchbeamError: where it failed.
     """
     job = replace(job, publication=replace(job.publication, started=time.time()))
     publication = job.publication
     try:
         if publication.runner == dataflow.RUNNER:
+            job.claim.hand_over()
             if not _run_on_dataflow(job, wait):
+                job.claim.left = True
                 return None
         else:
             with (
@@ -192,9 +193,9 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
                 build(pipeline, job)
                 session.run(pipeline)
     except (dataflow.StillRunning, dataflow.NotFollowedError):
-        raise  # what the job has written is its own
+        job.claim.left = True  # as is what the job has written
+        raise
     except BaseException as error:
-        clean_up(publication.output, publication.run_id)
         cause = cause_of(error)
         if cause is error:
             raise

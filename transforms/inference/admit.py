@@ -24,7 +24,8 @@ from handlers.columnar.chunks import (
 )
 from handlers.errors import UsageError, one_line
 from handlers.failures import RowFailure
-from transforms.sources.blocks import Split, as_json, fit
+from transforms.sources.blocks import Split, fit
+from transforms.sources.digits import dumps
 
 # What a message calls the place of a row; its source and row number are in the dead letter.
 _CHUNK = Split("its chunk", "arrow")
@@ -57,12 +58,12 @@ def admit(element: Any, schema: pa.Schema, needed: frozenset[str], source: str) 
     rows = without_provenance(batch)
     failures = {}
     if not rows.schema.equals(schema):
-        block = fit(rows, schema, np.arange(batch.num_rows), _CHUNK, cast=exact_cast, raw=as_json)
+        block = fit(rows, schema, np.arange(batch.num_rows), _CHUNK, cast=exact_cast, raw=dumps)
         failures = block.refusals
         if missing := sorted(needed - names.keys()):
             message = f'the chunk has no column "{missing[0]}", which the model needs'
             failures = {
-                index: RowFailure("read", "MissingColumn", message, as_json(row))
+                index: RowFailure("read", "MissingColumn", message, dumps(row))
                 for index, row in enumerate(rows.to_pylist())
             }
         rows = block.batch
