@@ -20,6 +20,9 @@ from transforms.sources.digits import has_floats, held, keeps_digits
 SAMPLE_FILES = 5
 SAMPLE_BYTES = 1 << 20
 SAMPLE_ROWS = 10_000
+# Of files beyond the sample, only the heads are read, for columns that the sample lacks.
+HEAD_BYTES = 64 << 10
+HEAD_THREADS = 16
 
 T = TypeVar("T")
 
@@ -29,9 +32,9 @@ _CODE = r"^[+-]?0[\dxX]"
 _ID = rf"{_CODE}|^[+-]?\d{{16,}}$"
 
 
-def sampled(files: Sequence[T]) -> list[T]:
-    """The files whose heads are the sample: a few, from the first to the last in even steps."""
-    count = min(SAMPLE_FILES, len(files))
+def sampled(files: Sequence[T], most: int = SAMPLE_FILES) -> list[T]:
+    """At most `most` of `files`, from the first to the last in even steps."""
+    count = min(most, len(files))
     return [files[index * (len(files) - 1) // max(count - 1, 1)] for index in range(count)]
 
 

@@ -308,3 +308,17 @@ def test_row_numbers_across_blocks(read: Any, tmp_path: Path, monkeypatch: pytes
         [row["n"] for row in rows] == [row[ROW] for row in rows] == [i for i in range(3_000) if i % 97 not in (0, 1, 5)]
     )
     assert [each["dead_letter"]["row"] for each in dead] == [i for i in range(3_000) if i % 97 in (0, 1, 5)]
+
+
+def test_a_column_that_only_one_unsampled_file_has(read: Any, tmp_path: Path) -> None:
+    for number in range(200):
+        rare = number == 130
+        write(tmp_path / f"{number:03}.csv", f"a,rare{'' if rare else 'x'}\n{number},{'7' if rare else 'z'}\n")
+    wide = ",".join(f"{number:0>300}" for number in range(300))  # longer than a head
+    write(tmp_path / "131-wide.csv", f"a,{wide},last\n")
+    found = plan_input(str(tmp_path))
+    assert list(types(found).items())[:2] == [("a", pa.int64()), ("rarex", pa.string())]
+    assert types(found)["rare"] == pa.int64()
+    assert len(found.schema) == 304
+    assert types(found)["last"] == pa.string()
+    assert [row["rare"] for row in read(Input(**{**vars(found), "splits": found.splits[130:131]}))[0]] == [7]

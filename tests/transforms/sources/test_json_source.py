@@ -231,6 +231,58 @@ def test_replay(tmp_path: Path) -> None:
     assert dead.to_pylist() == [{"a": None, "dead_letter": letter(stage="read", row=9, raw="x,y", model_version="v2")}]
 
 
+def test_a_field_that_only_unsampled_files_have(read: Any, tmp_path: Path) -> None:
+    for number in range(20):
+        row: dict[str, Any] = {"a": number, "o": {"x": 1}, "k": [1, "a"]}
+        write(tmp_path / f"{number:02}.jsonl", [row | {"rare": 0.5, "o": {"y": [2]}} if number == 7 else row])
+    found = plan_input(str(tmp_path), numeric_columns=["a"])
+    assert types(found) == {
+        "a": pa.float64(),
+        "o": pa.struct([("x", pa.int64()), ("y", pa.list_(pa.int64()))]),
+        "k": pa.string(),
+        "rare": pa.float64(),
+    }
+    rows, dead = read(found)
+    assert dead == []
+    assert [row["rare"] for row in rows] == [0.5 if number == 7 else None for number in range(20)]
+    assert rows[7]["o"] == {"x": None, "y": [2]}
+
+
+def test_heads_of_other_files_settle_no_types_of_sampled_columns(tmp_path: Path) -> None:
+    for number in range(20):
+        rows = [{"a": 1}] if number in (0, 4, 9, 14, 19) else [{"a": "x"}] * 9
+        write(tmp_path / f"{number:02}.jsonl", rows)
+    assert types(plan_input(str(tmp_path))) == {"a": pa.int64()}
+
+
+FIELDS_WITHOUT_COLUMN = {
+    '"rare":7': 'a field "rare"',
+    '"o":{"x":1,"y":2}': 'a field in "o"',
+    '"l":[{"x":1},{"y":[0]}]': 'a field in "l"',
+}
+
+
+@pytest.mark.parametrize("text", [False, True])
+@pytest.mark.parametrize("bad", FIELDS_WITHOUT_COLUMN)
+def test_a_field_without_a_column_costs_its_row(
+    read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str, text: bool
+) -> None:
+    monkeypatch.setattr(jsonl, "SAMPLE_ROWS", 1)
+    untyped = '"k":[1,"a"],' if text else ""
+    good = f'{{{untyped}"a":1,"o":{{"x":1}},"l":[{{"x":1}}]}}\n'
+    null = f'{{{untyped}"a":2,"rare":null,"o":{{"y":null}}}}\n'
+    path = write(tmp_path / "f.jsonl", good + null + f'{{{untyped}"a":3,{bad}}}\n' + good)
+    rows, dead = read(plan_input(path))
+    assert [(row["a"], row[ROW]) for row in rows] == [(1, 0), (2, 1), (1, 3)]
+    (letter,) = dead
+    assert letter["a"] == 3
+    assert letter["dead_letter"]["raw"] == f'{{{untyped}"a":3,{bad}}}'
+    assert letter["dead_letter"]["message"] == (
+        f"row 2 of f.jsonl has {FIELDS_WITHOUT_COLUMN[bad]} that no sampled row has, so there is no column for it; "
+        "move a row with this field to the start of its file"
+    )
+
+
 def test_text(read: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "t.txt", b"one\r\n\n  two \n\xff\nfour")
     rows, dead = read(plan_input(path))

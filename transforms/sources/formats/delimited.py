@@ -12,8 +12,10 @@ import csv
 import io
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -27,13 +29,14 @@ from handlers.failures import RowFailure
 from transforms.sources.blocks import Block, Numeric, Plan, ReadOptions, Split, check_columns, fit, null_batch
 from transforms.sources.digits import held
 from transforms.sources.files import InputFile, InputStream, open_stream
-from transforms.sources.inference import SAMPLE_BYTES, SAMPLE_ROWS, sampled, text_field
+from transforms.sources.inference import HEAD_BYTES, HEAD_THREADS, SAMPLE_BYTES, SAMPLE_ROWS, sampled, text_field
 
 NAME = "csv"
 EXTENSIONS = (".csv", ".tsv")
 COMPRESSED = True
 
 BLOCK_BYTES = 8 << 20  # a row has to fit in one
+_HEADERS = 64  # read by one task: a small file is read sooner than a thread takes it up
 
 # Arrow can skip a row with too few cells only where its text is UTF-8. So each byte that is not is replaced by this
 # character, which no text may hold, and the cells that have it are refused.
@@ -109,22 +112,54 @@ class _Table:
 
 
 def plan(files: Sequence[InputFile], numeric: Numeric) -> Plan:
-    """Settles the columns from the heads of a few files, spread over all of them; one split a file."""
+    """Settles the columns from samples of a few files and the headers of all; one split a file."""
     splits = [Split(file.path, NAME, file.partitions) for file in files]
     columns: dict[str, list[pa.Array]] = {}
-    heads = sampled(splits)
-    whole = len(heads) == len(splits)
-    for split in heads:
+    samples = sampled(splits)
+    whole = len(samples) == len(splits)
+    for split in samples:
         sample, is_whole = _sample(split)
         whole = whole and is_whole
         for name, values in sample.items():
             columns.setdefault(name, []).append(values)
+    for split in _with_other_columns(splits, set(samples), set(columns)):
+        sample, _ = _sample(split)
+        for name in sample.keys() - columns.keys():
+            columns[name] = [sample[name]]
     numbers = numeric(columns)
     fields = [
         text_field(name, pa.concat_arrays(parts), numeric=name in numbers, whole=whole)
         for name, parts in columns.items()
     ]
     return Plan(pa.schema(fields), splits)
+
+
+def _with_other_columns(splits: Sequence[Split], samples: Collection[Split], names: set[str]) -> Iterator[Split]:
+    """The files that were not sampled and have columns that are neither in `names` nor in a file before."""
+    others = [split for split in splits if split not in samples]
+    tasks = [others[start : start + _HEADERS] for start in range(0, len(others), _HEADERS)]
+    with ThreadPoolExecutor(HEAD_THREADS) as pool:
+        for split, found in chain.from_iterable(pool.map(_headers, tasks)):
+            if not names.issuperset(found):
+                names.update(found)
+                yield split
+
+
+def _headers(splits: Sequence[Split]) -> list[tuple[Split, list[str]]]:
+    return [(split, _header(split)) for split in splits]
+
+
+def _header(split: Split) -> list[str]:
+    """The names of the columns of a file; none if it cannot be read, in which case reading it fails with a reason."""
+    try:
+        with open_stream(split.path) as stream:
+            source = _Utf8(stream)
+            try:
+                return _names(source, split, HEAD_BYTES)
+            except BrokenFileError:
+                return _names(source, split)
+    except Exception:
+        return []
 
 
 def _sample(split: Split) -> tuple[dict[str, pa.Array], bool]:
@@ -200,17 +235,18 @@ def _open(source: _Utf8, split: Split) -> _Table:
     return table
 
 
-def _names(source: _Utf8, split: Split) -> list[str]:
+def _names(source: _Utf8, split: Split, size: int | None = None) -> list[str]:
     """The cells of the first row that is not blank; none where there is no row."""
-    head = source.peek(SAMPLE_BYTES)
+    size = size or SAMPLE_BYTES
+    head = source.peek(size)
     text = head.removeprefix(codecs.BOM_UTF8).decode(errors="ignore")
     lines = io.StringIO(f"{text}\n{_END}", newline="")
     names = next(filter(None, csv.reader(lines, delimiter=_delimiter(split))))
     if names == [_END]:
         return []
-    if len(head) >= SAMPLE_BYTES and lines.tell() >= len(text):
+    if len(head) >= size and lines.tell() >= len(text):
         raise BrokenFileError(
-            f"the header of {split.name} has a quote that is never closed, or is longer than {SAMPLE_BYTES} bytes"
+            f"the header of {split.name} has a quote that is never closed, or is longer than {size} bytes"
         )
     if names[-1].endswith(_END):
         raise BrokenFileError(f"the header of {split.name} has a quote that is never closed")
