@@ -35,7 +35,7 @@ class Split:
         partitions: the `key=value` folders that it lies in.
         row_groups: first and one past the last row group of a Parquet file; None for all.
         first_row: row number in the file of the first row.
-        rows: how many rows the split holds, where metadata tells.
+        rows: how many rows the split holds, where metadata says.
         bytes: its share of the size of the file.
         whole: it is all of the file.
         max_rows: read no more than this many.

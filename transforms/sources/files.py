@@ -22,7 +22,7 @@ from handlers.model.stores import explain
 from handlers.paths import is_remote
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
-# Where decompression fails, what it gave within the piece is lost, and read anew byte by byte: small pieces cost little.
+# Where decompression fails, what it gave within the piece is lost, and read again byte by byte: small pieces cost little.
 _PIECE = 1 << 16
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
@@ -41,11 +41,11 @@ class InputFile:
 def find_files(pattern: str) -> list[InputFile]:
     """The files that `pattern` names, sorted by path.
 
-    A path that exists literally wins over a pattern, a directory stands for all below it, and `**/` also stands for no
+    A path that exists literally wins over a pattern, a directory means all files below it, and `**/` also matches no
     folder at all. Below the fixed part of the pattern, names that begin with `_` or `.` are skipped.
 
     Raises:
-        UsageError: nothing matches, or the place cannot be listed.
+        UsageError: nothing matches, or the folder cannot be listed.
     """
     try:
         root, sizes = _match(pattern if is_remote(pattern) else os.path.normpath(pattern))
@@ -109,7 +109,7 @@ def _loose(path: str) -> str:
 
 
 def _with_top_level(pattern: str) -> list[str]:
-    """`pattern`, and its variants in which a `**/` stands for no folder, which it never does for Beam."""
+    """`pattern`, and its variants in which a `**/` matches no folder, which it never does in Beam."""
     first, *rest = re.split(r"(?:(?<=/)|^)\*\*/", pattern)
     return [
         first + "".join(star + part for star, part in zip(stars, rest, strict=True))
@@ -129,7 +129,7 @@ def _partitions(root: str, folders: list[str]) -> Partitions:
 
 
 def open_input(path: str, *, whole: bool = False) -> pa.NativeFile:
-    """Opens a file for reading at any place, its bytes as they are stored; as a `whole` it is in memory already."""
+    """Opens a file for reading at any offset, its bytes as they are stored; as a `whole` it is in memory already."""
     file = (
         pa.PythonFile(FileSystems.open(path, compression_type=CompressionTypes.UNCOMPRESSED), mode="r")
         if is_remote(path)
@@ -161,7 +161,7 @@ def _size(file: pa.NativeFile) -> int:
 class InputStream:
     """The bytes of a file. Where the file breaks the stream ends, and `error` says why.
 
-    So all that comes before a break can be read, whatever the size of the blocks that a parser asks for. `again` opens
+    So all that comes before a break can be read, for any size of the blocks that a parser asks for. `again` opens
     a file once more that is decompressed.
     """
 
@@ -171,7 +171,7 @@ class InputStream:
         self._again = again
         self._size = None if again else _size(file)
         self._at = 0
-        self._lock = threading.Lock()  # Arrow reads ahead from a thread of its own, also while we close
+        self._lock = threading.Lock()  # Arrow reads ahead in another thread, also while we close
 
     def read(self, size: int) -> bytes:
         """Up to `size` bytes; none at the end or where the file breaks."""

@@ -36,7 +36,7 @@ class Input:
         schema: the columns of all rows, in the end those of `key=value` folders. Provenance is not among them. It is
             empty where no file could be opened.
         splits: what is read, each by one worker.
-        rows: how many rows there are, where metadata tells.
+        rows: how many rows there are, where metadata says.
         bytes: the size of all files.
         files: how many files there are.
         replay: the input is the dead letters of an earlier run.
@@ -63,7 +63,7 @@ def plan_input(
 
     Args:
         pattern: a file, a directory or a pattern; or a table of BigQuery or a query.
-        input_format: name of the format; None for what the extensions tell.
+        input_format: name of the format; None for that of the extensions.
         numeric_columns: patterns of the names of columns that feed numeric inputs of the model.
         limit: read about this many rows.
         chunk_rows: rows of a chunk.
@@ -165,7 +165,7 @@ def _limited(splits: Sequence[Split], limit: int, schema: pa.Schema, reader: For
             break
         rows, whole = (split.rows, True) if split.rows is not None else _count(split, limit, schema, reader, chunk_rows)
         rows = min(rows, limit)
-        # A file that breaks is read up to the limit once more: its break is then told as a failure of that file.
+        # A file that breaks is read up to the limit once more: its break is then reported as a failure of that file.
         kept.append(replace(split, rows=rows if whole else None, max_rows=rows if whole else limit))
         limit -= rows
     return kept

@@ -117,8 +117,8 @@ def test_rows_that_are_refused(read: Any, tmp_path: Path) -> None:
     assert [(row["a"], row["b"], row[ROW]) for row in rows] == [(1, "x", 0), (5, "\U0010fffe", 5), (6, "ä", 6)]
     letters = {each["dead_letter"]["row"]: each for each in dead}
     assert sorted(letters) == [1, 2, 3, 4]
-    assert letters[1]["dead_letter"]["message"] == "row 1 of r.csv has 1 cell; 2 were expected"
-    assert letters[2]["dead_letter"]["message"] == "row 2 of r.csv has 3 cells; 2 were expected"
+    assert letters[1]["dead_letter"]["message"] == "row 1 of r.csv has 1 field; 2 were expected"
+    assert letters[2]["dead_letter"]["message"] == "row 2 of r.csv has 3 fields; 2 were expected"
     assert letters[2]["dead_letter"]["raw"] == '3,y,"z, w"'
     assert letters[3]["dead_letter"]["raw"] == "\ufffd"
     assert letters[4]["a"] == 4
@@ -201,24 +201,24 @@ def test_a_header_longer_than_the_sample(tmp_path: Path, monkeypatch: pytest.Mon
         list(read_split(found.splits[0], found.schema))
 
 
-CELLS = st.sampled_from(["", "x", '"', '""', ",", "\n", "\r\n", 'y"', '"z', ' "q" ', '",', '"\n', "ä"])
+FIELDS = st.sampled_from(["", "x", '"', '""', ",", "\n", "\r\n", 'y"', '"z', ' "q" ', '",', '"\n', "ä"])
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.lists(st.tuples(CELLS, CELLS), max_size=6), st.booleans(), st.sampled_from(["\n", "\r\n"]), st.booleans())
-def test_quotes_that_are_closed(tmp_path_factory: Any, cells: Any, ends: bool, end: str, quoted: bool) -> None:
-    """Whatever cells hold, a file that csv wrote is read whole; an unquoted cell may hold quotes but begin with none."""
+@given(st.lists(st.tuples(FIELDS, FIELDS), max_size=6), st.booleans(), st.sampled_from(["\n", "\r\n"]), st.booleans())
+def test_quotes_that_are_closed(tmp_path_factory: Any, fields: Any, ends: bool, end: str, quoted: bool) -> None:
+    """A file that csv wrote is read whole with any fields; an unquoted field may hold quotes but begin with none."""
 
-    def cell(text: str) -> str:
+    def written(text: str) -> str:
         plain = not quoted and not text.startswith('"') and not set(text) & set(",\r\n")
         return text if plain else '"' + text.replace('"', '""') + '"'
 
-    lines = ["a,b,c", *(f"{row},{cell(first)},{cell(second)}" for row, (first, second) in enumerate(cells))]
+    lines = ["a,b,c", *(f"{row},{written(first)},{written(second)}" for row, (first, second) in enumerate(fields))]
     path = write(tmp_path_factory.mktemp("csv") / "q.csv", end.join(lines) + (end if ends else ""))
     schema = pa.schema([("a", pa.int64()), ("b", pa.string()), ("c", pa.string())])
     rows = [row for piece in read_split(Split(path, "csv"), schema) for row in piece.to_pylist()]  # type: ignore[union-attr]
     assert [(row["a"], row["b"], row["c"]) for row in rows] == [
-        (row, first or None, second or None) for row, (first, second) in enumerate(cells)
+        (row, first or None, second or None) for row, (first, second) in enumerate(fields)
     ]
 
 

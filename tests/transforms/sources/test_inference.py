@@ -12,9 +12,9 @@ from transforms.sources.inference import json_field, json_type, text_field, text
 
 
 @pytest.mark.parametrize(("numeric", "expected"), [(False, pa.int64()), (True, pa.float64())])
-@pytest.mark.parametrize("cells", [["0", "1"], ["1"], ["0", None, " 1 "], ["7", "-3"]])
-def test_whole_numbers(cells: list[str | None], numeric: bool, expected: pa.DataType) -> None:
-    assert text_type(pa.array(cells, pa.string()), numeric=numeric) == expected
+@pytest.mark.parametrize("texts", [["0", "1"], ["1"], ["0", None, " 1 "], ["7", "-3"]])
+def test_whole_numbers(texts: list[str | None], numeric: bool, expected: pa.DataType) -> None:
+    assert text_type(pa.array(texts, pa.string()), numeric=numeric) == expected
 
 
 MOMENTS = st.datetimes(min_value=datetime(1000, 1, 1), max_value=datetime(9999, 1, 1))
@@ -54,13 +54,13 @@ LARGE = 9007199254740993
 def test_no_type_loses_digits(values: list[object], numeric: bool, whole: bool, expected: pa.DataType | None) -> None:
     assert json_type(values, numeric=numeric, whole=whole) == expected
     field = json_field("a", values, numeric=numeric, whole=whole)
-    texts = numeric and expected in (pa.string(), pa.list_(pa.string()))
+    as_text = numeric and expected in (pa.string(), pa.list_(pa.string()))
     assert (field is None) == (expected is None)
-    assert (field is not None and field.metadata == NUMBERS) == texts
+    assert (field is not None and field.metadata == NUMBERS) == as_text
     if expected is not None and not pa.types.is_list(expected):
-        cells = pa.array(list(map(str, values)))
-        assert text_type(cells, numeric=numeric, whole=whole) == expected
-        assert (text_field("a", cells, numeric=numeric, whole=whole).metadata == NUMBERS) == texts
+        texts = pa.array(list(map(str, values)))
+        assert text_type(texts, numeric=numeric, whole=whole) == expected
+        assert (text_field("a", texts, numeric=numeric, whole=whole).metadata == NUMBERS) == as_text
 
 
 def test_hexadecimal_codes_stay_text() -> None:
@@ -76,9 +76,9 @@ def written(value: object) -> str:
 def test_text_has_the_type_of_the_values_it_was_written_from(data: st.DataObject) -> None:
     values, kind = data.draw(st.sampled_from(VALUES))
     drawn = data.draw(st.lists(values, min_size=1, max_size=20))
-    cells = pa.array([written(value) for value in drawn], pa.string())
-    found = text_type(cells, numeric=False)
-    assert pc.cast(cells, found).to_pylist() == drawn
+    texts = pa.array([written(value) for value in drawn], pa.string())
+    found = text_type(texts, numeric=False)
+    assert pc.cast(texts, found).to_pylist() == drawn
     assert found == kind
 
 
@@ -87,8 +87,8 @@ def test_text_has_the_type_of_the_values_it_was_written_from(data: st.DataObject
 def test_numbers_among_other_text_settle_a_numeric_column(data: st.DataObject) -> None:
     numbers = data.draw(st.lists(st.one_of(VALUES[0][0], VALUES[1][0]), min_size=1, max_size=10))
     others = data.draw(st.lists(VALUES[6][0], max_size=10))
-    cells = data.draw(st.permutations([str(value) for value in [*numbers, *others]]))
-    assert text_type(pa.array(cells, pa.string()), numeric=True) == pa.float64()
+    texts = data.draw(st.permutations([str(value) for value in [*numbers, *others]]))
+    assert text_type(pa.array(texts, pa.string()), numeric=True) == pa.float64()
 
 
 JSON = st.recursive(

@@ -204,7 +204,7 @@ def test_formats(tmp_path: Path) -> None:
         plan_input(str(tmp_path), "xml")
     assert plan_input(str(tmp_path / "2.csv"), "text").schema.names == ["text"]
     (tmp_path / "3.dat").write_text("x")
-    with pytest.raises(UsageError, match=r"the extension of .*3\.dat tells no format; add --input_format"):
+    with pytest.raises(UsageError, match=r"the extension of .*3\.dat is of no known format; add --input_format"):
         plan_input(str(tmp_path / "3.dat"))
 
 

@@ -46,7 +46,7 @@ READERS: dict[str, Format] = {**FORMATS, bigquery.NAME: bigquery}
 
 
 def format_of(files: Sequence[InputFile], name: str | None) -> Format:
-    """The format called `name`, or the one that the extensions of all `files` tell."""
+    """The format called `name`, or the one of the extensions of all `files`."""
     known = ", ".join(FORMATS)
     if name is not None:
         if name not in FORMATS:
@@ -56,7 +56,7 @@ def format_of(files: Sequence[InputFile], name: str | None) -> Format:
     for file in files:
         kind = _by_extension(file.path)
         if kind is None:
-            raise UsageError(f"the extension of {file.path} tells no format; add --input_format (one of {known})")
+            raise UsageError(f"the extension of {file.path} is of no known format; add --input_format (one of {known})")
         found.setdefault(kind, file.path)
     if len(found) > 1:
         examples = ", ".join(f"{path} is {kind}" for kind, path in found.items())

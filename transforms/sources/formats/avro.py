@@ -179,7 +179,7 @@ def _rows(opened: Any, reader: _Reader, options: ReadOptions) -> Iterator[tuple[
         for row in block:
             yield row, size
         if block.num_records < 0 or payload.read(1):
-            raise BrokenFileError("a block holds more than the rows that it tells of")
+            raise BrokenFileError("a block holds more rows than its header says")
         end = reader.tell()
     if reader.tell() != end:
         raise EOFError("it ends within a block")

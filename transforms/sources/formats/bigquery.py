@@ -35,7 +35,7 @@ _IN_RUN = 600
 
 
 def find(name: str) -> list[InputFile]:
-    """The table that `name` stands for, as `bigquery:project.dataset.table`; a query is run, into a temporary one.
+    """The table that `name` names, as `bigquery:project.dataset.table`; a query is run, into a temporary one.
 
     Raises `UsageError` where it is neither, or the query fails.
     """

@@ -1,8 +1,8 @@
-"""CSV and TSV with a header: the first row names the columns; an empty cell is null; blank lines are no rows.
+"""CSV and TSV with a header: the first row names the columns; an empty value is null; blank lines are no rows.
 
-Arrow splits the file into cells, all of them read as strings, and the columns are then cast to their types: a value
-that does not fit costs only its row. The `raw` text of such a row is written anew from its cells, so that quotes may
-differ from those in the file; that of a row with too many or too few cells is the text as it was.
+Arrow splits the file into fields, all of them read as strings, and the columns are then cast to their types: a value
+that does not fit costs only its row. The `raw` text of such a row is written again from its fields, so that quotes may
+differ from those in the file; that of a row with too many or too few fields is the text as it was.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ COMPRESSED = True
 BLOCK_BYTES = 8 << 20  # a row has to fit in one
 _HEADERS = 64  # read by one task: a small file is read sooner than a thread takes it up
 
-# Arrow can skip a row with too few cells only where its text is UTF-8. So each byte that is not is replaced by this
-# character, which no text may hold, and the cells that have it are refused.
+# Arrow can skip a row with too few fields only where its text is UTF-8. So each byte that is not is replaced by this
+# character, which no text may hold, and the fields that have it are refused.
 _INVALID = "\U0010ffff"
-# The first cell of a row that is put behind the last one, and no file holds. Arrow finds it as a row of its own only where
+# The first field of a row that is put behind the last one, and no file holds. Arrow finds it as a row of its own only where
 # the last row is whole: it would else be within a quote that is never closed, or a part of a row that breaks off.
 _END = uuid.uuid4().hex
-# What a cell at least looks like that can be cast.
+# What a value must look like to be cast; a cast may still fail.
 _PATTERNS: tuple[tuple[Callable[[pa.DataType], bool], str], ...] = (
     (pa.types.is_integer, r"[+-]?[0-9]+|-?0x[0-9a-f]+"),
     (pa.types.is_floating, r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?|[+-]?(nan|inf|infinity)"),
@@ -55,7 +55,7 @@ codecs.register_error("torchbeam.invalid", lambda error: (_INVALID, error.end)) 
 
 
 class _Utf8:
-    """The bytes of a stream as valid UTF-8, and `end` as a row behind them. `repaired` tells whether some were not."""
+    """The bytes of a stream as valid UTF-8, and `end` as a row behind them. `repaired`: whether some were not."""
 
     def __init__(self, stream: InputStream) -> None:
         self.repaired = False
@@ -99,7 +99,7 @@ class _Table:
     Attributes:
         names: of its columns.
         batches: its rows as strings. They end where Arrow cannot go on.
-        skipped: the rows so far that Arrow could not split into so many cells as there are names.
+        skipped: the rows so far that Arrow could not split into as many fields as there are names.
         whole: whether the last row that was read is whole, once all were.
         error: why Arrow could not go on.
     """
@@ -236,7 +236,7 @@ def _open(source: _Utf8, split: Split) -> _Table:
 
 
 def _names(source: _Utf8, split: Split, size: int | None = None) -> list[str]:
-    """The cells of the first row that is not blank; none where there is no row."""
+    """The fields of the first row that is not blank; none where there is no row."""
     size = size or SAMPLE_BYTES
     head = source.peek(size)
     text = head.removeprefix(codecs.BOM_UTF8).decode(errors="ignore")
@@ -319,8 +319,8 @@ def _readable(text: str) -> str:
 def _refused(rows: Sequence[pacsv.InvalidRow], schema: pa.Schema, split: Split) -> Block:
     refusals = {}
     for position, row in enumerate(rows):
-        cells = f"{row.actual_columns} cell{'s' if row.actual_columns != 1 else ''}"
-        message = f"row {_number(row)} of {split.name} has {cells}; {row.expected_columns} were expected"
+        count = f"{row.actual_columns} field{'s' if row.actual_columns != 1 else ''}"
+        message = f"row {_number(row)} of {split.name} has {count}; {row.expected_columns} were expected"
         refusals[position] = RowFailure("read", "ValueError", message, row.text)
     return Block(null_batch(schema, len(rows)), np.array([_number(row) for row in rows], np.int64), refusals)
 
@@ -358,7 +358,7 @@ def _delimiter(split: Split) -> str:
     return "\t" if ".tsv" in PurePosixPath(split.path).suffixes else ","
 
 
-def _line(cells: Iterable[str | None], delimiter: str) -> str:
+def _line(values: Iterable[str | None], delimiter: str) -> str:
     line = io.StringIO()
-    csv.writer(line, delimiter=delimiter, lineterminator="").writerow(cells)
+    csv.writer(line, delimiter=delimiter, lineterminator="").writerow(values)
     return line.getvalue()

@@ -1,4 +1,4 @@
-"""Image files: one row a file, with its path, its bytes, and its height and width as far as its header tells."""
+"""Image files: one row a file, with its path, its bytes, and its height and width where its header has them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plan(files: Sequence[InputFile], _numeric: Numeric) -> Plan:
 
 
 def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Block]:
-    """Reads the file. What is no image is a row all the same: whoever decodes it says what is wrong with it."""
+    """Reads the file. A file that is no image is a row all the same: the encoder refuses it with a reason."""
     check_columns(_SCHEMA.names, options.needed, split)
     with open_input(split.path) as file:
         content = file.read(MAX_FILE_BYTES + 1)

@@ -43,7 +43,7 @@ def line_blocks(split: Split) -> Iterator[tuple[int, list[bytes]]]:
 def head_lines(split: Split, size: int, limit: int) -> tuple[list[bytes], bool]:
     """At most `limit` lines from about the first `size` bytes of a file, for a look at it; blank lines left out.
 
-    It is one line at least, however long, where the file has one that can be read. The second result tells whether
+    It is one line at least, however long, where the file has one that can be read. The second result is whether
     these are all lines of the file.
     """
     text, whole, at_end, ended = b"", b"", False, False

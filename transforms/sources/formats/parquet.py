@@ -33,11 +33,11 @@ COMPRESSED = False
 SPLIT_BYTES = 128 << 20
 SPLIT_ROWS = 1_000_000
 # Pages are read through a buffer of such a size for each column, so that a column chunk never lies in memory whole.
-# Not from an object store: there every jump from one column to another would be a request of its own.
+# Not from an object store: there every jump from one column to another would be a request.
 _LEAST_BUFFER, _BUFFER = 16 << 10, 1 << 20
-_FIRST_ROWS = 16  # read at first where nobody knows how large rows are, and up to 32 times as many with each step
+_FIRST_ROWS = 16  # read at first where the size of rows is unknown, and up to 32 times as many with each step
 _STEP = 32
-_PROVENANCE_BYTES = 12  # that a row of a chunk has beside its columns
+_PROVENANCE_BYTES = 12  # that a row of a chunk has in addition to its columns
 _SMALL = 1 << 20  # a file of up to this size is read at once, and by one thread: more take longer to start
 _FOOTERS = 64  # read by one task: the footer of a small file is read sooner than a thread takes it up
 
@@ -96,7 +96,7 @@ def _splits(file: InputFile, metadata: pq.FileMetaData) -> Iterator[Split]:
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """`schema` without metadata but `NUMBERS`, its dictionary columns as the values that they stand for."""
+    """`schema` without metadata but `NUMBERS`, its dictionary columns as plain ones."""
 
     def plain(kind: pa.DataType) -> pa.DataType:
         return kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -140,7 +140,7 @@ def _buffer(schema: pa.Schema, options: ReadOptions) -> int:
 class _Rows:
     """How many rows to read next, so that they have about the bytes of a chunk.
 
-    The footer tells how large rows of fixed width are. Of others it tells only what they take in the file, where a
+    The footer says how large rows of fixed width are. Of others it says only what they take in the file, where a
     text that many rows have is there once: so a few are read, and what they take in memory is looked at.
     """
 
