@@ -40,18 +40,20 @@ def main(argv: list[str] | None = None) -> int:
         set_up_logging(verbose)
         report = contained(_run, options.settled())
     except UsageError as error:
-        return _fail(error, WRONG_USAGE, verbose)
+        return fail(PROG, error, WRONG_USAGE, verbose)
     except BrokenModelError as error:
-        return _fail(error, NOT_SCORED, verbose)
+        return fail(PROG, error, NOT_SCORED, verbose)
     except TorchbeamError as error:
-        return _fail(error, FAILED, verbose)
+        return fail(PROG, error, FAILED, verbose)
     except KeyboardInterrupt as end:
         print(f"{PROG}: interrupted; {end.args[0] if end.args else 'nothing was published'}", file=sys.stderr)
         return process.INTERRUPTED
     except OSError as error:
-        return _fail(error, FAILED, verbose)
+        return fail(PROG, error, FAILED, verbose)
     except Exception as error:
-        return _fail(TorchbeamError(f"{type(error).__name__}: {error}; --verbose shows where"), FAILED, verbose, error)
+        return fail(
+            PROG, TorchbeamError(f"{type(error).__name__}: {error}; --verbose shows where"), FAILED, verbose, error
+        )
     return FINISHED if report is None else _exit_code(report, options.run.max_failure_rate)
 
 
@@ -102,10 +104,11 @@ def _exit_code(report: dict[str, Any], max_failure_rate: float) -> int:
     return FINISHED
 
 
-def _fail(error: Exception, code: int, verbose: bool, cause: Exception | None = None) -> int:
+def fail(prog: str, error: Exception, code: int, verbose: bool, cause: Exception | None = None) -> int:
+    """Tells of an error in one line, with its traceback where that is wanted, and gives `code`."""
     if verbose:
-        logging.getLogger(PROG).error("", exc_info=cause or error)
-    print(f"{PROG}: error: {one_line(error, 1000)}", file=sys.stderr)
+        logging.getLogger(prog).error("", exc_info=cause or error)
+    print(f"{prog}: error: {one_line(error, 1000)}", file=sys.stderr)
     return code
 
 

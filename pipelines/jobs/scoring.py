@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from dataclasses import dataclass, replace
@@ -10,10 +9,8 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.options.pipeline_options import PipelineOptions
 
 import transforms.inference.chunk_coder  # noqa: F401 - registers the coder of chunks
-from handlers import errors
 from handlers.batching import Batching, ResourceHints
 from handlers.columnar.chunks import chunk_schema, dead_letter_schema, merge
 from handlers.columnar.handler import ColumnarModelHandler
@@ -27,8 +24,7 @@ from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
 from pipelines import runners
 from pipelines.command.options import ModelOptions
-from pipelines.command.watch import Watch
-from pipelines.dataflow import settings as dataflow
+from pipelines.jobs.execution import Execution, execute
 from pipelines.jobs.options import ScoreOptions
 from pipelines.jobs.outputs import check_apart, settle_output
 from transforms.accounting import Counts, FileOutcomes
@@ -40,8 +36,6 @@ from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_spli
 
 SAMPLE_ROWS = 1000
 SAMPLE_SPLITS = 20  # of which some may be empty; where all are, further ones are looked into
-
-_STEP = re.compile(r" \[while running .*$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -158,7 +152,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     files = read.files | "Files" >> FileOutcomes()
     counts = (
         scored.counts,
-        read.dead_letters | "RowsUnreadable" >> beam.Map(_dead_at_read),
+        read.dead_letters | "RowsUnreadable" >> beam.Map(dead_at_read),
         files.counts,
     ) | "AllCounts" >> beam.Flatten()
     _ = {
@@ -178,54 +172,22 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
     """
     job = replace(job, publication=replace(job.publication, started=time.time()))
     publication = job.publication
-    try:
-        if publication.runner == dataflow.RUNNER:
-            if not _run_on_dataflow(job, wait):
-                return None
-        else:
-            with (
-                runners.session(job.launch, publication.runner, publication.run_id, verbose=job.verbose) as session,
-                Watch(session, job.input.rows),
-            ):
-                pipeline = _checked_pipeline(session.options)
-                build(pipeline, job)
-                session.run(pipeline)
-    except (dataflow.StillRunning, dataflow.NotFollowedError):
-        raise  # what the job has written is its own
-    except BaseException as error:
-        clean_up(publication.output, publication.run_id)
-        if isinstance(error, TorchbeamError):  # of a worker in this process; Beam has added the name of the step
-            error.args = (_STEP.sub("", str(error)), *error.args[1:])
-        elif isinstance(error, Exception):
-            raise _cause(error) from error
-        raise
+    run = Execution(
+        job.launch, publication.runner, publication.run_id, job.input.rows, publication.report_file, job.verbose
+    )
+    if not execute(
+        lambda pipeline: build(pipeline, job),
+        run,
+        wait=wait,
+        clean_up=lambda: clean_up(publication.output, publication.run_id),
+    ):
+        return None
     try:
         return read_report(publication.report_file)
     except Exception as error:
         raise TorchbeamError(
             f"the run is finished, but {publication.report_file} cannot be read: {stores.explain(error)}"
         ) from error
-
-
-def _run_on_dataflow(job: Job, wait: bool) -> bool:
-    """Submits a job, and follows it to its end where that is wanted; gives whether it has ended."""
-    from pipelines.dataflow import job as dataflow_job  # its clients of Google's services take a second to import
-
-    pipeline = _checked_pipeline(job.launch.options)
-    build(pipeline, job)
-    submitted = dataflow_job.submit(pipeline)
-    dataflow_job.announce(submitted, job.launch.options, job.publication.report_file)
-    if submitted.job_id is None or not wait:
-        return False
-    dataflow_job.follow(submitted, job.input.rows)
-    return True
-
-
-def _checked_pipeline(options: PipelineOptions) -> beam.Pipeline:
-    try:
-        return beam.Pipeline(options=options)
-    except ValueError as error:  # options that do not go together; a runner's own checks are made here, too
-        raise UsageError(errors.one_line(error)) from None
 
 
 def sample_rows(source: Input) -> pa.RecordBatch:
@@ -252,23 +214,8 @@ def sample_rows(source: Input) -> pa.RecordBatch:
     return merge(chunks).slice(0, SAMPLE_ROWS)
 
 
-def _cause(error: Exception) -> BaseException:
-    """What went wrong in a worker, out of the traceback that runners make the text of their own error."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    if any(line.startswith(("KeyboardInterrupt", "RuntimeError: KeyboardInterrupt")) for line in lines):
-        return KeyboardInterrupt()
-    pattern = re.compile(r"(?:[a-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)): (.+)")
-    for line in reversed(lines):
-        if match := pattern.match(line):
-            name, message = match.group(1), _STEP.sub("", match.group(2))
-            kind = getattr(errors, name, None)
-            if isinstance(kind, type) and issubclass(kind, TorchbeamError):
-                return kind(message)
-            return TorchbeamError(f"the run failed: {name}: {message}")
-    return TorchbeamError(f"the run failed: {type(error).__name__}: {errors.one_line(error)}")
-
-
-def _dead_at_read(letters: pa.RecordBatch) -> Counts:
+def dead_at_read(letters: pa.RecordBatch) -> Counts:
+    """The counts of rows that could not be read."""
     errors_by_type: dict[str, int] = {}
     for kind in letters.column("dead_letter").field("type").to_pylist():
         errors_by_type[f"read/{kind}"] = errors_by_type.get(f"read/{kind}", 0) + 1

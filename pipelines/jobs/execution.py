@@ -1,0 +1,109 @@
+"""Running the pipeline of a job to its end, on whatever runner, and what is left of a failure in a worker."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+
+from handlers import errors
+from handlers.errors import TorchbeamError, UsageError
+from pipelines import runners
+from pipelines.command.watch import Watch
+from pipelines.dataflow import settings as dataflow
+
+_STEP = re.compile(r" \[while running .*$", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a pipeline is run.
+
+    Attributes:
+        launch: what the runner needs.
+        runner: its name.
+        run_id: under which progress is counted.
+        rows: how many rows there are, where that is known.
+        result: the file that is written last.
+        verbose: show the logs of the runner.
+        what: what is done, for the progress that is shown.
+    """
+
+    launch: runners.Launch
+    runner: str
+    run_id: str
+    rows: int | None
+    result: str
+    verbose: bool = False
+    what: str = "scoring"
+
+
+def execute(
+    build: Callable[[beam.Pipeline], None], run: Execution, *, wait: bool, clean_up: Callable[[], None]
+) -> bool:
+    """Builds a pipeline and runs it to its end; gives whether it has ended, which on Dataflow it has only with `wait`.
+
+    Raises:
+        UsageError: where Beam refuses the options.
+        TorchbeamError: where it failed, after `clean_up`.
+    """
+    try:
+        if run.runner == dataflow.RUNNER:
+            return _on_dataflow(build, run, wait)
+        with (
+            runners.session(run.launch, run.runner, run.run_id, verbose=run.verbose) as session,
+            Watch(session, run.rows, run.what),
+        ):
+            pipeline = _checked(session.options)
+            build(pipeline)
+            session.run(pipeline)
+    except (dataflow.StillRunning, dataflow.NotFollowedError):
+        raise  # what the job has written is its own
+    except BaseException as error:
+        clean_up()
+        if isinstance(error, TorchbeamError):  # of a worker in this process; Beam has added the name of the step
+            error.args = (_STEP.sub("", str(error)), *error.args[1:])
+        elif isinstance(error, Exception):
+            raise _cause(error) from error
+        raise
+    return True
+
+
+def _on_dataflow(build: Callable[[beam.Pipeline], None], run: Execution, wait: bool) -> bool:
+    """Submits a job, and follows it to its end where that is wanted."""
+    from pipelines.dataflow import job as dataflow_job  # its clients of Google's services take a second to import
+
+    pipeline = _checked(run.launch.options)
+    build(pipeline)
+    submitted = dataflow_job.submit(pipeline)
+    dataflow_job.announce(submitted, run.launch.options, run.result)
+    if submitted.job_id is None or not wait:
+        return False
+    dataflow_job.follow(submitted, run.rows)
+    return True
+
+
+def _checked(options: PipelineOptions) -> beam.Pipeline:
+    try:
+        return beam.Pipeline(options=options)
+    except ValueError as error:  # options that do not go together; a runner's own checks are made here, too
+        raise UsageError(errors.one_line(error)) from None
+
+
+def _cause(error: Exception) -> BaseException:
+    """What went wrong in a worker, out of the traceback that runners make the text of their own error."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    if any(line.startswith(("KeyboardInterrupt", "RuntimeError: KeyboardInterrupt")) for line in lines):
+        return KeyboardInterrupt()
+    pattern = re.compile(r"(?:[a-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)): (.+)")
+    for line in reversed(lines):
+        if match := pattern.match(line):
+            name, message = match.group(1), _STEP.sub("", match.group(2))
+            kind = getattr(errors, name, None)
+            if isinstance(kind, type) and issubclass(kind, TorchbeamError):
+                return kind(message)
+            return TorchbeamError(f"the run failed: {name}: {message}")
+    return TorchbeamError(f"the run failed: {type(error).__name__}: {errors.one_line(error)}")
