@@ -189,10 +189,11 @@ def _scored(path: str) -> tuple[str, Subject]:
 
 def _other(folder: str, asked: Wanted, plan: EvaluationPlan, where: str) -> Run:
     source = plan_input(folder)
-    asked = Wanted(asked.label, positive_class=plan.positive)
-    found = settle(source.schema, sample_rows(source), asked, f"--compare {where}")
+    found = settle(source.schema, sample_rows(source), Wanted(asked.label), f"--compare {where}")
     if found.task != plan.task:
         raise UsageError(f"--compare {where} is of task {found.task}, and --input of task {plan.task}")
+    if plan.positive in found.classes and found.positive is not None:
+        found = replace(found, positive=plan.positive)
     return Run(source, found)
 
 

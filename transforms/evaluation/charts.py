@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
-from math import floor, log10
+from math import ceil, floor, log10
 
 WIDTH, HEIGHT = 460, 320
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 14, 46
@@ -28,7 +28,7 @@ class Axis:
         raw = span / 5
         power = 10.0 ** floor(log10(raw))
         step = next(each * power for each in (1, 2, 2.5, 5, 10) if each * power >= raw * 0.999)
-        first = -floor(-self.low / step - 1e-9)
+        first = ceil(self.low / step - 1e-9)
         return [index * step for index in range(first, floor(self.high / step + 1e-9) + 1)]
 
 

@@ -207,13 +207,18 @@ def precision_recall_points(groups: Groups, points: int = 200) -> list[tuple[flo
 
 
 def lift_points(groups: Groups, points: int = 100) -> list[tuple[float, float]]:
-    """Cumulative lift as (share of the rows with the highest scores, their rate of positives over that of all rows)."""
+    """Cumulative lift as (share of the rows with the highest scores, their rate of positives over that of all rows).
+
+    It begins at 1 % of the rows: the lift of a handful of rows is chance.
+    """
     positive, negative = groups.totals
     if not positive:
         return []
     hits, rows = np.cumsum(groups.positive), np.cumsum(groups.positive + groups.negative)
     share = rows / (positive + negative)
-    return _thinned(share, hits / rows / (positive / (positive + negative)), share, points)
+    lift = hits / rows / (positive / (positive + negative))
+    kept = share >= 0.01
+    return _thinned(share[kept], lift[kept], share[kept], points)
 
 
 def _thinned(x: np.ndarray, y: np.ndarray, along: np.ndarray, points: int) -> list[tuple[float, float]]:
