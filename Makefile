@@ -1,4 +1,4 @@
-# make score    set up, train the example model and score a table with it
+# make score    set up, train the example model, score a table with it and evaluate the predictions
 # make test     set up, then lint, types and tests
 # make lock     resolve the locks anew
 # make spark-job-server SPARK_VERSION=3.5.7    the job server for Spark of that version (needs Java and Maven)
@@ -53,8 +53,9 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 
 score: $(STAMP)
 	$(BIN)/python examples/digits/train.py $(OUT)
-	$(BIN)/python -m pipelines.score --input=$(OUT)/table.parquet --model=$(OUT)/model --output=$(OUT)/scored --overwrite
+	$(BIN)/python -m pipelines.score --input=$(OUT)/table.parquet --model=$(OUT)/model --output=$(OUT)/scored --probabilities --overwrite
 	@$(BIN)/python examples/digits/show.py $(OUT)/scored
+	$(BIN)/python -m pipelines.evaluate --input=$(OUT)/scored --label=digit --output=$(OUT)/evaluation --fail_below=accuracy=0.9 --overwrite
 
 test: lint types
 	$(BIN)/python -m pytest
