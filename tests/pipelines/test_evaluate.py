@@ -228,6 +228,40 @@ class TestRefusals:
         assert "is of task regression" in refused(f"--compare={tmp_path / 'other.parquet'}")
 
 
+def test_multilabel(tmp_path: Path) -> None:
+    rows = pa.table(
+        {
+            "tags": [["a", "b"], [], ["c"], None],
+            "predicted_labels": [["b", "a"], ["a"], ["c"], []],
+            "probabilities": [[0.9, 0.9, 0.1], [0.6, 0.1, 0.1], [0.1, 0.2, 0.7], [0.1, 0.1, 0.1]],
+        }
+    )
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    assert run(input=tmp_path / "rows.parquet", label="tags", output=tmp_path / "out") == 0
+    found = read(tmp_path / "out")
+    assert (found["task"], found["rows"], found["rows_without_label"]) == ("multilabel", 3, 1)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["hamming_loss"] == pytest.approx(1 / 9)
+    assert found["classes"]["a"] == {"precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1}
+
+
+def test_forecast_by_step(tmp_path: Path) -> None:
+    rows = pa.table(
+        {
+            "actual": [[1.0, 2.0], [3.0, 4.0], [5.0]],
+            "forecast": [[1.0, 3.0], [3.0, 7.0], [5.0, 6.0]],
+            "shop": ["a", "b", "b"],
+        }
+    )
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    assert run(input=tmp_path / "rows.parquet", label="actual", output=tmp_path / "out", slice_by="shop") == 0
+    found = read(tmp_path / "out")
+    assert (found["rows"], found["rows_without_label"]) == (2, 1)  # one has fewer steps than the others
+    assert [each["mae"] for each in found["outputs"]] == [0.0, 2.0]
+    assert found["slices"]["shop"]["b"]["mae"] == 1.5
+    assert "Error by output" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_console_script(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", "--input=x", "--output=y"]) == 2
     assert "--label" in capsys.readouterr().err

@@ -151,15 +151,20 @@ def _charts(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[st
     def add(title: str, svg: str, note: str = "") -> None:
         found.append({"title": title, "svg": Markup(svg), "note": note})  # noqa: S704 - names in it are escaped
 
+    some = (
+        f"The {len(data.get('roc', {}))} classes with the most rows."
+        if len(data.get("roc", {})) < len(_scored(metrics))
+        else ""
+    )
     roc = {name: points for name, points in data.get("roc", {}).items() if points}
     if roc:
-        add("ROC", charts.lines(roc, Axis("False positive rate"), Axis("True positive rate"), diagonal=True))
+        add("ROC", charts.lines(roc, Axis("False positive rate"), Axis("True positive rate"), diagonal=True), some)
     curves = {name: points for name, points in data.get("precision_recall", {}).items() if points}
     if curves:
         level = None
         if metrics.get("positive_class") in curves:
             level = metrics["classes"][metrics["positive_class"]]["support"] / metrics["rows"]
-        add("Precision and recall", charts.lines(curves, Axis("Recall"), Axis("Precision"), level=level))
+        add("Precision and recall", charts.lines(curves, Axis("Recall"), Axis("Precision"), level=level), some)
     if data.get("calibration"):
         what = "probability of the positive class" if metrics.get("positive_class") else "confidence"
         series = {"": data["calibration"]}
@@ -169,7 +174,7 @@ def _charts(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[st
     if lifts:
         top = max(value for points in lifts.values() for _, value in points)
         y = Axis("Lift", 0, max(top, 1) * 1.08)
-        add("Cumulative lift", charts.lines(lifts, Axis("Share of rows, highest score first"), y, level=1.0))
+        add("Cumulative lift", charts.lines(lifts, Axis("Share of rows, highest score first"), y, level=1.0), some)
     if data.get("residuals"):
         title = "Residual (label − prediction), the middle 99 %"
         add("Residuals", charts.histogram(data["residuals"]["edges"], data["residuals"]["rows"], title))
@@ -185,6 +190,11 @@ def _charts(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[st
             charts.lines({"": points}, Axis("Output (step of a forecast)", 1, len(points)), y, dots=True),
         )
     return found
+
+
+def _scored(metrics: Mapping[str, Any]) -> list[str]:
+    """The classes that have curves."""
+    return [name for name, each in metrics.get("classes", {}).items() if "roc_auc" in each]
 
 
 def _slices(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
