@@ -14,14 +14,14 @@ LABELS = ["low", "middle", "high"]
 class BenchNet(nn.Module):
     """Three linear layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, features: int = FEATURES) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(FEATURES, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, len(LABELS))
+            nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, len(LABELS))
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Logits of (rows, 3) for (rows, 20)."""
+        """Logits of (rows, 3) for (rows, features)."""
         return self.layers(x)
 
 

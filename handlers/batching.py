@@ -11,6 +11,7 @@ from handlers.errors import UsageError
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}
 _UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "PiB": 2**50, "B": 1}
 _LEAST_RAM = 1 << 20
+_CHUNK_BYTES = (10**6, 10**9)  # a text column of a chunk can have no more than 2 GiB
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Batching:
 
     Attributes:
         chunk_rows: rows of a chunk, the unit that flows through the pipeline.
-        chunk_bytes: about how many bytes a chunk may have, whatever its rows.
+        chunk_bytes: how many bytes a chunk has at most, but for a single row that is larger.
         batch_size: rows of a micro-batch, one call of the model; None chooses by the bytes of a row.
     """
 
@@ -60,14 +61,34 @@ class ResourceHints:
         return {name: value for name, value in hints.items() if value is not None}
 
 
-def _check_ram(text: str) -> None:
+def in_bytes(text: str, example: str) -> int:
+    """An amount of memory with its unit, as `64MB` or `1.5GiB`, in bytes; raises `ValueError`, which gives the `example`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
     if match is None:
-        raise UsageError(f'--min_ram "{text}" is no amount of memory; write it as 16GB')
+        raise ValueError(f'"{text}" is no amount of memory; write it as {example}')
     amount, unit = match.groups()
     if not unit:
-        raise UsageError(f'--min_ram "{text}" has no unit; write it with one, as {amount}GB')
+        raise ValueError(f'"{text}" has no unit; write it with one, as {amount}{example.lstrip("0123456789")}')
     if unit not in _UNITS:
-        raise UsageError(f'--min_ram "{text}" has the unknown unit "{unit}"; write one of {", ".join(_UNITS)}')
-    if float(amount) * _UNITS[unit] < _LEAST_RAM:
-        raise UsageError(f'--min_ram "{text}" is less than 1MiB; write the memory of a worker, as {amount}GB')
+        raise ValueError(f'"{text}" has the unknown unit "{unit}"; write one of {", ".join(_UNITS)}')
+    return int(float(amount) * _UNITS[unit])
+
+
+def chunk_bytes(text: str) -> int:
+    """The bytes of a chunk; raises `ValueError` where they are too few or too many."""
+    size = in_bytes(text, "64MB")
+    if not _CHUNK_BYTES[0] <= size <= _CHUNK_BYTES[1]:
+        raise ValueError(f'"{text}" is too {"small" if size < _CHUNK_BYTES[0] else "large"}; write 1MB to 1GB')
+    return size
+
+
+def _check_ram(text: str) -> None:
+    try:
+        size = in_bytes(text, "16GB")
+    except ValueError as error:
+        raise UsageError(f"--min_ram {error}") from None
+    if size < _LEAST_RAM:
+        amount = re.match(r"[\d.]*", text.strip())
+        raise UsageError(
+            f'--min_ram "{text}" is less than 1MiB; write the memory of a worker, as {amount and amount.group()}GB'
+        )

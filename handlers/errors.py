@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import re
+
+_kinds: dict[str, type[TorchbeamError]] = {}
+
 
 class TorchbeamError(Exception):
-    """Base of the errors of this package."""
+    """Base of the errors of this package.
+
+    A subclass is made from its message alone; what else it takes has a default, so that `error_in` can make it anew.
+    """
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        _kinds[f"{cls.__module__}.{cls.__qualname__}"] = cls
 
 
 class UsageError(TorchbeamError):
@@ -35,6 +46,30 @@ class ServiceError(TorchbeamError):
 
 class DeviceLostError(TorchbeamError):
     """The accelerator cannot be used any more by this process; only a fresh process can go on."""
+
+
+class AccountingError(TorchbeamError):
+    """The rows that went in are not the rows that came out."""
+
+
+class PublishError(TorchbeamError):
+    """The outputs of a run could not be given their final names."""
+
+
+def error_in(trace: str) -> TorchbeamError | None:
+    """The error of this package that a traceback tells of, with its type and message; None where there is none.
+
+    Runners hand on what was raised in a worker as the text of its traceback. There Python names an error by its class,
+    module and all, and only classes that are known here by that name are taken. What was raised while another error was
+    handled takes its place; what an error was the cause of does not.
+    """
+    last = trace.rpartition("During handling of the above exception, another exception occurred:")[2]
+    names = "|".join(re.escape(name) for name in (*_kinds, f"{__name__}.{TorchbeamError.__qualname__}"))
+    found = re.findall(rf"^(?:.*[: ])?({names}): (.+)$", last, re.MULTILINE)
+    if not found:
+        return None
+    name, message = found[-1]
+    return _kinds.get(name, TorchbeamError)(message.rstrip())
 
 
 def one_line(error: BaseException, limit: int = 500) -> str:

@@ -29,7 +29,9 @@ class Padding:
     """How rows of unequal length become one tensor. A token is one place along the first axis of a row.
 
     Attributes:
-        value: what stands after the end of a row; by the name of an input where they differ.
+        value: what stands where a row has no token; by the name of an input where they differ.
+        left: whether rows are padded before their start, not after their end.
+        lengths: the model input that is told how many tokens each row has: int64 of (rows,). None gives none.
         mask: the model input that is told which places are real: (rows, longest), 1 for real and 0 for padding; int64
             for `attention_mask`, bool for any other name. None gives none.
         inputs: the inputs that are sequences; empty for those whose lengths differ among the rows.
@@ -39,6 +41,8 @@ class Padding:
     """
 
     value: float | Mapping[str, float] = 0
+    left: bool = False
+    lengths: str | None = None
     mask: str | None = None
     inputs: tuple[str, ...] = ()
     max_tokens: int = MAX_TOKENS
@@ -49,7 +53,7 @@ class Padding:
             raise UsageError(f"max_tokens must be 1 or more, not {self.max_tokens}")
 
     def value_of(self, name: str) -> float:
-        """What stands after the end of a row of the input `name`."""
+        """What stands where a row of the input `name` has no token."""
         return self.value.get(name, 0) if isinstance(self.value, Mapping) else self.value
 
     @property
@@ -90,31 +94,38 @@ class Ragged:
         return list(self.values.split(self.lengths.tolist()))
 
     def take(self, indices: np.ndarray) -> Ragged:
-        """The rows at `places`."""
+        """The rows at `indices`."""
         lengths = self.lengths[indices]
         offsets = _offsets(lengths)
         tokens = np.arange(offsets[-1]) + np.repeat(self.offsets[:-1][indices] - offsets[:-1], lengths)
         return Ragged(self.values[torch.from_numpy(tokens)], offsets)
 
-    def pad(self, indices: np.ndarray, length: int, value: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """The rows at `places` as one tensor of (len(places), length, …), and the mask (bool) of what is real in it."""
+    def pad(
+        self, indices: np.ndarray, length: int, value: float, *, left: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows at `indices` as one tensor of (len(indices), length, …), and the mask (bool) of what is real in it."""
         part = self.take(indices)
-        mask = torch.from_numpy(np.arange(length) < part.lengths[:, None])
+        mask = _real(part.lengths, length, left=left)
         padded = torch.full((len(indices), length, *self.values.shape[1:]), value, dtype=self.values.dtype)
         padded[mask] = part.values
         return padded, mask
 
     @staticmethod
-    def cut(padded: torch.Tensor, lengths: np.ndarray) -> Ragged:
-        """The opposite of `pad`: of (rows, longest, …), the first `lengths[i]` places of row i."""
-        mask = torch.from_numpy(np.arange(padded.shape[1]) < lengths[:, None])
-        return Ragged(padded[mask], _offsets(lengths))
+    def cut(padded: torch.Tensor, lengths: np.ndarray, *, left: bool = False) -> Ragged:
+        """The opposite of `pad`: of (rows, longest, …), the first (or last) `lengths[i]` tokens of row i."""
+        return Ragged(padded[_real(lengths, padded.shape[1], left=left)], _offsets(lengths))
 
     @staticmethod
     def join(parts: Sequence[Ragged]) -> Ragged:
         """All rows of `parts`, in order."""
         lengths = np.concatenate([part.lengths for part in parts])
         return Ragged(torch.cat([part.values for part in parts]), _offsets(lengths))
+
+
+def _real(lengths: np.ndarray, length: int, *, left: bool) -> torch.Tensor:
+    """Mask (bool) of (rows, length): the tokens that are real."""
+    tokens = np.arange(length)
+    return torch.from_numpy(tokens >= length - lengths[:, None] if left else tokens < lengths[:, None])
 
 
 def _offsets(lengths: np.ndarray) -> np.ndarray:

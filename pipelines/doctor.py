@@ -14,14 +14,15 @@ from typing import TypeVar
 
 from packaging.requirements import Requirement
 
-from handlers.errors import TorchbeamError, UsageError, one_line
+from handlers.errors import TorchbeamError, UsageError
 from handlers.model.directory import ModelDir
+from handlers.model.stores import shared_s3
 from pipelines.checks.checkup import Checkup, Finding, Outcome, SkipError, State
 from pipelines.command import process
+from pipelines.command.errors import FINISHED, WRONG_USAGE
 from pipelines.command.options import Command
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.options import ScoreOptions, connect, remote_paths
-from pipelines.score import FINISHED, WRONG_USAGE, set_up_logging
 
 T = TypeVar("T")
 
@@ -32,6 +33,7 @@ COMMAND = Command(
     usage="[--runner=…] [--model=…] [--input=…] [--output=…]",
     exit_codes="0 nothing is in the way of the run, 2 something is, 130 interrupted",
     strict=False,
+    interrupted="",
 )
 
 _SHOWN = ("apache-beam", "torch", "pyarrow")
@@ -39,16 +41,15 @@ _SHOWN = ("apache-beam", "torch", "pyarrow")
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and gives its exit code."""
+    return process.execute(COMMAND, argv, ScoreOptions.parse, _run)
+
+
+def _run(options: ScoreOptions) -> int:
     try:
-        options = ScoreOptions.parse(sys.argv[1:] if argv is None else argv, COMMAND)
-        set_up_logging(options.run.verbose)
-        return _examine(options)
-    except TorchbeamError as error:
-        print(f"{PROG}: error: {one_line(error, 1000)}", file=sys.stderr)
-        return WRONG_USAGE
-    except KeyboardInterrupt:
-        print(f"{PROG}: interrupted", file=sys.stderr)
-        return process.INTERRUPTED
+        with shared_s3():
+            return _examine(options)
+    except OSError as error:  # checks catch their own; this one is of stdout
+        raise TorchbeamError(f"the output of this command cannot be written: {error.strerror}") from error
 
 
 def _examine(options: ScoreOptions) -> int:

@@ -10,15 +10,13 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from handlers.errors import BrokenModelError, TorchbeamError, UsageError
-from handlers.isolation import contained
+from handlers.model.stores import shared_s3
 from pipelines.command import process
+from pipelines.command.errors import FINISHED, NOT_SCORED
 from pipelines.command.options import Command
-from pipelines.command.process import FAILED, FINISHED, NOT_SCORED, WRONG_USAGE
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.evaluate_options import EvaluateOptions
 from pipelines.jobs.options import connect
-from pipelines.score import fail, set_up_logging
 
 PROG = "torchbeam evaluate"
 COMMAND = Command(
@@ -27,35 +25,18 @@ COMMAND = Command(
     usage="--input=… --label=… --output=…",
     exit_codes="0 finished, 1 failed, 2 wrong usage, 3 below --fail_below, above --fail_above or --max_failure_rate, or "
     "nothing could be scored, 130 interrupted",
+    interrupted="nothing was written",
 )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and gives its exit code."""
-    verbose = False
-    try:
-        options = EvaluateOptions.parse(sys.argv[1:] if argv is None else argv, COMMAND)
-        verbose = options.score.run.verbose
-        set_up_logging(verbose)
-        metrics = contained(_run, options.settled())
-    except UsageError as error:
-        return fail(PROG, error, WRONG_USAGE, verbose)
-    except BrokenModelError as error:
-        return fail(PROG, error, NOT_SCORED, verbose)
-    except (TorchbeamError, OSError) as error:
-        return fail(PROG, error, FAILED, verbose)
-    except KeyboardInterrupt:
-        print(f"{PROG}: interrupted; nothing was written", file=sys.stderr)
-        return process.INTERRUPTED
-    except Exception as error:
-        return fail(
-            PROG, TorchbeamError(f"{type(error).__name__}: {error}; --verbose shows where"), FAILED, verbose, error
-        )
-    return FINISHED if metrics is None else _exit_code(metrics, options)
+    return process.execute(COMMAND, argv, EvaluateOptions.parse, shared_s3()(_run))
 
 
-def _run(options: EvaluateOptions) -> dict[str, Any] | None:
-    """Runs the job and gives its metrics; None where it goes on elsewhere."""
+def _run(options: EvaluateOptions) -> int:
+    """Runs the job; FINISHED also where it goes on elsewhere."""
+    options = options.settled()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `score`
     if options.score.run.runner == dataflow.RUNNER:
         dataflow.check_credentials(options.score.beam)
@@ -74,10 +55,11 @@ def _run(options: EvaluateOptions) -> dict[str, Any] | None:
     for line in ignored_options(options.score.run, options.score.model, options.score.beam):
         print(f"{PROG}: warning: {line}", file=sys.stderr)
     metrics = evaluation.run(job, wait=options.score.run.wait)
-    if metrics is not None:
-        with suppress(OSError, ValueError, SystemExit):  # the run is finished, whoever reads of it
-            _show(metrics, options.evaluation.output.rstrip("/"))
-    return metrics
+    if metrics is None:
+        return FINISHED
+    with suppress(OSError, ValueError, SystemExit):  # the run is finished, whoever reads of it
+        _show(metrics, options.evaluation.output.rstrip("/"))
+    return _exit_code(metrics, options)
 
 
 def _show(metrics: dict[str, Any], output: str) -> None:

@@ -6,15 +6,14 @@ is imported only once the arguments are known to be right, since Beam and torch 
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from contextlib import suppress
 from typing import Any
 
-from handlers.errors import BrokenModelError, TorchbeamError, UsageError, one_line
-from handlers.isolation import contained
+from handlers.model.stores import shared_s3
 from pipelines.command import process
+from pipelines.command.errors import FINISHED, NOT_SCORED
 from pipelines.command.options import Command
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.options import ScoreOptions, connect
@@ -28,37 +27,15 @@ COMMAND = Command(
     "130 interrupted",
 )
 
-FINISHED, FAILED, WRONG_USAGE, NOT_SCORED = 0, 1, 2, 3
-
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and gives its exit code."""
-    verbose = False
-    try:
-        options = ScoreOptions.parse(sys.argv[1:] if argv is None else argv, COMMAND)
-        verbose = options.run.verbose
-        set_up_logging(verbose)
-        report = contained(_run, options.settled())
-    except UsageError as error:
-        return fail(PROG, error, WRONG_USAGE, verbose)
-    except BrokenModelError as error:
-        return fail(PROG, error, NOT_SCORED, verbose)
-    except TorchbeamError as error:
-        return fail(PROG, error, FAILED, verbose)
-    except KeyboardInterrupt as end:
-        print(f"{PROG}: interrupted; {end.args[0] if end.args else 'nothing was published'}", file=sys.stderr)
-        return process.INTERRUPTED
-    except OSError as error:
-        return fail(PROG, error, FAILED, verbose)
-    except Exception as error:
-        return fail(
-            PROG, TorchbeamError(f"{type(error).__name__}: {error}; --verbose shows where"), FAILED, verbose, error
-        )
-    return FINISHED if report is None else _exit_code(report, options.run.max_failure_rate)
+    return process.execute(COMMAND, argv, ScoreOptions.parse, shared_s3()(_run))
 
 
-def _run(options: ScoreOptions) -> dict[str, Any] | None:
-    """Runs the job and gives its report; None where it goes on elsewhere."""
+def _run(options: ScoreOptions) -> int:
+    """Runs the job; FINISHED also where it goes on elsewhere."""
+    options = options.settled()
     from handlers.model.directory import ModelDir
 
     # Before torch is imported, which reads these then. By default its threads wait for one another in a busy loop, and
@@ -78,10 +55,11 @@ def _run(options: ScoreOptions) -> dict[str, Any] | None:
     for line in ignored_options(options.run, options.model, options.beam):
         print(f"{PROG}: warning: {line}", file=sys.stderr)
     report = score_job.run(job, wait=options.run.wait)
-    if report is not None:
-        with suppress(OSError, ValueError, SystemExit):  # the run is finished, whoever reads of it
-            show_summary(report, job.publication)
-    return report
+    if report is None:
+        return FINISHED
+    with suppress(OSError, ValueError, SystemExit):  # the run is finished, whoever reads of it
+        show_summary(report, job.publication)
+    return _exit_code(report, options.run.max_failure_rate)
 
 
 def _exit_code(report: dict[str, Any], max_failure_rate: float) -> int:
@@ -102,25 +80,6 @@ def _exit_code(report: dict[str, Any], max_failure_rate: float) -> int:
         )
         return NOT_SCORED
     return FINISHED
-
-
-def fail(prog: str, error: Exception, code: int, verbose: bool, cause: Exception | None = None) -> int:
-    """Tells of an error in one line, with its traceback where that is wanted, and gives `code`."""
-    if verbose:
-        logging.getLogger(prog).error("", exc_info=cause or error)
-    print(f"{prog}: error: {one_line(error, 1000)}", file=sys.stderr)
-    return code
-
-
-def set_up_logging(verbose: bool) -> None:
-    """Shows the logs where they are asked for, else errors of others only."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
-    if not verbose:
-        # A failed bundle logs its traceback on every level of the runner, and a refused job the answer of the service
-        # as critical; the command says the same in one line.
-        logging.getLogger("apache_beam").setLevel(logging.CRITICAL + 1)
-        # Its S3 client logs tracebacks, too, without a logger of its own.
-        logging.getLogger().addFilter(lambda record: "apache_beam" not in record.pathname)
 
 
 if __name__ == "__main__":

@@ -60,6 +60,7 @@ TEMPLATES = {
             "model_copies": NUMBER,
             "accelerator": ACCELERATOR,
             "min_ram": RAM,
+            "chunk_bytes": RAM,
             "preprocess": FUNCTION,
             "postprocess": FUNCTION,
             "output": f"{PATH}|{TABLE}",

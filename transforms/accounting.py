@@ -14,14 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import apache_beam as beam
 from apache_beam.pvalue import PCollection, TaggedOutput
 
-from handlers.errors import TorchbeamError
+from handlers.errors import AccountingError
 
 _FAILED = "failed"
 _PARTS = "parts"
-
-
-class AccountingError(TorchbeamError):
-    """The rows that went in are not the rows that came out."""
 
 
 @dataclass(frozen=True)

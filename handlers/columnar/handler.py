@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -95,10 +96,11 @@ class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
         return sum(chunk.nbytes for chunk in batch)
 
     def batch_elements_kwargs(self) -> Mapping[str, Any]:
-        """Batches are counted in rows; chunks have the right size already, so each goes on by itself."""
+        """Batches are counted in rows, and rows that are large count more; a full chunk goes on by itself."""
         rows = self.batching.chunk_rows
-        return {"min_batch_size": rows, "max_batch_size": rows, "element_size_fn": _rows}
+        return {"min_batch_size": rows, "max_batch_size": rows, "element_size_fn": partial(_weight, self.batching)}
 
 
-def _rows(chunk: pa.RecordBatch) -> int:
-    return int(chunk.num_rows)
+def _weight(batching: Batching, chunk: pa.RecordBatch) -> int:
+    """The rows of `chunk`, or how many such bytes would be where `chunk_rows` have `chunk_bytes`."""
+    return max(int(chunk.num_rows), int(chunk.nbytes) * batching.chunk_rows // batching.chunk_bytes)

@@ -242,6 +242,68 @@ class ImageInput(InputSpec):
         return size if isinstance(size, tuple) else (int(size or 0), int(size or 0))
 
 
+class SequenceInput(InputSpec):
+    """List columns become steps: (rows, steps, features), one column a feature, padded to the longest row of a call.
+
+    With `categories` or `num_categories` steps are codes: (rows, steps) int64 of a single column.
+
+    Attributes:
+        max_length: steps at most; of a longer row the last ones are kept.
+        min_length: steps at least; a shorter row is a row error.
+        pad: whether padding stands before the `left` end of a row or after its `right` one.
+        pad_value: the number that padding holds.
+        mask: the input that tells what is padding: `lengths` (int64 of (rows,)), or any other name for a mask of (rows, steps).
+        fill: replaces a null step; without it a null is a row error.
+        allow_nonfinite: whether NaN and infinity may go into the model.
+        categories: as of a categorical input.
+        num_categories: as of a categorical input.
+        unknown: as of a categorical input.
+    """
+
+    MODULE = "handlers.encode.sequence"
+
+    encoder: Literal["sequence"] = "sequence"
+    max_length: PositiveInt | None = None
+    min_length: Annotated[int, Field(ge=0)] = 1
+    pad: Literal["left", "right"] = "right"
+    pad_value: float = 0
+    mask: Annotated[str, Field(min_length=1)] | None = None
+    fill: float | int | str | None = None
+    allow_nonfinite: bool = False
+    categories: tuple[StrictStr, ...] | tuple[StrictInt, ...] | None = None
+    num_categories: PositiveInt | None = None
+    unknown: Annotated[int, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _steps(self) -> SequenceInput:
+        if self.max_length is not None and self.max_length < self.min_length:
+            raise ValueError(f"max_length {self.max_length} is less than min_length {self.min_length}")
+        if self.step.encoder == "categorical" and self.pad_value != int(self.pad_value):
+            raise ValueError("pad_value of codes must be a whole number")
+        return self
+
+    @property
+    def step(self) -> MatrixInput:
+        """What a single step is: a number, or a value with a code."""
+        if self.categories is None and self.num_categories is None:
+            if self.unknown is not None:
+                raise ValueError("unknown needs categories or num_categories")
+            return NumericInput(name=self.name, shape=(), fill=self.fill, allow_nonfinite=self.allow_nonfinite)
+        return CategoricalInput(
+            name=self.name,
+            shape=(),
+            fill=self.fill,
+            categories=self.categories,
+            num_categories=self.num_categories,
+            unknown=self.unknown,
+        )
+
+    @property
+    def takes_fractions(self) -> bool:
+        """Whether its columns hold numbers that may have a fraction."""
+        return self.step.takes_fractions
+
+
 def _encoder_of(value: Any) -> Any:
     """The name of the encoder of a spec, or of the mapping that it is made of; numeric where none is named."""
     return value.get("encoder", "numeric") if isinstance(value, Mapping) else getattr(value, "encoder", None)
@@ -251,7 +313,8 @@ AnyInput = Annotated[
     Annotated[NumericInput, Tag("numeric")]
     | Annotated[CategoricalInput, Tag("categorical")]
     | Annotated[TextInput, Tag("text")]
-    | Annotated[ImageInput, Tag("image")],
+    | Annotated[ImageInput, Tag("image")]
+    | Annotated[SequenceInput, Tag("sequence")],
     Discriminator(_encoder_of),
 ]
 
@@ -260,6 +323,7 @@ SPECS: dict[str, type[InputSpec]] = {
     "categorical": CategoricalInput,
     "text": TextInput,
     "image": ImageInput,
+    "sequence": SequenceInput,
 }
 
 _ADAPTER: TypeAdapter[InputSpec] = TypeAdapter(AnyInput)

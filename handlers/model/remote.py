@@ -11,7 +11,7 @@ from glob import escape
 from pathlib import Path
 
 from handlers.errors import UsageError
-from handlers.model.stores import explain, prepare
+from handlers.model.stores import explain, prepare, shared_s3
 
 
 def download(url: str, version_of: Callable[[Path], str]) -> Path:
@@ -66,6 +66,7 @@ def _alone(version: str) -> Iterator[None]:
         yield
 
 
+@shared_s3()
 def _copy(url: str, folder: Path) -> Path:
     from apache_beam.io.filesystems import FileSystems
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib.util
 import threading
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from handlers.errors import UsageError, one_line
@@ -34,7 +35,6 @@ def connect(paths: Mapping[str, str], options: PipelineOptions) -> None:
     from apache_beam.io.filesystems import FileSystems
 
     FileSystems.set_options(options)
-    mend_s3()
     for flag, path in paths.items():
         scheme = FileSystems.get_scheme(path)
         if scheme is None:
@@ -69,37 +69,86 @@ def prepare() -> None:
 
     if FileSystems._pipeline_options is None and RuntimeValueProvider.runtime_options is None:
         FileSystems.set_options(PipelineOptions([]))  # Beam's S3 does not work without any
-    mend_s3()
 
 
-def mend_s3() -> None:
-    """Lets all S3 operations of this process share one client for each set of options, and gives its errors a text.
+class _SharedS3:
+    """Replaces Beam's S3 client while somebody uses S3: from the first `begin` to the last `end`."""
 
-    Beam makes a client for each operation, which takes 0.2 s of processor time and connects anew; the text of its
-    errors is a tuple.
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._undo: Callable[[], None] = lambda: None
+
+    def begin(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._undo = _share_s3_clients()
+
+    def end(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                self._undo()
+
+
+_shared_s3 = _SharedS3()
+
+
+@contextmanager
+def shared_s3() -> Iterator[None]:
+    """For the time of the context all S3 operations of this process share one client for each set of options.
+
+    Beam makes a client for each operation, which takes 0.2 s of processor time and connects anew; the text of its errors is
+    a tuple, and here their message. Contexts may overlap, in any order and in several threads.
     """
+    _shared_s3.begin()
+    try:
+        yield
+    finally:
+        _shared_s3.end()
+
+
+class SharesS3:
+    """Mixed into a DoFn that reads or writes files: `shared_s3` from its setup to its teardown, where it runs."""
+
+    def setup(self) -> None:
+        """Begins it."""
+        _shared_s3.begin()
+
+    def teardown(self) -> None:
+        """Ends it."""
+        _shared_s3.end()
+
+
+def _share_s3_clients() -> Callable[[], None]:
+    """Gives Beam's module another client, and its errors a text; what it returns undoes this."""
     try:
         from apache_beam.io.aws.clients.s3 import boto3_client, messages
     except ImportError:
-        return
-    if boto3_client.Client.__module__ != boto3_client.__name__:
-        return  # it is ours already
+        return lambda: None
+    module: Any = boto3_client
+    error_class: Any = messages.S3ClientError
+    own_client, own_text = module.Client, error_class.__str__
     lock = threading.Lock()
     clients: dict[str, Any] = {}
 
-    class SharedClient(boto3_client.Client):
+    class SharedClient(own_client):  # type: ignore[misc,valid-type]
         def __init__(self, options: Any) -> None:
             key = repr(_s3_settings(options))
             with lock:
                 if key not in clients:
-                    super().__init__(options)  # type: ignore[no-untyped-call]
+                    super().__init__(options)
                     clients[key] = self.client
-            self.client = clients[key]  # boto's own clients may be used by many threads; a stream is one reader's
+            self.client: Any = clients[key]  # boto's own clients may be used by many threads; a stream is one reader's
             self._download_request = self._download_stream = None
             self._download_pos = 0
 
-    boto3_client.Client = SharedClient  # type: ignore[misc]
-    messages.S3ClientError.__str__ = lambda error: str(error.message)  # type: ignore[method-assign,attr-defined]
+    def undo() -> None:
+        module.Client, error_class.__str__ = own_client, own_text
+
+    module.Client, error_class.__str__ = SharedClient, lambda error: str(error.message)
+    return undo
 
 
 def _s3_settings(options: Any) -> dict[str, Any]:

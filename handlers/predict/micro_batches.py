@@ -61,9 +61,11 @@ class MicroBatches:
         tensors = {name: tensor[index] for name, tensor in self._dense.items()}
         for name, ragged in self._ragged.items():
             length = max(1, int(ragged.lengths[indices].max())) + more
-            tensors[name], mask = ragged.pad(indices, length, self.padding.value_of(name))
+            tensors[name], mask = ragged.pad(indices, length, self.padding.value_of(name), left=self.padding.left)
             if name == self.primary and self.padding.mask:
                 tensors[self.padding.mask] = mask.to(self.padding.mask_dtype)
+            if name == self.primary and self.padding.lengths:
+                tensors[self.padding.lengths] = torch.from_numpy(ragged.lengths[indices])
         return tensors
 
     def failures(self, found: Sequence[tuple[int, Exception]]) -> list[tuple[int, Exception]]:

@@ -39,6 +39,8 @@ class TokenOutputs:
         lengths: np.ndarray,
         known: tuple[str, ...] | None,
         again: Callable[[int, int], Outputs],
+        *,
+        left: bool = False,
     ) -> Outputs:
         """`outputs`, those with one place a token as `Ragged`.
 
@@ -49,6 +51,7 @@ class TokenOutputs:
             outputs: by name, of (rows, …).
             lengths: int64 of (rows,): tokens of the rows.
             known: the outputs that have one place a token, where the user says so.
+            left: whether rows are padded before their start.
             again: the outputs for one of the rows alone, with so many places of padding.
 
         Raises:
@@ -65,7 +68,9 @@ class TokenOutputs:
             if unknown and not self._found_out(unknown, lengths, longest, again):
                 return outputs
             known = tuple(name for name in candidates if self._per_token[name])
-        return outputs | {name: Ragged.cut(output, lengths) for name, output in candidates.items() if name in known}
+        return outputs | {
+            name: Ragged.cut(output, lengths, left=left) for name, output in candidates.items() if name in known
+        }
 
     def _found_out(
         self, names: list[str], lengths: np.ndarray, longest: int, again: Callable[[int, int], Outputs]

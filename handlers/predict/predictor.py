@@ -155,7 +155,9 @@ class Predictor:
             def again(row: int, padding: int) -> Outputs:
                 return self._forward(work.tensors(low + row, low + row + 1, padding), 1, arguments or {})[1]
 
-            return self._tokens.cut(outputs, work.primary_lengths[low:high], work.padding.cut, again)
+            return self._tokens.cut(
+                outputs, work.primary_lengths[low:high], work.padding.cut, again, left=work.padding.left
+            )
 
         def zeros() -> Exception | None:
             blank = {name: torch.zeros_like(tensor) for name, tensor in work.tensors(0, 1).items()}

@@ -81,7 +81,7 @@ def read_input(options: ScoreOptions, model: Outcome[ModelDir]) -> Finding[Sourc
     if not options.source.input:
         raise SkipError("no --input was given")
     source = score_job.settle_input(options, model.finding.value.spec if model.finding else None)
-    sample = score_job.sample_rows(source)
+    sample = score_job.sample_rows(source, options.run.chunk_bytes)
     rows = f"{source.rows:,} rows" if source.rows is not None else "rows not counted yet"
     what = (
         f"{source.files:,} {source.format} file{'s' * (source.files != 1)} of {_size(source.bytes)}, {rows}, "

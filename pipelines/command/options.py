@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, TypeVar
 
+from handlers.batching import Batching, chunk_bytes
 from handlers.errors import UsageError
 
 T = TypeVar("T")
@@ -234,6 +235,13 @@ class RunOptions:
     spark_master_ui: str | None = option(
         "web page of the Spark master (default: looked for on its host, ports 8080 to 8083)", None, metavar="HOST:PORT"
     )
+    chunk_bytes: int = option(
+        "memory of a chunk, the rows that go through the run together, with its unit, from 1MB to 1GB; a run takes some "
+        "times as much beside the model (default: 64MiB)",
+        Batching.chunk_bytes,
+        parse=chunk_bytes,
+        metavar="SIZE",
+    )
     verbose: bool = flag("show the logs of Beam and the tracebacks of errors")
 
 
@@ -247,13 +255,21 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Command:
-    """What a command says of itself in `--help`, and whether its required options must be there, else they are empty."""
+    """What a command says of itself.
+
+    Attributes:
+        prog: its name.
+        description: for `--help`, as are `usage` and `exit_codes`.
+        strict: whether its required options must be there; else they are empty.
+        interrupted: what is said of an interruption; may be empty.
+    """
 
     prog: str
     description: str
     usage: str
     exit_codes: str
     strict: bool = True
+    interrupted: str = "nothing was published"
 
 
 def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:

@@ -1,4 +1,6 @@
-"""A command as the whole of a process: signals, streams that are gone, and its end.
+"""A command as the whole of a process: options, errors and exit codes, signals, streams that are gone, and its end.
+
+A command is `main(argv) = execute(COMMAND, argv, parse, run)`, and `run(main)` for the process.
 
 The command runs in a child of this process, which waits for it. So there is somebody to tell of an end that no Python
 code sees: a model that calls `os._exit`, a crash in native code, `kill -9` where memory runs out.
@@ -6,6 +8,7 @@ code sees: a model that calls `os._exit`, a crash in native code, `kill -9` wher
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -13,17 +16,71 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Protocol, TypeVar
 
+from handlers.isolation import contained
+from pipelines.command.errors import FAILED, INTERRUPTED, exit_code, line_of
+from pipelines.command.options import Command
 from pipelines.command.supervisor import die_with_parent
-
-FINISHED, FAILED, WRONG_USAGE, NOT_SCORED, INTERRUPTED = 0, 1, 2, 3, 130
 
 # Each interrupts the command, which then cleans up: Ctrl-C, a scheduler that ends the job, a terminal that is closed.
 _ENDING = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
 # Ctrl-C reaches parent and child, and the parent hands on what it gets. What comes again this soon is the same signal.
 _SAME_SECONDS = 1.0
 _CLEAR_LINE = "\r\x1b[K\x1b[?25h"  # of a progress bar, which hides the cursor
+
+
+class Options(Protocol):
+    """What the options of every command say."""
+
+    @property
+    def verbose(self) -> bool:
+        """Whether the logs of Beam and the tracebacks of errors are shown."""
+
+
+OptionsT = TypeVar("OptionsT", bound=Options)
+
+
+def execute(
+    command: Command,
+    argv: list[str] | None,
+    parse: Callable[[list[str], Command], OptionsT],
+    run: Callable[[OptionsT], int],
+) -> int:
+    """Runs a command in this process and gives its exit code; every error is one line on stderr.
+
+    Args:
+        command: what it says of itself.
+        argv: the arguments; those of the process where it is None.
+        parse: makes the options; raises `UsageError`, and SystemExit for `--help`.
+        run: does the work and gives the exit code.
+    """
+    verbose = False
+    try:
+        options = parse(sys.argv[1:] if argv is None else argv, command)
+        verbose = options.verbose
+        set_up_logging(verbose)
+        return contained(run, options)
+    except KeyboardInterrupt as end:
+        said = end.args[0] if end.args else command.interrupted
+        print(f"{command.prog}: interrupted{said and f'; {said}'}", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if verbose:
+            logging.getLogger(command.prog).error("", exc_info=error)
+        print(f"{command.prog}: error: {line_of(error)}", file=sys.stderr)
+        return exit_code(error)
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Shows the logs where they are asked for, else errors of others only."""
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    if not verbose:
+        # A failed bundle logs its traceback on every level of the runner, and a refused job the answer of the service
+        # as critical; the command says the same in one line.
+        logging.getLogger("apache_beam").setLevel(logging.CRITICAL + 1)
+        # Its S3 client logs tracebacks, too, without a logger of its own.
+        logging.getLogger().addFilter(lambda record: "apache_beam" not in record.pathname)
 
 
 def run(main: Callable[[], int], prog: str = "torchbeam") -> NoReturn:

@@ -134,6 +134,11 @@ class EvaluateOptions:
     score: ScoreOptions
     evaluation: EvaluationOptions
 
+    @property
+    def verbose(self) -> bool:
+        """Whether the logs of Beam and the tracebacks of errors are shown."""
+        return self.score.run.verbose
+
     @staticmethod
     def parse(argv: list[str], command: Command) -> EvaluateOptions:
         """Builds the options from arguments; raises `UsageError`, or SystemExit(0) for `--help`."""

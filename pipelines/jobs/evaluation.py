@@ -15,7 +15,7 @@ from apache_beam.pvalue import AsSingleton, PCollection
 
 import transforms.inference.chunk_coder  # noqa: F401 - registers the coder of chunks
 from handlers import errors
-from handlers.batching import Batching
+from handlers.batching import Batching, ResourceHints
 from handlers.columnar.handler import ColumnarModelHandler
 from handlers.columnar.scorer import Scorer
 from handlers.errors import TorchbeamError, UsageError
@@ -76,7 +76,9 @@ class Job:
     Attributes:
         first: what is evaluated.
         handler: scores the rows on the way; None where they are scored.
-        other: the run that is compared with, what rows are matched by, and whether that is a key.
+        other: the run that is compared with.
+        match: what its rows are matched by, and whether that is a key.
+        chunk_bytes: bytes of a chunk at most.
     """
 
     first: Run
@@ -85,6 +87,7 @@ class Job:
     match: tuple[tuple[str, ...], bool]
     target: Target
     launch: runners.Launch
+    chunk_bytes: int = Batching.chunk_bytes
     verbose: bool = False
 
 
@@ -106,7 +109,7 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
     if model is None:
         folder, subject = _scored(score.source.input)
         source = plan_input(folder, score.source.input_format, limit=score.source.limit)
-        schema, sample, handler = source.schema, sample_rows(source), None
+        schema, sample, handler = source.schema, sample_rows(source, score.run.chunk_bytes), None
     else:
         source = settle_input(score, model.spec)
         if any(name in source.schema.names for name in ("predicted_class", "prediction", "predicted_labels")):
@@ -115,10 +118,11 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
             )
         subject = Subject(score.source.input, {"name": model.spec.name, "version": model.version})
         predictor = load_here(score, model)
-        raw = sample_rows(source)
+        raw = sample_rows(source, score.run.chunk_bytes)
         plan = settle_plan(score, model, predictor, raw)
-        batching = Batching(batch_size=score.model.batch_size)
-        handler = ColumnarModelHandler(model, plan, placement(score.model), batching)
+        batching = Batching(chunk_bytes=score.run.chunk_bytes, batch_size=score.model.batch_size)
+        hints = ResourceHints(score.model.accelerator, score.model.min_ram)
+        handler = ColumnarModelHandler(model, plan, placement(score.model), batching, hints)
         schema, sample = plan.output, Scorer(model, plan, predictor).score(raw).predictions
         assert schema is not None  # noqa: S101 - it is settled
         if model.spec.task in ("raw", "embedding"):
@@ -140,7 +144,9 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
         subject = replace(subject, other=compared.input)
     run_id = uuid.uuid4().hex[:12]
     target = Target(wanted.output, run_id, subject, score.run.runner)
-    return Job(Run(source, plan_of_run), handler, other, match, target, launch, score.run.verbose)
+    return Job(
+        Run(source, plan_of_run), handler, other, match, target, launch, score.run.chunk_bytes, score.run.verbose
+    )
 
 
 def check_limits(options: EvaluateOptions, plan: EvaluationPlan) -> None:
@@ -228,7 +234,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
         "counts": AsSingleton(counts | "Count" >> beam.CombineGlobally(total)),
     }
     if job.other is not None:
-        others = (pipeline | "ReadOther" >> ReadChunks(job.other.input)).chunks
+        others = (pipeline | "ReadOther" >> ReadChunks(job.other.input, max_chunk_bytes=job.chunk_bytes)).chunks
         columns, unique = job.match
         rows = max(first.input.rows or 0, job.other.input.rows or 0) or 16 * BUCKET_ROWS
         compare = ComparePairs((first.plan, job.other.plan), columns, unique, rows // BUCKET_ROWS + 1)
@@ -242,7 +248,7 @@ def _rows(pipeline: beam.Pipeline, job: Job) -> tuple[PCollection[pa.RecordBatch
     handler = job.handler
     counts: tuple[PCollection[Counts], ...] = ()
     if handler is None:
-        read = pipeline | "Read" >> ReadChunks(job.first.input)
+        read = pipeline | "Read" >> ReadChunks(job.first.input, max_chunk_bytes=job.chunk_bytes)
         chunks = read.chunks
     else:
         read = pipeline | "Read" >> ReadChunks(
@@ -260,7 +266,9 @@ def _edges(pipeline: beam.Pipeline, job: Job) -> PCollection[Any]:
     columns = job.first.plan.numeric_slices
     source = job.first.input
     narrow = replace(source, schema=pa.schema([source.schema.field(name) for name in columns]))
-    edges: PCollection[Any] = (pipeline | "ReadSliced" >> ReadChunks(narrow)).chunks | "Edges" >> FindEdges(columns)
+    edges: PCollection[Any] = (
+        pipeline | "ReadSliced" >> ReadChunks(narrow, max_chunk_bytes=job.chunk_bytes)
+    ).chunks | "Edges" >> FindEdges(columns)
     return edges
 
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from handlers import errors
-from handlers.errors import TorchbeamError, UsageError
+from handlers.errors import UsageError, one_line
 from pipelines import runners
+from pipelines.command.errors import cause_of
 from pipelines.command.watch import Watch
 from pipelines.dataflow import settings as dataflow
-
-_STEP = re.compile(r" \[while running .*$", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -64,11 +61,10 @@ def execute(
         raise  # what the job has written is its own
     except BaseException as error:
         clean_up()
-        if isinstance(error, TorchbeamError):  # of a worker in this process; Beam has added the name of the step
-            error.args = (_STEP.sub("", str(error)), *error.args[1:])
-        elif isinstance(error, Exception):
-            raise _cause(error) from error
-        raise
+        cause = cause_of(error)
+        if cause is error:
+            raise
+        raise cause from error
     return True
 
 
@@ -90,20 +86,4 @@ def _checked(options: PipelineOptions) -> beam.Pipeline:
     try:
         return beam.Pipeline(options=options)
     except ValueError as error:  # options that do not go together; a runner's own checks are made here, too
-        raise UsageError(errors.one_line(error)) from None
-
-
-def _cause(error: Exception) -> BaseException:
-    """What went wrong in a worker, out of the traceback that runners make the text of their own error."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    if any(line.startswith(("KeyboardInterrupt", "RuntimeError: KeyboardInterrupt")) for line in lines):
-        return KeyboardInterrupt()
-    pattern = re.compile(r"(?:[a-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)): (.+)")
-    for line in reversed(lines):
-        if match := pattern.match(line):
-            name, message = match.group(1), _STEP.sub("", match.group(2))
-            kind = getattr(errors, name, None)
-            if isinstance(kind, type) and issubclass(kind, TorchbeamError):
-                return kind(message)
-            return TorchbeamError(f"the run failed: {name}: {message}")
-    return TorchbeamError(f"the run failed: {type(error).__name__}: {errors.one_line(error)}")
+        raise UsageError(one_line(error)) from None

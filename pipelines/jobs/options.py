@@ -31,6 +31,11 @@ class ScoreOptions:
     run: RunOptions
     beam: tuple[str, ...] = ()
 
+    @property
+    def verbose(self) -> bool:
+        """Whether the logs of Beam and the tracebacks of errors are shown."""
+        return self.run.verbose
+
     @staticmethod
     def parse(argv: list[str], command: Command) -> ScoreOptions:
         """Builds the options from arguments; raises `UsageError`, or SystemExit(0) for `--help`."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 import transforms.inference.chunk_coder  # noqa: F401 - registers the coder of chunks
 from handlers.batching import Batching, ResourceHints
-from handlers.columnar.chunks import chunk_schema, dead_letter_schema, merge
+from handlers.columnar.chunks import chunk_schema, dead_letter_schema, merge, rows_within
 from handlers.columnar.handler import ColumnarModelHandler
 from handlers.columnar.plan import Chain, Plan
 from handlers.columnar.planning import make_plan
@@ -61,11 +61,11 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         options.run, options.beam, [options.source.input, folder, options.model.model, options.sink.report]
     )
     launch = runners.settle(options.run, options.beam)
-    batching = Batching(batch_size=options.model.batch_size)
+    batching = Batching(chunk_bytes=options.run.chunk_bytes, batch_size=options.model.batch_size)
     source = settle_input(options, model.spec)
     check_apart(source, options.model.model, folder, options.sink.report)
     hints = ResourceHints(options.model.accelerator, options.model.min_ram)
-    plan = settle_plan(options, model, load_here(options, model), sample_rows(source))
+    plan = settle_plan(options, model, load_here(options, model), sample_rows(source, batching.chunk_bytes))
     predictions, dead_letters = settle_columns(plan, source, tables)
     publication = Publication(
         output=folder,
@@ -102,7 +102,6 @@ def settle_input(options: ScoreOptions, spec: ModelSpec | None = None) -> Input:
         options.source.input_format,
         numeric_columns=numeric,
         limit=options.source.limit,
-        chunk_rows=Batching(batch_size=options.model.batch_size).chunk_rows,
     )
 
 
@@ -141,13 +140,21 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     )
     scored = read.chunks | "Score" >> Score(handler, publication.run_id)
     predictions = scored.predictions | "WritePredictions" >> WriteChunks(
-        f"{folder}/predictions", publication.predictions, publication.output_format
+        f"{folder}/predictions",
+        publication.predictions,
+        publication.output_format,
+        group_bytes=handler.batching.chunk_bytes,
     )
     dead_letters = (
         (read.dead_letters, scored.dead_letters)
         | "AllDeadLetters" >> beam.Flatten()
         | "WriteDeadLetters"
-        >> WriteChunks(f"{folder}/dead_letters", publication.dead_letters, publication.dead_letter_format)
+        >> WriteChunks(
+            f"{folder}/dead_letters",
+            publication.dead_letters,
+            publication.dead_letter_format,
+            group_bytes=handler.batching.chunk_bytes,
+        )
     )
     files = read.files | "Files" >> FileOutcomes()
     counts = (
@@ -190,20 +197,24 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
         ) from error
 
 
-def sample_rows(source: Input) -> pa.RecordBatch:
-    """The first rows of the input that can be read; none where it has none. They have provenance."""
+def sample_rows(source: Input, max_bytes: int = Batching.chunk_bytes) -> pa.RecordBatch:
+    """The first rows of the input that can be read; none where it has none. They have provenance.
+
+    At most `SAMPLE_ROWS`, and where they are large no more than have `max_bytes`, or one.
+    """
     chunks: list[pa.RecordBatch] = []
-    rows = 0
+    rows = size = 0
     broken: BrokenFileError | None = None
     for index, split in enumerate(source.splits):
-        if rows >= SAMPLE_ROWS or (rows and index >= SAMPLE_SPLITS):
+        if rows >= SAMPLE_ROWS or size >= max_bytes or (rows and index >= SAMPLE_SPLITS):
             break
         try:
-            for chunk in read_split(split, source.schema, chunk_rows=SAMPLE_ROWS):
+            for chunk in read_split(split, source.schema, chunk_rows=SAMPLE_ROWS, max_chunk_bytes=max_bytes):
                 if not isinstance(chunk, BadRows):
                     chunks.append(chunk)
                     rows += chunk.num_rows
-                if rows >= SAMPLE_ROWS:
+                    size += chunk.nbytes
+                if rows >= SAMPLE_ROWS or size >= max_bytes:
                     break
         except BrokenFileError as error:
             broken = broken or error
@@ -211,7 +222,8 @@ def sample_rows(source: Input) -> pa.RecordBatch:
         if broken is not None and not source.schema.names:
             raise UsageError(f"none of the {source.files} input files can be read: {broken}")
         return pa.RecordBatch.from_pylist([], schema=chunk_schema(source.schema))
-    return merge(chunks).slice(0, SAMPLE_ROWS)
+    sample = merge(chunks)
+    return sample.slice(0, rows_within(sample, 0, SAMPLE_ROWS, max_bytes))
 
 
 def dead_at_read(letters: pa.RecordBatch) -> Counts:

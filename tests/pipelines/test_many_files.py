@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from handlers.columnar.scorer import Scorer
 from handlers.model.directory import ModelDir
 from pipelines import score
+from transforms.sinks.write import _Roll
 
 FILES, ROWS = 300, 3
 CUT, LACKING, EMPTY, ODD = (7, 77, 150, 299), (0, 100), (30, 31), (40, 240)  # ten files
@@ -114,3 +116,31 @@ def test_limit_stops_within_the_files(line: Path, tmp_path: Path) -> None:
     report = json.loads((out / "report.json").read_text())
     assert [row["id"] for row in read(out / "predictions")] == [id_ for id_ in range(ROWS, 20) if id_ % 10]
     assert (report["rows_read"], report["rows_dead"], report["files_dead"]) == (17, 1, 1)
+
+
+def test_chunk_bytes_bounds_what_goes_through_a_run(
+    line: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of 0.1 MB, of which 1,000 are sampled by number: chunks, the sample and the groups of the sinks are bounded."""
+    columns = {"id": range(60), "x": [0.5] * 60, "text": ["y" * 100_000] * 60}
+    pq.write_table(pa.table(columns), tmp_path / "in.parquet")
+    sizes: dict[str, list[int]] = {"scored": [], "written": []}
+    score_chunk, write_group = Scorer.score, _Roll.write
+
+    def scored(self: Scorer, chunk: pa.RecordBatch) -> Any:
+        sizes["scored"].append(chunk.nbytes)
+        return score_chunk(self, chunk)
+
+    def written(self: _Roll, batches: list[pa.RecordBatch]) -> None:
+        sizes["written"].append(sum(batch.nbytes for batch in batches))
+        write_group(self, batches)
+
+    monkeypatch.setattr(Scorer, "score", scored)
+    monkeypatch.setattr(_Roll, "write", written)
+    out = tmp_path / "out"
+    arguments = [f"--input={tmp_path / 'in.parquet'}", f"--model={line}", f"--output={out}", "--chunk_bytes=1MB"]
+    assert score.main(arguments) == 0
+    assert [row["id"] for row in read(out / "predictions")] == list(range(60))
+    for step, found in sizes.items():
+        assert 500_000 < max(found) <= 1_000_000, step
+        assert len(found) >= 6, step

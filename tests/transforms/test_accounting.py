@@ -6,8 +6,8 @@ import pytest
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
-from handlers.errors import TorchbeamError
-from transforms.accounting import AccountingError, Counts, FileOutcome, FileOutcomes, report, total
+from handlers.errors import AccountingError, TorchbeamError
+from transforms.accounting import Counts, FileOutcome, FileOutcomes, report, total
 
 
 @dataclass(frozen=True)

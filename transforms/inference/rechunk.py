@@ -13,15 +13,15 @@ from apache_beam.transforms.window import BoundedWindow
 from apache_beam.utils.timestamp import TimestampTypes
 from apache_beam.utils.windowed_value import WindowedValue
 
-from handlers.columnar.chunks import merge
+from handlers.columnar.chunks import merge, rows_within
 from transforms.inference import chunk_coder  # noqa: F401 - registers the coder of what comes out
 
 
 class Rechunker:
     """Takes chunks of any size and gives chunks of `rows` rows, the last one smaller; the order of rows is kept.
 
-    A chunk is smaller than `rows` where it would otherwise pass `max_bytes`, or where its neighbour's schema has no
-    common type with its own. Cutting copies nothing; merging does.
+    A chunk is smaller than `rows` where it would otherwise pass `max_bytes`, which only a single row may, or where its
+    neighbour's schema has no common type with its own. Cutting copies nothing; merging does.
     """
 
     def __init__(self, rows: int, max_bytes: int) -> None:
@@ -32,7 +32,7 @@ class Rechunker:
     def _reset(self) -> None:
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
-        self._pending_bytes = 0.0
+        self._pending_bytes = 0
         self._schema: pa.Schema | None = None
 
     def push(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
@@ -42,20 +42,22 @@ class Rechunker:
         if not self._fits_schema(batch.schema):
             yield from self.flush()
             self._schema = batch.schema
-        row_bytes = batch.nbytes / batch.num_rows
         start = 0
         while start < batch.num_rows:
-            take = min(self._room(row_bytes), batch.num_rows - start)
-            if take <= 0:
+            take = rows_within(batch, start, self.rows - self._pending_rows, self.max_bytes - self._pending_bytes)
+            piece = batch if take == batch.num_rows else batch.slice(start, take)
+            size = piece.nbytes
+            if self._pending and self._pending_bytes + size > self.max_bytes:
                 yield from self.flush()
                 self._schema = batch.schema
                 continue
-            self._pending.append(batch if take == batch.num_rows else batch.slice(start, take))
+            self._pending.append(piece)
             self._pending_rows += take
-            self._pending_bytes += take * row_bytes
+            self._pending_bytes += size
             start += take
-        if self._pending_rows == self.rows:
-            yield from self.flush()
+            if self._pending_rows == self.rows:
+                yield from self.flush()
+                self._schema = batch.schema
 
     def flush(self) -> Iterator[pa.RecordBatch]:
         """Gives what is left."""
@@ -63,13 +65,6 @@ class Rechunker:
         self._reset()
         if pending:
             yield from _merged(pending)
-
-    def _room(self, row_bytes: float) -> int:
-        """How many rows of `row_bytes` each still fit; at least one where nothing is pending."""
-        room = self.rows - self._pending_rows
-        if row_bytes > 0:
-            room = min(room, int((self.max_bytes - self._pending_bytes) / row_bytes))
-        return room if self._pending else max(room, 1)
 
     def _fits_schema(self, schema: pa.Schema) -> bool:
         """Whether rows of `schema` can be merged with what is pending; if so, they are counted in."""
@@ -123,7 +118,7 @@ class _RechunkFn(beam.DoFn):
 
 @dataclass(eq=False)
 class Rechunk(beam.PTransform[Any, Any]):
-    """Brings chunks to `rows` rows, and at most about `max_bytes` bytes, within a bundle and a window."""
+    """Brings chunks to `rows` rows, and at most `max_bytes` bytes, within a bundle and a window."""
 
     rows: int
     max_bytes: int

@@ -19,9 +19,9 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.pvalue import AsList, AsSingleton, PCollection
 
-from handlers.errors import TorchbeamError
-from handlers.model.stores import explain
-from transforms.accounting import AccountingError, Counts, report, total
+from handlers.errors import AccountingError, PublishError, TorchbeamError
+from handlers.model.stores import explain, shared_s3
+from transforms.accounting import Counts, report, total
 from transforms.file_ops import (
     exists,
     files_in,
@@ -43,10 +43,6 @@ DEAD_LETTERS = "dead_letters"
 FAILED_FILES = "failed_files.jsonl"
 REPORT = "report.json"
 PARTS = "part-*"
-
-
-class PublishError(TorchbeamError):
-    """The outputs of a run could not be given their final names."""
 
 
 @dataclass(frozen=True)
@@ -289,6 +285,7 @@ class Publish(beam.PTransform[Any, Any]):
         return published
 
 
+@shared_s3()
 def publish_run(
     run: Publication,
     predictions: Sequence[Part],

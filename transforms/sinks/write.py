@@ -22,17 +22,15 @@ from apache_beam.transforms.window import GlobalWindows
 
 from handlers.columnar.chunks import exact_cast
 from handlers.errors import TorchbeamError
-from handlers.model.stores import create_empty, explain, mend_s3
+from handlers.model.stores import SharesS3, create_empty, explain
 from handlers.paths import is_remote
 from transforms.file_ops import create
 from transforms.sinks.formats import Encoder, sink
 from transforms.sinks.formats.parquet import GROUP_ROWS
 
-mend_s3()
-
 FILE_BYTES = 512 * 2**20
-# Rows that are encoded together, up to `GROUP_ROWS`, are a row group of a Parquet file: the whole of what a sink holds
-# in memory is two of them.
+# Rows that are encoded together, up to `GROUP_ROWS`, are a row group of a Parquet file. A sink holds two in memory: one
+# is written while the next is gathered.
 GROUP_BYTES = 64 * 2**20
 
 
@@ -146,9 +144,16 @@ class Writer:
     One group of chunks is encoded while the next is gathered. An error in the thread is raised by the next call.
     """
 
-    def __init__(self, folder: str, schema: pa.Schema, output_format: str, max_bytes: int = FILE_BYTES) -> None:
+    def __init__(
+        self,
+        folder: str,
+        schema: pa.Schema,
+        output_format: str,
+        max_bytes: int = FILE_BYTES,
+        group_bytes: int = GROUP_BYTES,
+    ) -> None:
         self._schema = schema
-        self._group_bytes = min(GROUP_BYTES, max_bytes)
+        self._group_bytes = min(group_bytes, max_bytes)
         self._roll = _Roll(folder, schema, output_format, max_bytes)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
         self._writing: Future[None] | None = None
@@ -161,11 +166,12 @@ class Writer:
         if chunk.num_rows == 0:
             return
         batch = conform(chunk, self._schema)
-        if self._group and self._rows + batch.num_rows > GROUP_ROWS:
+        size = batch.nbytes
+        if self._group and (self._rows + batch.num_rows > GROUP_ROWS or self._bytes + size > self._group_bytes):
             self._hand_over()
         self._group.append(batch)
         self._rows += batch.num_rows
-        self._bytes += batch.nbytes
+        self._bytes += size
         if self._rows >= GROUP_ROWS or self._bytes >= self._group_bytes:
             self._hand_over()
 
@@ -197,9 +203,11 @@ class Writer:
 
 @beam.typehints.with_input_types(pa.RecordBatch)
 @beam.typehints.with_output_types(Part)
-class _WriteFn(beam.DoFn):
-    def __init__(self, folder: str, schema: pa.Schema, output_format: str, max_bytes: int) -> None:
-        self._arguments = (folder, schema, output_format, max_bytes)
+class _WriteFn(SharesS3, beam.DoFn):
+    def __init__(
+        self, folder: str, schema: pa.Schema, output_format: str, max_bytes: int, group_bytes: int = GROUP_BYTES
+    ) -> None:
+        self._arguments = (folder, schema, output_format, max_bytes, group_bytes)
         self._writer: Writer | None = None
 
     def start_bundle(self) -> None:
@@ -231,6 +239,7 @@ class _WriteFn(beam.DoFn):
 
     def teardown(self) -> None:
         self._abandon()
+        super().teardown()
 
     def _abandon(self) -> None:
         writer, self._writer = self._writer, None
@@ -247,18 +256,20 @@ class WriteChunks(beam.PTransform[Any, Any]):
         schema: of the files, without provenance.
         output_format: one of `transforms.sinks.formats`.
         max_bytes: a file that has grown to this size is closed and another one opened.
+        group_bytes: rows are encoded together up to this size; twice as much is held in memory.
     """
 
     folder: str
     schema: pa.Schema
     output_format: str = "parquet"
     max_bytes: int = FILE_BYTES
+    group_bytes: int = GROUP_BYTES
 
     def __post_init__(self) -> None:
         sink(self.output_format).check(self.schema)
 
     def expand(self, chunks: PCollection[pa.RecordBatch]) -> PCollection[Part]:
         """Writes in each bundle; which windows the chunks are in makes no difference to the files."""
-        write = _WriteFn(self.folder, self.schema, self.output_format, self.max_bytes)
+        write = _WriteFn(self.folder, self.schema, self.output_format, self.max_bytes, self.group_bytes)
         parts: PCollection[Part] = chunks | "Global" >> beam.WindowInto(GlobalWindows()) | "Write" >> beam.ParDo(write)
         return parts

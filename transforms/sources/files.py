@@ -18,10 +18,8 @@ from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
 
 from handlers.errors import UsageError
-from handlers.model.stores import explain, mend_s3
+from handlers.model.stores import explain
 from handlers.paths import is_remote
-
-mend_s3()
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 # Where decompression fails, what it gave within the piece is lost, and read anew byte by byte: small pieces cost little.

@@ -10,6 +10,7 @@ import apache_beam as beam
 import pyarrow as pa
 from apache_beam.pvalue import PBegin, PCollection, TaggedOutput
 
+from handlers.model.stores import SharesS3
 from transforms.sources.blocks import CHUNK_ROWS, MAX_CHUNK_BYTES, ReadOptions, Split
 from transforms.sources.planning import Input, grouped
 from transforms.sources.splits import BadRows, FileRead, read_splits
@@ -65,7 +66,7 @@ class ReadChunks(beam.PTransform[PBegin, Read]):
 
 @beam.typehints.with_output_types(pa.RecordBatch, dead_letters=pa.RecordBatch, files=list[FileRead])
 @dataclass
-class _ReadSplits(beam.DoFn):
+class _ReadSplits(SharesS3, beam.DoFn):
     schema: pa.Schema
     options: ReadOptions
     model_version: str | None

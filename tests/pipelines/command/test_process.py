@@ -62,7 +62,10 @@ def test_a_doctor_whom_nobody_hears() -> None:
     command = f"{sys.executable} -m pipelines.doctor >/dev/full"
     found = subprocess.run(["bash", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
     assert found.returncode == 1
-    assert found.stderr == "the output of this command cannot be written: No space left on device\n"
+    assert (
+        found.stderr
+        == "torchbeam doctor: error: the output of this command cannot be written: No space left on device\n"
+    )
 
 
 def test_a_model_that_ends_the_process(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

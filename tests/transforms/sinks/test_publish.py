@@ -17,15 +17,15 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
 
 from handlers.columnar.chunks import DEAD_LETTER, dead_letter_schema, dead_letters, with_provenance
+from handlers.errors import AccountingError, PublishError
 from handlers.failures import RowFailure
 from transforms import file_ops
-from transforms.accounting import AccountingError, Counts
+from transforms.accounting import Counts
 from transforms.file_ops import join
 from transforms.sinks import publish as publishing
 from transforms.sinks.publish import (
     Publication,
     Publish,
-    PublishError,
     clean_up,
     left_over,
     publish,

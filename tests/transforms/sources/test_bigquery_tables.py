@@ -16,9 +16,9 @@ from fake_bigquery_tables import FakeTables, serve_tables
 
 from handlers import ModelDir
 from handlers.columnar.chunks import dead_letter_schema
-from handlers.errors import ServiceError, TorchbeamError, UsageError
+from handlers.errors import AccountingError, ServiceError, TorchbeamError, UsageError
 from pipelines import score
-from transforms.accounting import AccountingError, Counts
+from transforms.accounting import Counts
 from transforms.sinks import bigquery_tables
 from transforms.sinks.bigquery_tables import Tables, load, loadable, plan_tables, table_schema
 from transforms.sinks.publish import Publication, publish_run, temporary_folder

@@ -31,9 +31,12 @@ COMPRESSED = False
 
 SPLIT_BYTES = 128 << 20
 SPLIT_ROWS = 1_000_000
-# Pages are read through a buffer of this size, so that a column chunk of any size never lies in memory whole.
+# Pages are read through a buffer of such a size for each column, so that a column chunk never lies in memory whole.
 # Not from an object store: there every jump from one column to another would be a request of its own.
-_BUFFER = 1 << 20
+_LEAST_BUFFER, _BUFFER = 16 << 10, 1 << 20
+_FIRST_ROWS = 16  # read at first where nobody knows how large rows are, and up to 32 times as many with each step
+_STEP = 32
+_PROVENANCE_BYTES = 12  # that a row of a chunk has beside its columns
 _SMALL = 1 << 20  # a file of up to this size is read at once, and by one thread: more take longer to start
 _FOOTERS = 64  # read by one task: the footer of a small file is read sooner than a thread takes it up
 
@@ -99,25 +102,70 @@ def plain_schema(schema: pa.Schema) -> pa.Schema:
 
 def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Block]:
     """Reads the row groups of a split."""
-    small = 0 < split.bytes <= _SMALL
+    small = split.whole and 0 < split.bytes <= _SMALL
     with open_input(split.path, whole=small) as source:
-        buffer = 0 if small or isinstance(source, pa.PythonFile) else _BUFFER
-        file = pq.ParquetFile(source, buffer_size=buffer, pre_buffer=False)
+        buffered = not small and not isinstance(source, pa.PythonFile)
+        file = pq.ParquetFile(source, buffer_size=_buffer(schema, options) if buffered else 0, pre_buffer=False)
         found = file.schema_arrow
         plain = found.equals(schema) and options.needed.issubset(schema.names)
         columns = None if plain else _columns(found, schema, split, options)
         row = split.first_row
+        size = _Rows(schema, options)
         for group in range(*(split.row_groups or (0, file.num_row_groups))):
-            metadata = file.metadata.row_group(group)
-            fitting = options.max_chunk_bytes * metadata.num_rows // max(metadata.total_byte_size, 1)
-            size = max(min(options.chunk_rows, fitting), 1)
-            for batch in file.iter_batches(size, row_groups=[group], columns=columns, use_threads=not small):
+            size.enter(file.metadata.row_group(group))
+            for batch in file.iter_batches(size.next(), row_groups=[group], columns=columns, use_threads=not small):
                 numbers = np.arange(row, row + batch.num_rows, dtype=np.int64)
-                if batch.schema.equals(schema):
-                    yield Block(batch, numbers)
-                else:
-                    yield fit(batch, schema, numbers, split, cast=pc.cast, raw=as_json)
-                row += batch.num_rows
+                block = Block(batch, numbers)
+                if not batch.schema.equals(schema):
+                    block = fit(batch, schema, numbers, split, cast=pc.cast, raw=as_json)
+                size.seen(block.batch)
+                file.reader.set_batch_size(size.next())  # which it looks up for each batch
+                row += block.rows
+                yield block
+
+
+def _buffer(schema: pa.Schema, options: ReadOptions) -> int:
+    """Bytes of the buffer of each column: half a chunk for all of them."""
+    return min(max(options.max_chunk_bytes // 2 // max(len(schema), 1), _LEAST_BUFFER), _BUFFER)
+
+
+class _Rows:
+    """How many rows to read next, so that they have about the bytes of a chunk.
+
+    The footer tells how large rows of fixed width are. Of others it tells only what they take in the file, where a
+    text that many rows have is there once: so a few are read, and what they take in memory is looked at.
+    """
+
+    def __init__(self, schema: pa.Schema, options: ReadOptions) -> None:
+        self._options = options
+        self._known = _row_bytes(schema)
+        self._most = options.chunk_rows if self._known else min(options.chunk_rows, _FIRST_ROWS)
+        self._in_file = 1.0
+        self._since = 0  # rows since the last full chunk
+
+    def enter(self, group: pq.RowGroupMetaData) -> None:
+        """A row group is read now."""
+        self._in_file = group.total_byte_size / max(group.num_rows, 1)
+
+    def seen(self, batch: pa.RecordBatch) -> None:
+        """A batch was read."""
+        self._since = (self._since + batch.num_rows) % self._options.chunk_rows
+        if not self._known:
+            fitting = self._options.max_chunk_bytes * batch.num_rows // max(batch.nbytes, 1)
+            self._most = max(min(fitting, batch.num_rows * _STEP, self._options.chunk_rows), 1)
+
+    def next(self) -> int:
+        """How many rows to read."""
+        fitting = int(self._options.max_chunk_bytes / max(self._known or self._in_file, 1.0))
+        return max(min(self._most, fitting, self._options.chunk_rows - self._since), 1)
+
+
+def _row_bytes(schema: pa.Schema) -> float | None:
+    """What a row takes in a chunk, where it may be null; None where one may take more than another."""
+    try:
+        return float(sum(each.type.bit_width + 1 for each in schema)) / 8 + _PROVENANCE_BYTES
+    except ValueError:
+        return None
 
 
 def _columns(found: pa.Schema, schema: pa.Schema, split: Split, options: ReadOptions) -> list[str]:
