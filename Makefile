@@ -1,14 +1,18 @@
 # make score    set up, train the example model, score a table with it and evaluate the predictions
-# make test     set up, then lint, types and tests
+# make test     set up, then lint, types and all tests (JOBS=2 at a time)
+# make check    the same without the slow tests, for use while writing
+# make fuzz     property tests with random seeds until FUZZ_SECONDS=300 are over or one fails
 # make lock     resolve the locks anew
 # make spark-job-server SPARK_VERSION=3.5.7    the job server for Spark of that version (needs Java and Maven)
 # make clean    remove what the targets made, the virtual environment too
 # make template PROJECT=… BUCKET=… [REGION=…] [GPU=1] [RUN=1]    print, or build, the Flex Template for Dataflow
 # make template-metadata    write its metadata.json anew
+# make api                  write docs/api.md anew from the docstrings
 # make check-image          execute its Dockerfile with stand-ins for the public images (root, buildah, debootstrap)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup score test lint types format lock spark-job-server clean template template-metadata check-image
+.PHONY: help setup score test check fuzz services lint types format lock spark-job-server clean template template-metadata api \
+  check-image
 SHELL := /bin/bash
 
 VENV := .venv
@@ -53,12 +57,28 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 
 score: $(STAMP)
 	$(BIN)/python examples/digits/train.py $(OUT)
-	$(BIN)/python -m pipelines.score --input=$(OUT)/table.parquet --model=$(OUT)/model --output=$(OUT)/scored --probabilities --overwrite
+	$(BIN)/python -m torchbeam score --input=$(OUT)/table.parquet --model=$(OUT)/model --output=$(OUT)/scored --probabilities --overwrite
 	@$(BIN)/python examples/digits/show.py $(OUT)/scored
 	$(BIN)/python -m pipelines.evaluate --input=$(OUT)/scored --label=digit --output=$(OUT)/evaluation --fail_below=accuracy=0.9 --overwrite
 
-test: lint types
-	$(BIN)/python -m pytest
+# Files are handed out whole, since tests of a file share what they set up, and in the order of tests/conftest.py.
+JOBS ?= 2
+PYTEST = $(BIN)/python -m pytest
+PARALLEL = --numprocesses=$(JOBS) --dist=loadfile --no-loadscope-reorder
+
+test: lint types services
+	$(PYTEST) $(PARALLEL)
+
+check: lint types
+	$(PYTEST) $(PARALLEL) -m 'not slow'
+
+FUZZ_SECONDS ?= 300
+fuzz: $(STAMP)
+	@end=$$((SECONDS + $(FUZZ_SECONDS))); \
+	while $(PYTEST) $(PARALLEL) --quiet --hypothesis-profile=fuzz -m 'hypothesis and not slow' || exit; [ $$SECONDS -lt $$end ]; do :; done
+
+services:
+	@tests/services.sh
 
 lint: $(STAMP)
 	$(BIN)/ruff check
@@ -83,6 +103,9 @@ template:
 
 template-metadata: $(STAMP)
 	$(BIN)/python templates/metadata.py
+
+api: $(STAMP)
+	$(BIN)/python docs/make_api.py
 
 check-image: $(STAMP)
 	PYTHON=$(BIN)/python templates/check_image.sh score

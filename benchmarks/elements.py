@@ -33,8 +33,7 @@ from apache_beam.transforms.window import GlobalWindow
 from apache_beam.utils.windowed_value import WindowedValue
 from bench_model import FEATURES, BenchNet
 
-from handlers import ModelDir, TorchModelHandler
-from transforms import RunTorchInference
+from torchbeam import ModelDir, RunTorchInference, TorchModelHandler
 
 SLICE = 10_000
 NAMES = [f"f_{index}" for index in range(FEATURES)]

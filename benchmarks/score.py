@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 import torch
 from bench_model import FEATURES, LABELS, BenchNet
 
-from handlers import ModelDir
+from torchbeam import ModelDir
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE.parent / "out" / "benchmark"

@@ -45,7 +45,7 @@ def predict_batch_udf(inputs: Path, model: Path, output: Path, master: str) -> N
         import numpy as np
         import torch
 
-        from handlers import ModelDir
+        from torchbeam import ModelDir
 
         torch.set_num_threads(1)
         net = ModelDir(str(model)).load().module.eval()

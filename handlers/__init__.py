@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from handlers.elements.handler import TorchModelHandler, skip_failures
     from handlers.model.directory import ModelDir
     from handlers.model.state_dict import StateDict
+    from handlers.model.trust import Trust
     from handlers.predict.placement import Placement
     from handlers.predict.predictor import Predictor
     from handlers.tensors import Padding, Ragged
@@ -29,6 +30,7 @@ __all__ = [
     "ResourceHints",
     "StateDict",
     "TorchModelHandler",
+    "Trust",
     "skip_failures",
 ]
 
@@ -44,6 +46,7 @@ _HOMES = {
     "ResourceHints": "batching",
     "StateDict": "model.state_dict",
     "TorchModelHandler": "elements.handler",
+    "Trust": "model.trust",
     "skip_failures": "elements.handler",
 }
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from handlers.redact import redact
+
 _kinds: dict[str, type[TorchbeamError]] = {}
 
 
@@ -73,10 +75,10 @@ def error_in(trace: str) -> TorchbeamError | None:
 
 
 def one_line(error: BaseException, limit: int = 500) -> str:
-    """The message of `error` on a single line of at most `limit` characters, all of which can be shown."""
+    """The message of `error` on a single line of at most `limit` characters, all of which can be shown; no secrets."""
     text = str(error)
     if "Traceback of TorchScript" in text:  # the interpreter's, with what happened in its last line
         text = text.rstrip().rsplit("\n", 1)[-1]
-    text = " ".join(text.split()) or type(error).__name__
+    text = " ".join(redact(text).split()) or type(error).__name__
     text = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
     return text if len(text) <= limit else text[: limit - 1] + "…"

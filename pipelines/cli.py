@@ -6,6 +6,7 @@ import importlib
 import sys
 from typing import NoReturn
 
+from handlers.redact import redact
 from pipelines.command import process
 
 COMMANDS = {
@@ -27,7 +28,10 @@ def main(argv: list[str] | None = None) -> int:
         print("\ntorchbeam COMMAND --help tells the options of a command.")
         return 0 if arguments else 2
     if arguments[0] not in COMMANDS:
-        print(f'torchbeam: there is no command "{arguments[0]}"; there are: {", ".join(COMMANDS)}', file=sys.stderr)
+        print(
+            f'torchbeam: there is no command "{redact(arguments[0])}"; there are: {", ".join(COMMANDS)}',
+            file=sys.stderr,
+        )
         return 2
     code: int = importlib.import_module(f"pipelines.{arguments[0]}").main(arguments[1:])
     return code

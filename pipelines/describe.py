@@ -11,8 +11,9 @@ from typing import Any
 from handlers.errors import TorchbeamError, UsageError, one_line
 from handlers.isolation import contained
 from handlers.model.directory import ModelDir
+from handlers.redact import remember
 from pipelines.command import process
-from pipelines.command.options import Command, flag, option, parser, path, pick
+from pipelines.command.options import Command, TrustedModel, flag, parser, pick
 
 PROG = "torchbeam describe"
 COMMAND = Command(
@@ -24,23 +25,24 @@ COMMAND = Command(
 
 
 @dataclass(frozen=True)
-class DescribeOptions:
+class DescribeOptions(TrustedModel):
     """What is described."""
 
     TITLE = "describe"
 
-    model: str = option("model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://", parse=path)
     json: bool = flag("write JSON")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and gives its exit code."""
     try:
-        values, others = parser(COMMAND, (DescribeOptions,)).parse_known_args(sys.argv[1:] if argv is None else argv)
+        arguments = sys.argv[1:] if argv is None else argv
+        remember(arguments)
+        values, others = parser(COMMAND, (DescribeOptions,)).parse_known_args(arguments)
         if others:
             raise UsageError(f'unknown option "{others[0]}"; see --help')
         options = pick(DescribeOptions, values)
-        found = contained(_summary, options.model)
+        found = contained(_summary, options)
     except TorchbeamError as error:
         print(f"{PROG}: error: {one_line(error, 1000)}", file=sys.stderr)
         return 2
@@ -48,9 +50,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _summary(path: str) -> dict[str, Any]:
+def _summary(options: DescribeOptions) -> dict[str, Any]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    model = ModelDir(path)
+    model = ModelDir(options.model, options.trust)
     model.set_environment()
     from handlers.model.summary import summary  # torch takes its time, and reads the environment
 

@@ -20,7 +20,7 @@ from handlers.model.stores import shared_s3
 from pipelines.checks.checkup import Checkup, Finding, Outcome, SkipError, State
 from pipelines.command import process
 from pipelines.command.errors import FINISHED, WRONG_USAGE
-from pipelines.command.options import Command
+from pipelines.command.options import Command, ModelOptions
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.options import ScoreOptions, connect, remote_paths
 
@@ -61,7 +61,7 @@ def _examine(options: ScoreOptions) -> int:
     stores = checkup.check("stores", lambda: _stores(options)) if remote_paths(options) else None
     # Before torch is imported: the environment variables of the model, OMP_NUM_THREADS and its like, are read then.
     of_model = stores if "model" in remote_paths(options) else None
-    model = checkup.check("model", lambda: _reached(of_model, lambda: _open_model(options.model.model)))
+    model = checkup.check("model", lambda: _reached(of_model, lambda: _open_model(options.model)))
 
     from pipelines.checks import steps as checks
 
@@ -134,11 +134,11 @@ def _reached(stores: Outcome[None] | None, ask: Callable[[], Finding[T]]) -> Fin
     return ask()
 
 
-def _open_model(path: str) -> Finding[ModelDir]:
+def _open_model(options: ModelOptions) -> Finding[ModelDir]:
     """The model directory is whole and valid."""
-    if not path:
+    if not options.model:
         raise SkipError("no --model was given")
-    model = ModelDir(path)
+    model = ModelDir(options.model, options.trust)
     model.set_environment()
     checked = ", sha256 as model.yaml says" if model.spec.sha256 else ""
     return Finding(

@@ -45,7 +45,7 @@ def _run(options: EvaluateOptions) -> int:
     if options.score.model.model:
         from handlers.model.directory import ModelDir
 
-        model = ModelDir(options.score.model.model)
+        model = ModelDir(options.score.model.model, options.score.model.trust)
         model.set_environment()
 
     from pipelines.command.ignored import ignored_options

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 from handlers.model.stores import shared_s3
+from handlers.redact import redact
 from pipelines.command import process
 from pipelines.command.errors import FINISHED, NOT_SCORED
 from pipelines.command.options import Command
@@ -44,22 +45,28 @@ def _run(options: ScoreOptions) -> int:
     if options.run.runner == dataflow.RUNNER:
         dataflow.check_credentials(options.beam)
     connect(options)
-    model = ModelDir(options.model.model)
+    model = ModelDir(options.model.model, options.model.trust)
     model.set_environment()
 
     from pipelines.command.ignored import ignored_options
     from pipelines.command.watch import show_summary
     from pipelines.jobs import scoring as score_job
+    from pipelines.jobs.outputs import claimed_output
 
-    job = score_job.prepare(options, model)
-    for line in ignored_options(options.run, options.model, options.beam):
-        print(f"{PROG}: warning: {line}", file=sys.stderr)
-    report = score_job.run(job, wait=options.run.wait)
+    with claimed_output(options, _tell) as output:
+        job = score_job.prepare(options, model, output)
+        for line in ignored_options(options.run, options.model, options.beam):
+            _tell(f"warning: {line}")
+        report = score_job.run(job, wait=options.run.wait)
     if report is None:
         return FINISHED
     with suppress(OSError, ValueError, SystemExit):  # the run is finished, whoever reads of it
         show_summary(report, job.publication)
     return _exit_code(report, options.run.max_failure_rate)
+
+
+def _tell(line: str) -> None:
+    print(f"{PROG}: {redact(line)}", file=sys.stderr)
 
 
 def _exit_code(report: dict[str, Any], max_failure_rate: float) -> int:

@@ -61,6 +61,8 @@ TEMPLATES = {
             "accelerator": ACCELERATOR,
             "min_ram": RAM,
             "chunk_bytes": RAM,
+            "model_version": r"[0-9a-f]{12,64}",
+            "allow_env": r"[A-Za-z_][A-Za-z0-9_]*",
             "preprocess": FUNCTION,
             "postprocess": FUNCTION,
             "output": f"{PATH}|{TABLE}",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("handlers", "transforms", "pipelines")
+PACKAGES = ("handlers", "transforms", "pipelines", "torchbeam")
 MAX_LINES = 400
 MAX_TOP = 14  # modules at the top of handlers/
 
@@ -23,7 +23,7 @@ ALLOWED = {
     "transforms": {"handlers.*"},
     "transforms.sources": {"handlers.*", "transforms"},
     "transforms.sinks": {"handlers.*", "transforms"},
-    "transforms.inference": {"handlers.*", "transforms"},
+    "transforms.inference": {"handlers.*", "transforms", "transforms.sources"},
     "transforms.evaluation": {"handlers.*", "transforms"},
     "pipelines.command": {"handlers.*", "transforms.*"},
     "pipelines.dataflow": {"handlers.*", "transforms.*", "pipelines.command"},
@@ -35,6 +35,7 @@ ALLOWED = {
     },
     "pipelines.checks": {"handlers.*", "transforms.*", "pipelines.*"},
     "pipelines": {"handlers.*", "transforms.*", "pipelines.*"},
+    "torchbeam": {"handlers.*", "transforms.*", "pipelines.*"},
 }
 
 

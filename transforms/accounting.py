@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple, Protocol
 
 import apache_beam as beam
 from apache_beam.pvalue import PCollection, TaggedOutput
 
 from handlers.errors import AccountingError
+from handlers.version import __version__
 
 _FAILED = "failed"
 _PARTS = "parts"
@@ -181,12 +181,5 @@ def report(counts: Counts, *, model_name: str, model_version: str, runner: str, 
         **({"noted": dict(sorted(counts.noted.items()))} if counts.noted else {}),
         "failure_rate": counts.rows_dead / counts.rows_read if counts.rows_read else 0.0,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "torchbeam": _own_version(),
+        "torchbeam": __version__,
     }
-
-
-def _own_version() -> str:
-    try:
-        return version("torchbeam")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return ""

@@ -51,6 +51,25 @@ def files_in(folder: str, pattern: str) -> list[str]:
     return list(_matches(join(escape(folder), pattern)))
 
 
+def written_below(folder: str, prefix: str) -> dict[str, float | None]:
+    """When something below each folder in `folder` whose name begins with `prefix` was last written, in Unix time.
+
+    The key is the name of the folder, the value None where the file system does not tell.
+    """
+    times: dict[str, list[float]] = {}
+    if not is_remote(folder):
+        for found in Path(folder).glob(f"{prefix}*"):
+            if found.is_dir() and not found.is_symlink():
+                times[found.name] = [each.lstat().st_mtime for each in (found, *found.rglob("*"))]
+    else:
+        root = folder.rstrip("/") + "/"
+        for match in FileSystems.match([f"{escape(root)}{prefix}*/**"]):
+            for file in match.metadata_list:
+                name = file.path.removeprefix(root).partition("/")[0]
+                times.setdefault(name, []).append(file.last_updated_in_seconds)
+    return {name: max(found) or None for name, found in times.items()}
+
+
 def present(paths: Iterable[str]) -> set[str]:
     """Those of `paths` that are there; remote folders are listed, which takes fewer calls than asking for each file."""
     local = {path for path in paths if not is_remote(path) and exists(path)}

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import nn
 
-from handlers import ModelDir
+from torchbeam import ModelDir
 
 HERE = Path(__file__).parent
 CHANNELS = 16

@@ -15,6 +15,7 @@ import inspect
 import typing
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ from handlers.errors import UsageError, one_line
 from handlers.failures import RowFailure, RowFailures
 from handlers.functions import import_function
 from handlers.isolation import Isolated, isolate
+from handlers.model_code import NO_CODE, ModelCode
 
 # The index of frames starts here, so that an index that was reset is never taken for the rows' own.
 FIRST_INDEX = 1 << 40
@@ -134,9 +136,9 @@ def _join(parts: Sequence[Rows]) -> tuple[Rows, list[int]]:
     return Rows(single_batch(table), np.concatenate([parts[index].ids for index in fitting])), sorted(misfits)
 
 
-def function_step(name: str, stage: str) -> Step:
-    """The step of the function `module:function`; raises `UsageError` where it cannot be used."""
-    function = import_function(name, stage)
+def function_step(name: str, stage: str, code: ModelCode = NO_CODE) -> Step:
+    """The step of the function `module:function`, in `code` or installed; raises `UsageError` where it cannot be used."""
+    function = import_function(name, stage, code)
     try:
         parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # some built-in functions have none
@@ -206,10 +208,10 @@ def _on_frame(function: Callable[[pd.DataFrame], Any], rows: Rows) -> Rows:
 
 
 def _column_of(series: pd.Series[Any], before: pd.DataFrame, batch: pa.RecordBatch) -> pa.Array:
-    """A column that a function gave back; the very array that it was made from, where no value was changed.
+    """A column that a function gave back; values that it left alone are those of the array that the column was made from.
 
-    Pandas cannot tell null from NaN, and has no decimals, dates, lists or dictionaries of Arrow's: what the function left
-    alone must not suffer from that.
+    Pandas cannot tell null from NaN, has no decimals, dates or dictionaries of Arrow's, and lists of integers with a null
+    as floats: what the function left alone must not suffer from that.
     """
     index = batch.schema.get_field_index(str(series.name))
     if index < 0:
@@ -219,16 +221,52 @@ def _column_of(series: pd.Series[Any], before: pd.DataFrame, batch: pa.RecordBat
     # Lists and structs may have been changed in place, and the frame from before with them.
     nested = pa.types.is_nested(batch.schema.field(index).type)
     known = batch.column(index).to_pandas().set_axis(series.index) if nested else before[series.name]
-    if _unchanged(series, known):
-        return batch.column(index)
-    return _in_type(lambda kind: pa.Array.from_pandas(series, type=kind), batch.schema.field(index).type)
+    column = batch.column(index)
+    same = _unchanged(series, known)
+    part = _replaced(column, same, lambda: _from_pandas(series[~same], column.type))
+    return _from_pandas(series, column.type) if part is None else part
 
 
-def _unchanged(one: pd.Series[Any], other: pd.Series[Any]) -> bool:
-    try:
-        return one.dtype == other.dtype and bool(one.equals(other))
-    except ValueError:  # arrays among the values have no single answer
+def _from_pandas(series: pd.Series[Any], kind: pa.DataType) -> pa.Array:
+    return _in_type(lambda wanted: pa.Array.from_pandas(series, type=wanted), kind)
+
+
+def _unchanged(one: pd.Series[Any], other: pd.Series[Any]) -> np.ndarray:
+    """Mask of the values of `one` that are those of `other`, as far as that can be told."""
+    if one.dtype != other.dtype:
+        return np.zeros(len(one), dtype=bool)
+    with suppress(ValueError):  # arrays among the values have no single answer
+        if one.equals(other):
+            return np.ones(len(one), dtype=bool)
+    if one.dtype == object:
+        return np.fromiter(map(_same, one, other), bool, len(one))
+    mask: np.ndarray = (one.eq(other).fillna(False) | (one.isna() & other.isna())).to_numpy(dtype=bool)
+    return mask
+
+
+def _same(one: Any, other: Any) -> bool:
+    if type(one) is not type(other):
         return False
+    try:
+        if isinstance(one, np.ndarray):
+            return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=one.dtype.kind == "f")
+        return bool(one == other)
+    except (TypeError, ValueError):
+        return False
+
+
+def _replaced(column: pa.Array, same: np.ndarray, others: Callable[[], pa.Array]) -> pa.Array | None:
+    """`column` with the values of `others` in the rows that are not the `same`; None where these have another type."""
+    if same.all():
+        return column
+    if not same.any():
+        return None
+    new = others()
+    if new.type != column.type or pa.types.is_dictionary(column.type):  # whose codes do not go together
+        return None
+    indices = np.arange(len(column))
+    indices[~same] = np.arange(len(column), len(column) + len(new))
+    return pa.concat_arrays([column, new]).take(pa.array(indices))
 
 
 def _in_type(make: Callable[[pa.DataType | None], pa.Array], kind: pa.DataType) -> pa.Array:
@@ -264,27 +302,41 @@ def _nullable_integers(kind: pa.DataType) -> Any:
 
 def _on_dicts(function: Callable[[dict[str, Any]], Any], rows: Rows) -> Rows:
     kept: list[dict[str, Any]] = []
-    ids: list[int] = []
-    for id_, row in zip(rows.ids.tolist(), rows.batch.to_pylist(), strict=True):
+    before: list[dict[str, Any]] = []
+    indices: list[int] = []
+    for index, row in enumerate(rows.batch.to_pylist()):
+        given = dict(row)
         result = function(row)
         if result is None:
             continue
         if not isinstance(result, dict):
             raise TypeError(f"gave a {type(result).__name__} for a row, not a dict or None")
         kept.append(result)
-        ids.append(id_)
+        before.append(given)
+        indices.append(index)
     if not kept:
         return Rows(rows.batch.slice(0, 0), np.empty(0, np.int64))
     names: dict[str, None] = dict.fromkeys(key for row in kept for key in row)
-    arrays = [_column(key, [row.get(key) for row in kept], rows.batch.schema) for key in names]
-    return Rows(pa.RecordBatch.from_arrays(arrays, names=list(names)), np.array(ids, np.int64))
+    known = rows.take(np.array(indices, np.int64))
+
+    def column(name: str) -> pa.Array:
+        values = [row.get(name) for row in kept]
+        index = known.batch.schema.get_field_index(name)
+        if index < 0:
+            return pa.array(values)
+        array = known.batch.column(index)
+        if pa.types.is_nested(array.type):  # may have been changed in place
+            return _column(values, array.type)
+        # Python has no nanoseconds of a day, for one: what the function left alone must not suffer from that.
+        same = np.fromiter((row[name] is value for row, value in zip(before, values, strict=True)), bool, len(values))
+        changed = [value for value, is_same in zip(values, same, strict=True) if not is_same]
+        part = _replaced(array, same, lambda: _column(changed, array.type))
+        return _column(values, array.type) if part is None else part
+
+    return Rows(pa.RecordBatch.from_arrays([column(name) for name in names], names=list(names)), known.ids)
 
 
-def _column(name: str, values: Sequence[Any], before: pa.Schema) -> pa.Array:
-    index = before.get_field_index(name)
-    if index < 0:
-        return pa.array(values)
-    kind = before.field(index).type
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     try:
         array = pa.array(values, kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):

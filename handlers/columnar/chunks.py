@@ -8,21 +8,32 @@ that merging, cutting, sorting and filtering in between never lose a row's origi
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from handlers.failures import RowFailure
+from handlers.failures import RowFailure, RowFailures
 
 SOURCE = "__source__"
 ROW = "__row__"
 PROVENANCE = (SOURCE, ROW)
 # The number of a row in its chunk, which functions on record batches are given beside the columns.
 ROW_ID = "__row_id__"
+# Why a row was refused before it came to the model; such rows go along, so that they become dead letters with the others.
+REFUSED = "__refused__"
+
+# Metadata of a column of text (or lists of it) that holds numbers which float64 does not: they are carried as text, and
+# go on to functions and the model as float64.
+NUMBERS = {b"torchbeam": b"numbers"}
 
 SOURCE_FIELD = pa.field(SOURCE, pa.dictionary(pa.int32(), pa.string()))
 ROW_FIELD = pa.field(ROW, pa.int64())
+
+REFUSED_FIELD = pa.field(
+    REFUSED, pa.struct([pa.field(name, pa.string()) for name in ("stage", "type", "message", "raw")])
+)
 
 DEAD_LETTER = "dead_letter"
 DEAD_LETTER_TYPE = pa.struct(
@@ -37,6 +48,10 @@ DEAD_LETTER_TYPE = pa.struct(
         pa.field("raw", pa.string()),
     ]
 )
+
+
+# Names that no column of an input may have.
+RESERVED = frozenset({*PROVENANCE, ROW_ID, REFUSED, DEAD_LETTER})
 
 
 def with_provenance(
@@ -61,8 +76,26 @@ def with_provenance(
 
 
 def without_provenance(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """`batch` without its provenance columns."""
-    return batch.select([name for name in batch.schema.names if name not in PROVENANCE])
+    """`batch` without its provenance columns, and without what was refused."""
+    return batch.select([name for name in batch.schema.names if name not in (*PROVENANCE, REFUSED)])
+
+
+def with_refusals(chunk: pa.RecordBatch, failures: RowFailures) -> pa.RecordBatch:
+    """`chunk` with the rows marked, by their indices, that are not to be scored."""
+    if not failures:
+        return chunk
+    marks = [asdict(failures[row]) if row in failures else None for row in range(chunk.num_rows)]
+    return chunk.append_column(REFUSED_FIELD, pa.array(marks, REFUSED_FIELD.type))
+
+
+def refusals(chunk: pa.RecordBatch) -> RowFailures:
+    """The rows of `chunk`, by their indices, that `with_refusals` marked."""
+    if REFUSED not in chunk.schema.names:
+        return {}
+    marks = chunk.column(REFUSED)
+    rows = np.flatnonzero(marks.is_valid().to_numpy(zero_copy_only=False))
+    found = marks.take(pa.array(rows, pa.int64())).to_pylist()
+    return {int(row): RowFailure(**mark) for row, mark in zip(rows, found, strict=True)}
 
 
 def chunk_schema(schema: pa.Schema) -> pa.Schema:

@@ -57,6 +57,18 @@ class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
         predictor = Predictor(self._model.load(), self._placement, self.batching.batch_size)
         return Scorer(self._model, self.plan, predictor, predictor.load_since(started))
 
+    def update_model_path(self, model_path: str | None = None) -> None:
+        """Refuses another model: columns and encoders are settled for this one before the run.
+
+        Raises:
+            UsageError: for any path but that of the model.
+        """
+        if model_path and model_path != self._model.path:
+            raise UsageError(
+                f"ColumnarModelHandler cannot change from {self._model.path} to {model_path} while it runs: the columns "
+                "are settled for the first; start a new run, or use TorchModelHandler, which can be refreshed"
+            )
+
     def run_inference(
         self, batch: Sequence[pa.RecordBatch], model: Scorer, inference_args: dict[str, Any] | None = None
     ) -> Iterable[Scored]:

@@ -11,6 +11,7 @@ from handlers.columnar.chains import Step, function_step
 from handlers.columnar.features import feature_step
 from handlers.encode.base import BoundInput
 from handlers.model.spec import ModelSpec
+from handlers.model_code import ModelCode
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,14 @@ class Chain:
         """The chain of a model with further functions after its own."""
         return Chain(spec.features, spec.preprocess + preprocess, spec.postprocess + postprocess)
 
-    def before(self) -> list[Step]:
-        """The steps before the model. The modules that they name must be importable."""
+    def before(self, code: ModelCode) -> list[Step]:
+        """The steps before the model, of functions in `code` or installed."""
         steps = [feature_step(dict(self.features))] if self.features else []
-        return steps + [function_step(name, "preprocess") for name in self.preprocess]
+        return steps + [function_step(name, "preprocess", code) for name in self.preprocess]
 
-    def after(self) -> list[Step]:
+    def after(self, code: ModelCode) -> list[Step]:
         """The steps after the model."""
-        return [function_step(name, "postprocess") for name in self.postprocess]
+        return [function_step(name, "postprocess", code) for name in self.postprocess]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import pyarrow as pa
 from handlers.columnar.chains import ContractError, Rows, Step
 from handlers.columnar.chunks import PROVENANCE, without_provenance
 from handlers.columnar.features import check_features, feature_columns
+from handlers.columnar.numbers import number_step
 from handlers.columnar.plan import Chain, Plan
 from handlers.columnar.scorer import MODEL_VERSION_FIELD, Scorer
 from handlers.encode.base import BoundInput
@@ -22,6 +23,8 @@ from handlers.model.directory import ModelDir
 from handlers.predict.predictor import Predictor
 from handlers.stats import Stats
 
+_SAMPLE_WANTED = "give a sample of rows, which settles it"
+
 
 def make_plan(
     model: ModelDir,
@@ -31,16 +34,19 @@ def make_plan(
     columns: tuple[str, ...] = ("*",),
     *,
     probabilities: bool = False,
+    strict: bool = False,
 ) -> Plan:
     """Settles a run on the driver, by scoring a sample of its rows.
 
     Args:
-        model: the model directory, its `code/` importable.
+        model: the model directory.
         predictor: the model, loaded.
         sample: rows as they are read, with provenance, in the settled schema of the input. It may be empty.
         chain: the functions before and after the model.
         columns: names and patterns of the input columns to carry into the output.
         probabilities: whether a classification gives the probability of every class, too.
+        strict: refuse an empty sample where only rows can settle something. Without it every row that turns up after all
+            becomes a dead letter.
 
     Raises:
         UsageError: for columns, features or functions that cannot work.
@@ -49,10 +55,10 @@ def make_plan(
     raw = without_provenance(sample)
     if not raw.schema.names:  # files without a byte: no rows, and no columns to settle
         return Plan(chain, (), (), frozenset(), pa.schema([MODEL_VERSION_FIELD]))
+    rows = number_step().run(Rows(raw, np.arange(raw.num_rows)))[0]
     if chain.features:
-        check_features(dict(chain.features), raw)
-    rows = Rows(raw, np.arange(raw.num_rows))
-    for step in chain.before():
+        check_features(dict(chain.features), rows.batch)
+    for step in chain.before(model.code()):
         rows = _try(step, rows)
     plan = Plan(chain, (), _carried(columns, raw.schema), frozenset(), probabilities=probabilities)
     try:
@@ -60,11 +66,13 @@ def make_plan(
     except UsageError as error:
         if raw.num_rows or not (chain.preprocess or isinstance(error, UnknownLengthError)):
             raise
+        if strict:
+            raise UsageError(f"{error}; {_SAMPLE_WANTED}") from None
         # Without a row nobody knows which columns a function makes, or how long lists are. A run of no rows goes
         # on all the same; should rows turn up after all, they are dead letters.
         blank = Scorer(model, plan, predictor)
         rows = Rows(blank.blank(sample, 0, blank.stage.of_no_rows()), rows.ids[:0])
-        for step in chain.after():
+        for step in chain.after(model.code()):
             rows = step.run(rows)[0]
         return replace(plan, output=rows.batch.schema)
     carried = _carried(columns, raw.schema, inputs)
@@ -77,8 +85,10 @@ def make_plan(
     if not scored:
         rows = _zeros(scorer, sample)
     _check_names(rows.batch.schema, raw.schema)
-    for step in chain.after():
+    for step in chain.after(model.code()):
         rows = _try(step, rows) if scored else step.run(rows)[0]
+        if strict and not scored:
+            _check_settled(step, rows.batch)
     return replace(plan, output=rows.batch.schema)
 
 
@@ -91,6 +101,14 @@ def _try(step: Step, rows: Rows) -> Rows:
         first = failed[min(failed)].message
         raise UsageError(f"{step.stage} fails on each of the first {len(failed)} rows: {first}")
     return result
+
+
+def _check_settled(step: Step, batch: pa.RecordBatch) -> None:
+    """Refuses a function whose columns cannot be told from what it made of `batch`, which began as rows of zeros."""
+    if not batch.num_rows:
+        raise UsageError(f"{step.stage} {step.name} gives no row for rows of zeros; {_SAMPLE_WANTED}")
+    if untyped := [field.name for field in batch.schema if pa.types.is_null(field.type)]:
+        raise UsageError(f'{step.stage} {step.name} gives only null in column "{untyped[0]}"; {_SAMPLE_WANTED}')
 
 
 def _zeros(scorer: Scorer, sample: pa.RecordBatch) -> Rows:

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 
 from handlers.columnar.chains import Rows, Step
-from handlers.columnar.chunks import dead_letters, exact_cast, without_provenance
+from handlers.columnar.chunks import dead_letters, exact_cast, refusals, without_provenance
+from handlers.columnar.numbers import number_step
 from handlers.columnar.plan import Plan
 from handlers.columnar.stage import ModelStage
 from handlers.errors import one_line
-from handlers.failures import RowFailures
 from handlers.model.directory import ModelDir
 from handlers.predict.predictor import Predictor
 from handlers.stats import Load, Stats
@@ -54,8 +54,8 @@ class Scorer:
     def __init__(self, model: ModelDir, plan: Plan, predictor: Predictor, load: Load | None = None) -> None:
         self.plan = plan
         self.stage = ModelStage(model, plan.inputs, predictor, probabilities=plan.probabilities)
-        self._before = plan.chain.before()
-        self._after = plan.chain.after()
+        self._before = [number_step(), *plan.chain.before(model.code())]
+        self._after = plan.chain.after(model.code())
         if plan.output is not None:
             self._after.append(_fit(plan.output))
         self._lock = threading.Lock()
@@ -73,7 +73,9 @@ class Scorer:
         count = chunk.num_rows
         rows = Rows(without_provenance(chunk), np.arange(count))
         stats = Stats()
-        failures: RowFailures = {}
+        failures = refusals(chunk)
+        if failures:
+            rows = rows.take(np.setdiff1d(rows.ids, list(failures)))
         for step in self._before:
             rows, failed = step.run(rows)
             failures |= failed

@@ -58,7 +58,7 @@ class HandlerConfig:
     def at(self, path: str) -> HandlerConfig:
         """The same with the model at another path."""
         source = self.source
-        return replace(self, source=ModelDir(path) if isinstance(source, ModelDir) else source.at(path))
+        return replace(self, source=ModelDir(path, source.trust) if isinstance(source, ModelDir) else source.at(path))
 
     def load(self) -> ExampleScorer:
         """Loads the model into this process, on its device."""

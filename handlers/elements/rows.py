@@ -79,7 +79,7 @@ class RowTable:
         self._specs = source.spec.inputs
         self._parameters = model.parameters
         self._infos = model.inputs
-        self._steps = Chain(source.spec.features, source.spec.preprocess).before()
+        self._steps = Chain(source.spec.features, source.spec.preprocess).before(source.code())
         self._lock = threading.Lock()
         self._settled: _Settled | None = None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
 import tempfile
@@ -16,11 +15,13 @@ import yaml
 
 from handlers.encode.specs import InputSpec
 from handlers.errors import UsageError
-from handlers.functions import add_to_path
-from handlers.model import remote
+from handlers.model import files, remote
+from handlers.model.environment import check_env_vars
 from handlers.model.formats import FORMATS
 from handlers.model.formats.hub_config import is_hub_directory, with_defaults
 from handlers.model.spec import ModelSpec, parse_yaml, spec_of
+from handlers.model.trust import CODE_FOLDER, VERSION_DIGITS, Trust
+from handlers.model_code import NO_CODE, ModelCode, plain_name
 from handlers.paths import is_remote
 
 if TYPE_CHECKING:
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
 
 
 MODEL_FILE = "model.yaml"
-CODE_FOLDER = "code"
-VERSION_DIGITS = 12
 
 
 class ModelDir:
@@ -40,27 +39,33 @@ class ModelDir:
     It is small and can be pickled: what travels to workers is the path, the contents of `model.yaml` and the version.
     A path with a scheme (`gs://…`) is copied to this machine once and verified by its version.
 
+    Args:
+        path: of the directory or file, local or remote.
+        trust: what it may set and run, and which version it must be; see docs/security.md.
+
     Attributes:
         path: where it was opened, local or remote.
+        trust: how far it is trusted.
         spec: the contents of `model.yaml`; for a bare file, what the file can tell.
-        version: the first 12 hexadecimal digits of a SHA-256 over the names and contents of its files.
+        digest: a SHA-256 over the names and contents of its files.
+        version: the first 12 hexadecimal digits of the digest.
 
     Raises:
-        UsageError: where it cannot be read, where a field is unknown, missing or wrong, or where the weights do not have
-            the `sha256` that `model.yaml` gives.
+        UsageError: where it cannot be read, where a field is unknown, missing or wrong, where the weights do not have
+            the `sha256` that `model.yaml` gives, or where it is not trusted so far.
     """
 
     path: str
+    trust: Trust
     spec: ModelSpec
+    digest: str
     version: str
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], trust: Trust | None = None) -> None:
         self.path = os.fspath(path)
-        if is_remote(self.path):
-            local, self._absolute = remote.download(self.path, lambda folder: _version(_digests(folder))), ""
-        else:
-            local = Path(self.path)
-            self._absolute = str(local.absolute())
+        self.trust = trust or Trust()
+        local = remote.download(self.path, _digest) if is_remote(self.path) else Path(self.path)
+        self._absolute = "" if is_remote(self.path) else str(local.absolute())
         if local.is_file():
             self.spec = _bare_spec(local)
         elif local.is_dir():
@@ -69,41 +74,71 @@ class ModelDir:
             raise UsageError(
                 f"--model {self.path} does not exist; it must be a model directory or a .pt2 or TorchScript file"
             )
-        digests = _digests(local)
+        digests = files.digests(local)
         self._check_weights(digests, local)
-        self.version = _version(digests)
+        self.digest = files.digest_of(digests)
+        self.version = self.digest[:VERSION_DIGITS]
+        self.trust.check(self.spec, digests, self.digest, self.path)
+        code = _code_of(digests) if local.is_dir() else {}
+        self._code_digest = files.digest_of(code) if code else ""
 
     def __repr__(self) -> str:
         return f"ModelDir({self.path!r}, version {self.version})"
 
     def local(self) -> Path:
         """The folder (or bare file) on this machine, verified to be the version that was opened."""
-        if is_remote(self.path):
-            return remote.cached(self.path, self.version, lambda folder: _version(_digests(folder)))
-        local = Path(self._absolute)  # a worker's working directory is its own
-        if not local.exists():
-            raise UsageError(f"model {self.path} is not on this worker; put it where every worker can read it")
-        if (found := _version(_digests(local))) != self.version:
-            raise UsageError(f"model {self.path} changed after the run began: version {found}, not {self.version}")
-        return local
+        return self._verified()[0]
 
     def set_environment(self) -> None:
         """Sets the model's `env_vars` in this process. Call it before torch is imported, where that can be had."""
         os.environ.update(self.spec.env_vars)
 
-    def add_code(self) -> Path:
-        """Makes the modules in `code/` importable; gives the local path."""
-        local = self.local()
-        if local.is_dir():
-            add_to_path((local / CODE_FOLDER).resolve())
-        return local
+    def code(self) -> ModelCode:
+        """The modules in `code/`, which can be imported in this process from now on; see `handlers.model_code`."""
+        if not self._code_digest:
+            return NO_CODE
+        return ModelCode.known(self._code_digest) or self._add_code(*self._verified()[:2])
 
     def load(self) -> LoadedModel:
-        """Loads the model on the CPU, in evaluation mode. See `handlers.model.loading.load_model`."""
+        """Loads the model on the CPU, in evaluation mode. See `handlers.model.loading.load_model`.
+
+        Raises:
+            UsageError: also where its files are written to meanwhile: what was loaded may not be what was verified.
+        """
         self.set_environment()
         from handlers.model.loading import load_model
 
-        return load_model(self.spec, self.add_code())
+        local, digests, before = self._verified()
+        loaded = load_model(self.spec, local, self._add_code(local, digests))
+        if files.stamps(local, digests) != before:
+            raise UsageError(f"model {self.path} was written to while it was loaded; start again")
+        return loaded
+
+    def _verified(self) -> tuple[Path, Mapping[str, str], files.Stamps]:
+        """The local path, the hashes of its files, and their stamps from before they were read."""
+        if is_remote(self.path):
+            local = remote.cached(self.path, self.digest, _digest)
+        else:
+            local = Path(self._absolute)  # a worker's working directory is its own
+            if not local.exists():
+                raise UsageError(f"model {self.path} is not on this worker; put it where every worker can read it")
+        stamps = files.stamps(local, files.names(local))
+        digests = files.digests(local)
+        if (found := files.digest_of(digests)) != self.digest:
+            raise UsageError(
+                f"model {self.path} changed after the run began: version {found[:VERSION_DIGITS]}, not {self.version}"
+            )
+        return local, digests, stamps
+
+    def _add_code(self, local: Path, digests: Mapping[str, str]) -> ModelCode:
+        if not self._code_digest:
+            return NO_CODE
+        return ModelCode.add(self._code_digest, (local / CODE_FOLDER).resolve(), _code_of(digests))
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._code_digest:  # what else is pickled beside it may be a function of its code
+            ModelCode.expect(self._code_digest, self.code)
 
     @property
     def weights(self) -> str | None:
@@ -113,11 +148,17 @@ class ModelDir:
     def _check_weights(self, digests: Mapping[str, str], local: Path) -> None:
         if self.spec.weights is None:
             return
-        found = digests.get(self.spec.weights if local.is_dir() else local.name)
+        name = Path(self.spec.weights).as_posix() if local.is_dir() else local.name
+        found = digests.get(name)
         if found is None:
-            if not (local / self.spec.weights).exists():
+            if not (local / name).exists():
                 raise UsageError(
                     f"{self.path} has no file {self.spec.weights}, which {MODEL_FILE} names as its weights"
+                )
+            if (local / name).is_file():
+                raise UsageError(
+                    f"{self.path}/{self.spec.weights} is hidden, and hidden files are not part of a model's version; "
+                    "rename it"
                 )
         elif self.spec.sha256 and found != self.spec.sha256:
             raise UsageError(
@@ -140,6 +181,7 @@ class ModelDir:
         code: Sequence[str | os.PathLike[str]] = (),
         tokenizer: Any = None,
         image_processor: Any = None,
+        trust: Trust | None = None,
         **fields: Any,
     ) -> ModelDir:
         """Writes a model directory from a live module, reads it back and returns it.
@@ -159,6 +201,7 @@ class ModelDir:
             code: modules and packages of your own that the model needs on every worker; copied into `code/`.
             tokenizer: of transformers, for huggingface; saved beside the model.
             image_processor: the same.
+            trust: how far the result is trusted where it is opened, as for `env_vars` beside the usual ones.
             fields: further fields of `model.yaml`: labels, features, preprocess, postprocess, env_vars, threshold, output.
 
         Raises:
@@ -170,7 +213,7 @@ class ModelDir:
         if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / MODEL_FILE).is_file():
             raise UsageError(f"{target} is there and is no model directory; save to a new one")
         if format in ("safetensors", "state_dict") and architecture is None:
-            architecture = f"{type(module).__module__}:{type(module).__qualname__}"
+            architecture = f"{plain_name(type(module).__module__)}:{type(module).__qualname__}"
             name_of_class, of_script = type(module).__qualname__, architecture.startswith("__main__:")
             if of_script or "<locals>" in name_of_class:
                 where = "in the script that runs" if of_script else "inside a function"
@@ -188,7 +231,7 @@ class ModelDir:
                 "task": task,
                 "format": format,
                 "weights": None if whole else weights.name,
-                "sha256": None if whole else _sha256(weights),
+                "sha256": None if whole else files.sha256(weights),
                 "architecture": architecture,
                 "arguments": dict(arguments or {}),
                 "inputs": [spec.given() if isinstance(spec, InputSpec) else dict(spec) for spec in inputs],
@@ -196,11 +239,12 @@ class ModelDir:
             }
             text = yaml.safe_dump(_plain({key: value for key, value in content.items() if value}), sort_keys=False)
             (folder / MODEL_FILE).write_text(text)
-            _directory_spec(folder, str(target))
+            spec = _directory_spec(folder, str(target))
+            check_env_vars(spec.env_vars, trust.allow_env if trust else (), str(target / MODEL_FILE))
             for item in map(Path, code):
                 _copy(item, folder / CODE_FOLDER / item.name)
             _replace(folder, target)
-        return ModelDir(target)
+        return ModelDir(target, trust)
 
 
 def _directory_spec(local: Path, path: str) -> ModelSpec:
@@ -271,27 +315,11 @@ def _bare_spec(file: Path) -> ModelSpec:
     return ModelSpec(name=file.stem, format=found, weights=file.name)
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def _code_of(digests: Mapping[str, str]) -> dict[str, str]:
+    """The files in `code/` by their paths in it, with their hashes."""
+    inside = f"{CODE_FOLDER}/"
+    return {name.removeprefix(inside): found for name, found in digests.items() if name.startswith(inside)}
 
 
-def _digests(local: Path) -> dict[str, str]:
-    """SHA-256 of every file of a model directory by its relative path; caches and hidden files are left out."""
-    try:
-        if local.is_file():
-            return {local.name: _sha256(local)}
-        files = sorted(file for file in local.rglob("*") if file.is_file())
-        relative = [(file, file.relative_to(local)) for file in files]
-        return {
-            path.as_posix(): _sha256(file)
-            for file, path in relative
-            if not any(part.startswith(".") or part == "__pycache__" for part in path.parts)
-        }
-    except OSError as error:
-        raise UsageError(f"model {local} cannot be read: {error.strerror or error}") from None
-
-
-def _version(digests: Mapping[str, str]) -> str:
-    lines = "".join(f"{digest}  {path}\n" for path, digest in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()[:VERSION_DIGITS]
+def _digest(local: Path) -> str:
+    return files.digest_of(files.digests(local))

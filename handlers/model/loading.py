@@ -12,23 +12,25 @@ from handlers.functions import import_function
 from handlers.model.formats import FORMATS
 from handlers.model.formats.modules import call, of_module
 from handlers.model.spec import ModelSpec
+from handlers.model_code import NO_CODE, ModelCode
 from handlers.predict.loaded import LoadedModel
 
 
-def load_model(spec: ModelSpec, local: Path) -> LoadedModel:
+def load_model(spec: ModelSpec, local: Path, code: ModelCode = NO_CODE) -> LoadedModel:
     """Loads a model on the CPU, in evaluation mode.
 
     Args:
         spec: the contents of its `model.yaml`.
-        local: the model directory, or the bare file. Its `code/` must be importable already.
+        local: the model directory, or the bare file.
+        code: the modules in its `code/`.
 
     Raises:
         UsageError: where the weights cannot be loaded safely, or do not fit the architecture.
     """
     if spec.loader:
-        return of_module(call(import_function(spec.loader, "loader"), f'loader "{spec.loader}"', local))
+        return of_module(call(import_function(spec.loader, "loader", code), f'loader "{spec.loader}"', local))
     whole = local.is_file() or FORMATS[str(spec.format)].is_directory
-    loaded: LoadedModel = _module_of(str(spec.format)).load(spec, local if whole else local / str(spec.weights))
+    loaded: LoadedModel = _module_of(str(spec.format)).load(spec, local if whole else local / str(spec.weights), code)
     return loaded
 
 

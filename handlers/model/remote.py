@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -12,15 +11,16 @@ from pathlib import Path
 
 from handlers.errors import UsageError
 from handlers.model.stores import explain, prepare, shared_s3
+from handlers.private import private_folder
 
 
-def download(url: str, version_of: Callable[[Path], str]) -> Path:
-    """Copies the model at `url` into this user's cache, under its version; gives the local path."""
+def download(url: str, digest_of: Callable[[Path], str]) -> Path:
+    """Copies the model at `url` into this user's cache, under its digest; gives the local path."""
     cache = _cache()
     folder = Path(tempfile.mkdtemp(dir=cache))
     try:
         copy = _copy(url, folder)
-        target = cache / version_of(copy) / copy.name
+        target = cache / digest_of(copy) / copy.name
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
             try:
@@ -33,35 +33,35 @@ def download(url: str, version_of: Callable[[Path], str]) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def cached(url: str, version: str, version_of: Callable[[Path], str]) -> Path:
-    """The local copy of the model at `url` in this version, copied now where there is none or a damaged one."""
-    target = _cache() / version / url.rstrip("/").rsplit("/", 1)[-1]
-    with _alone(version):  # a host with many workers copies the model once
+def cached(url: str, digest: str, digest_of: Callable[[Path], str]) -> Path:
+    """The local copy of the model at `url` with this digest, copied now where there is none or a damaged one."""
+    target = _cache() / digest / url.rstrip("/").rsplit("/", 1)[-1]
+    with _alone(digest):  # a host with many workers copies the model once
         if target.exists():
-            if version_of(target) == version:
+            if digest_of(target) == digest:
                 return target
             shutil.rmtree(target.parent, ignore_errors=True)
-        found = download(url, version_of)
-    if found.parent.name != version:
-        raise UsageError(f"model {url} changed after the run began: version {found.parent.name}, not {version}")
+        found = download(url, digest_of)
+    if found.parent.name != digest:
+        raise UsageError(
+            f"model {url} changed after the run began: version {found.parent.name[:12]}, not {digest[:12]}"
+        )
     return found
 
 
 def _cache() -> Path:
-    cache = Path(tempfile.gettempdir()) / f"torchbeam-models-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
-    cache.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return cache
+    return private_folder("torchbeam-models")
 
 
 @contextmanager
-def _alone(version: str) -> Iterator[None]:
-    """Waits until no other process of this host is at the copy of `version`."""
+def _alone(digest: str) -> Iterator[None]:
+    """Waits until no other process of this host is at the copy with this digest."""
     try:
         import fcntl  # not there on Windows
     except ImportError:
         yield
         return
-    with (_cache() / f"{version}.lock").open("w") as lock:
+    with (_cache() / f"{digest}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -105,6 +105,11 @@ class ModelSpec(_Strict):
         return self
 
     @property
+    def numeric_columns(self) -> tuple[str, ...]:
+        """Names and patterns of the columns that feed inputs of floats: text formats read them as float64."""
+        return tuple(name for each in self.inputs if each.takes_fractions for name in each.patterns)
+
+    @property
     def head(self) -> Head:
         """How the outputs become columns."""
         return Head(self.task, self.labels, self.output, self.threshold)

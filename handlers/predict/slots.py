@@ -8,13 +8,13 @@ however it ends, so a killed process leaves nothing to clean up.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
 from handlers.errors import UsageError
+from handlers.private import private_folder
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,11 @@ def take_slot(
         folder: where the locks are; a folder of the user's in the temporary directory by default.
 
     Raises:
-        UsageError: where all slots are taken.
+        UsageError: where all slots are taken, or the folder is not this user's alone.
     """
     import fcntl  # not there on Windows
 
-    folder = folder or Path(tempfile.gettempdir()) / f"torchbeam-slots-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = folder or private_folder("torchbeam-slots")
     holders = []
     for number in range(copies * gpus):
         on_gpu = number % gpus

@@ -6,7 +6,7 @@ import logging
 import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Generic, TypeVar
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from handlers.errors import TorchbeamError, one_line
+from handlers.redact import redact
 
 T = TypeVar("T")
 
@@ -81,6 +82,7 @@ class Checkup:
             _log.info("%s", name, exc_info=error)
             kind = "" if isinstance(error, TorchbeamError) else f"{type(error).__name__}: "
             outcome = Outcome(name, State.PROBLEM, kind + one_line(error, 1000))
+        outcome = replace(outcome, text=redact(outcome.text))
         self.counts[outcome.state] += 1
         self._show(outcome)
         return outcome

@@ -22,8 +22,9 @@ from pipelines.checks.checkup import Finding, Outcome, SkipError
 from pipelines.command.ignored import ignored_options
 from pipelines.jobs import scoring as score_job
 from pipelines.jobs.options import ScoreOptions
-from pipelines.jobs.outputs import check_apart, check_writable, settle_output
+from pipelines.jobs.outputs import check_apart, check_free, check_writable, settle_output
 from transforms.file_ops import folder_of
+from transforms.sinks import claims
 from transforms.sources import Input
 
 _SHOWN = 6  # names of columns in a line
@@ -70,7 +71,7 @@ def device(options: ScoreOptions) -> Finding[None]:
 
 def load(options: ScoreOptions, model: ModelDir) -> Finding[Predictor]:
     """The model's code can be imported and its weights fit it."""
-    predictor = score_job.load_here(options, model)
+    predictor = Predictor(model.load(), score_job.placement_here(options), options.model.batch_size)
     module = predictor.module
     numbers = sum(each.numel() for each in module.parameters()) if isinstance(module, torch.nn.Module) else 0
     return Finding(f"{numbers:,} parameters, loaded on {predictor.device}", predictor)
@@ -94,7 +95,7 @@ def read_input(options: ScoreOptions, model: Outcome[ModelDir]) -> Finding[Sourc
 
 def columns(options: ScoreOptions, model: ModelDir, predictor: Predictor, source: Source) -> Finding[Plan]:
     """The columns fit the signature, and the functions of the user run."""
-    plan = score_job.settle_plan(options, model, predictor, source.sample)
+    plan = score_job.scoring(options, model, source.input, source.sample).settle(predictor)
     inputs = [f"{bound.spec.name} takes {_names(bound.columns)}" for bound in plan.inputs]
     made = [name for name in plan.output.names if name not in plan.carried] if plan.output else []
     return Finding(f"{'; '.join(inputs) or 'no inputs'}; the output gets {_names(made)}", plan)
@@ -132,6 +133,8 @@ def write_output(
     if not options.sink.output:
         raise SkipError("no --output was given")
     folder, tables = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
+    dead = claims.check(folder)
+    check_free(options.sink, folder, tables)
     if source is not None and source.finding is not None:
         check_apart(source.value.input, options.model.model, folder, options.sink.report)
         if plan is not None and plan.finding is not None:
@@ -139,7 +142,8 @@ def write_output(
     check_writable("--output", folder)
     if options.sink.report:
         check_writable("--report", folder_of(options.sink.report))
-    return Finding(f"{options.sink.output} can be written", None)
+    left = f"; {dead} has ended without cleaning up, which the next run does" if dead else ""
+    return Finding(f"{options.sink.output} can be written{left}", None)
 
 
 def _answers(predictor: Predictor, zeros: Mapping[str, torch.Tensor | Ragged]) -> Finding[None]:

@@ -14,6 +14,8 @@ from typing import Any, Literal, NoReturn, TypeVar
 
 from handlers.batching import Batching, chunk_bytes
 from handlers.errors import UsageError
+from handlers.model.environment import check_name
+from handlers.model.trust import Trust, check_version
 
 T = TypeVar("T")
 
@@ -140,12 +142,37 @@ class SourceOptions:
 
 
 @dataclass(frozen=True)
-class ModelOptions:
+class TrustedModel:
+    """A model, and how far it is trusted."""
+
+    model: str = option("model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://", parse=path)
+    model_version: str | None = option(
+        "the only version that is scored with, 12 to 64 hexadecimal digits; any other is refused",
+        None,
+        parse=check_version,
+        metavar="VERSION",
+    )
+    no_model_code: bool = flag("refuse a model directory that brings code of its own; see docs/security.md")
+    allow_env: tuple[str, ...] = option(
+        "an environment variable that env_vars of the model may set, beside the usual ones; may be repeated",
+        (),
+        parse=check_name,
+        repeatable=True,
+        metavar="NAME",
+    )
+
+    @property
+    def trust(self) -> Trust:
+        """How far the model directory is trusted."""
+        return Trust(self.allow_env, self.model_version, not self.no_model_code)
+
+
+@dataclass(frozen=True)
+class ModelOptions(TrustedModel):
     """What it is scored with."""
 
     TITLE = "model"
 
-    model: str = option("model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://", parse=path)
     batch_size: int | None = option(
         "rows of a micro-batch, one call of the model; auto chooses by the bytes of a row (default: auto)",
         None,

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import NoReturn, Protocol, TypeVar
 
 from handlers.isolation import contained
+from handlers.redact import redact, remember
 from pipelines.command.errors import FAILED, INTERRUPTED, exit_code, line_of
 from pipelines.command.options import Command
 from pipelines.command.supervisor import die_with_parent
@@ -57,13 +58,15 @@ def execute(
     """
     verbose = False
     try:
-        options = parse(sys.argv[1:] if argv is None else argv, command)
+        arguments = sys.argv[1:] if argv is None else argv
+        remember(arguments)
+        options = parse(arguments, command)
         verbose = options.verbose
         set_up_logging(verbose)
         return contained(run, options)
     except KeyboardInterrupt as end:
         said = end.args[0] if end.args else command.interrupted
-        print(f"{command.prog}: interrupted{said and f'; {said}'}", file=sys.stderr)
+        print(f"{command.prog}: interrupted{said and f'; {redact(str(said))}'}", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         if verbose:
@@ -72,9 +75,18 @@ def execute(
         return exit_code(error)
 
 
+class _Redacted(logging.Formatter):
+    """Keeps secrets out of the logs of Beam, Java and others, and out of tracebacks."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
+
+
 def set_up_logging(verbose: bool) -> None:
     """Shows the logs where they are asked for, else errors of others only."""
-    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, format="%(levelname)s %(name)s: %(message)s")
+    shown = logging.StreamHandler()
+    shown.setFormatter(_Redacted("%(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, handlers=[shown])
     if not verbose:
         # A failed bundle logs its traceback on every level of the runner, and a refused job the answer of the service
         # as critical; the command says the same in one line.

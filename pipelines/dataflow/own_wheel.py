@@ -10,7 +10,7 @@ from pathlib import Path
 
 from handlers.errors import UsageError
 
-PACKAGES = ("handlers", "pipelines", "transforms")
+PACKAGES = ("handlers", "pipelines", "torchbeam", "transforms")
 
 
 def build_wheel(folder: Path) -> Path:

@@ -15,9 +15,7 @@ from apache_beam.pvalue import AsSingleton, PCollection
 
 import transforms.inference.chunk_coder  # noqa: F401 - registers the coder of chunks
 from handlers import errors
-from handlers.batching import Batching, ResourceHints
-from handlers.columnar.handler import ColumnarModelHandler
-from handlers.columnar.scorer import Scorer
+from handlers.batching import Batching
 from handlers.errors import TorchbeamError, UsageError
 from handlers.model import stores
 from handlers.model.directory import ModelDir
@@ -26,7 +24,7 @@ from pipelines import runners
 from pipelines.jobs.evaluate_options import EvaluateOptions
 from pipelines.jobs.execution import Execution, execute
 from pipelines.jobs.outputs import check_writable
-from pipelines.jobs.scoring import dead_at_read, load_here, placement, sample_rows, settle_input, settle_plan
+from pipelines.jobs.scoring import dead_at_read, sample_rows, scoring, settle_input
 from transforms.accounting import Counts, FileOutcomes, total
 from transforms.evaluation.compare import BUCKET_ROWS, ComparePairs, Pairs
 from transforms.evaluation.evaluate import Evaluate, Totals
@@ -75,14 +73,14 @@ class Job:
 
     Attributes:
         first: what is evaluated.
-        handler: scores the rows on the way; None where they are scored.
+        score: scores the rows on the way; None where they are scored.
         other: the run that is compared with.
         match: what its rows are matched by, and whether that is a key.
         chunk_bytes: bytes of a chunk at most.
     """
 
     first: Run
-    handler: ColumnarModelHandler | None
+    score: Score | None
     other: Run | None
     match: tuple[tuple[str, ...], bool]
     target: Target
@@ -106,10 +104,11 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
     asked = Wanted(
         wanted.label, wanted.slice_by, wanted.positive_class, _fingerprint(wanted.fingerprint, score.model.model)
     )
+    run_id = uuid.uuid4().hex[:12]
     if model is None:
         folder, subject = _scored(score.source.input)
         source = plan_input(folder, score.source.input_format, limit=score.source.limit)
-        schema, sample, handler = source.schema, sample_rows(source, score.run.chunk_bytes), None
+        schema, sample, transform = source.schema, sample_rows(source, score.run.chunk_bytes), None
     else:
         source = settle_input(score, model.spec)
         if any(name in source.schema.names for name in ("predicted_class", "prediction", "predicted_labels")):
@@ -117,14 +116,9 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
                 f"--input {score.source.input} is scored already; leave out --model, or give the rows themselves"
             )
         subject = Subject(score.source.input, {"name": model.spec.name, "version": model.version})
-        predictor = load_here(score, model)
-        raw = sample_rows(source, score.run.chunk_bytes)
-        plan = settle_plan(score, model, predictor, raw)
-        batching = Batching(chunk_bytes=score.run.chunk_bytes, batch_size=score.model.batch_size)
-        hints = ResourceHints(score.model.accelerator, score.model.min_ram)
-        handler = ColumnarModelHandler(model, plan, placement(score.model), batching, hints)
-        schema, sample = plan.output, Scorer(model, plan, predictor).score(raw).predictions
-        assert schema is not None  # noqa: S101 - it is settled
+        transform = scoring(score, model, source, sample_rows(source, score.run.chunk_bytes), run_id)
+        schema = transform.predictions_schema
+        sample = pa.RecordBatch.from_pylist([], schema=schema)
         if model.spec.task in ("raw", "embedding"):
             raise UsageError(
                 f"--model {score.model.model} is of task {model.spec.task}, which has no labels to compare with"
@@ -142,10 +136,9 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
         other = _other(folder, asked, plan_of_run, wanted.compare)
         match = match_columns(schema, other.input.schema, wanted.key)
         subject = replace(subject, other=compared.input)
-    run_id = uuid.uuid4().hex[:12]
     target = Target(wanted.output, run_id, subject, score.run.runner)
     return Job(
-        Run(source, plan_of_run), handler, other, match, target, launch, score.run.chunk_bytes, score.run.verbose
+        Run(source, plan_of_run), transform, other, match, target, launch, score.run.chunk_bytes, score.run.verbose
     )
 
 
@@ -228,7 +221,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
         chunks = chunks | "Bins" >> beam.Map(with_bins, AsSingleton(_edges(pipeline, job))).with_output_types(
             pa.RecordBatch
         )
-    totals = chunks | "Evaluate" >> Evaluate(first.plan, target.run_id if job.handler is None else "")
+    totals = chunks | "Evaluate" >> Evaluate(first.plan, target.run_id if job.score is None else "")
     sides: dict[str, Any] = {
         "totals": AsSingleton(totals),
         "counts": AsSingleton(counts | "Count" >> beam.CombineGlobally(total)),
@@ -245,16 +238,17 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
 
 def _rows(pipeline: beam.Pipeline, job: Job) -> tuple[PCollection[pa.RecordBatch], PCollection[Counts]]:
     """Rows with labels and predictions, and the counts of what was read."""
-    handler = job.handler
+    score = job.score
     counts: tuple[PCollection[Counts], ...] = ()
-    if handler is None:
+    if score is None:
         read = pipeline | "Read" >> ReadChunks(job.first.input, max_chunk_bytes=job.chunk_bytes)
         chunks = read.chunks
     else:
+        batching = score.batching
         read = pipeline | "Read" >> ReadChunks(
-            job.first.input, handler.plan.needed, handler.batching.chunk_rows, handler.batching.chunk_bytes
+            job.first.input, score.needed, batching.chunk_rows, batching.chunk_bytes, score.model_version
         )
-        scored = read.chunks | "Score" >> Score(handler, job.target.run_id)
+        scored = read.chunks | "Score" >> score
         chunks, counts = scored.predictions, (scored.counts,)
     files = read.files | "Files" >> FileOutcomes()
     unreadable = read.dead_letters | "RowsUnreadable" >> beam.Map(dead_at_read)
@@ -303,7 +297,7 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
     target = job.target
     result = join(target.output, METRICS)
     how = Execution(job.launch, target.runner, target.run_id, job.first.input.rows, result, job.verbose, "evaluating")
-    if not execute(lambda pipeline: build(pipeline, job), how, wait=wait, clean_up=lambda: None):
+    if not execute(lambda pipeline: build(pipeline, job), how, wait=wait):
         return None
     if exists(target.refusal):
         refused = json.loads(read_text(target.refusal))

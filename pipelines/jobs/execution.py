@@ -38,14 +38,12 @@ class Execution:
     what: str = "scoring"
 
 
-def execute(
-    build: Callable[[beam.Pipeline], None], run: Execution, *, wait: bool, clean_up: Callable[[], None]
-) -> bool:
+def execute(build: Callable[[beam.Pipeline], None], run: Execution, *, wait: bool) -> bool:
     """Builds a pipeline and runs it to its end; gives whether it has ended, which on Dataflow it has only with `wait`.
 
     Raises:
         UsageError: where Beam refuses the options.
-        TorchbeamError: where it failed, after `clean_up`.
+        TorchbeamError: where it failed.
     """
     try:
         if run.runner == dataflow.RUNNER:
@@ -58,9 +56,8 @@ def execute(
             build(pipeline)
             session.run(pipeline)
     except (dataflow.StillRunning, dataflow.NotFollowedError):
-        raise  # what the job has written is its own
+        raise
     except BaseException as error:
-        clean_up()
         cause = cause_of(error)
         if cause is error:
             raise

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from apache_beam.options.pipeline_options import GoogleCloudOptions, PipelineOptions
@@ -16,23 +20,115 @@ from pipelines.command.options import SinkOptions
 from pipelines.jobs.options import ScoreOptions
 from transforms.bigquery import EMULATOR, is_bigquery
 from transforms.file_ops import exists, folder_of, join
+from transforms.processes import Process
 from transforms.sinks.bigquery_tables import Tables, plan_tables
+from transforms.sinks.claims import Claim, OutputClaim, held
 from transforms.sinks.publish import DEAD_LETTERS, FAILED_FILES, PREDICTIONS, left_over, reports, run_of
+from transforms.sinks.temporary import clean_up, missing_folders, remove_abandoned, remove_empty
 from transforms.sources import Input
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a run writes to, claimed for it.
+
+    Attributes:
+        folder: local or remote.
+        tables: that the files are loaded into, if any.
+        claim: that the run holds on `folder`.
+    """
+
+    folder: str
+    tables: Tables | None
+    claim: OutputClaim
+
+
+@contextmanager
+def claimed_output(options: ScoreOptions, tell: Callable[[str], None]) -> Iterator[Output]:
+    """Settles the output of a run and keeps other runs out of it, until the run has ended.
+
+    Where it ends with an error, what it has written there is removed, with the folders that were made for it.
+
+    Args:
+        options: of the run.
+        tell: is given lines for the user.
+
+    Raises:
+        UsageError: where the output cannot be written, holds a run already, or is claimed by another one.
+    """
+    folder, tables = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
+    runners.check_paths(
+        options.run, options.beam, [options.source.input, folder, options.model.model, options.sink.report]
+    )
+    claim = OutputClaim(folder, uuid.uuid4().hex[:12], options.run.runner, Process.current())
+    made = missing_folders(*_written(options.sink, folder))
+    try:
+        with _held(claim, folder, options, tell):
+            try:
+                check_free(options.sink, folder, tables)
+                yield Output(folder, tables, claim)
+            except BaseException:
+                if not claim.left:
+                    clean_up(folder, claim.run_id)
+                raise
+    finally:
+        remove_empty(made)
+
+
+@contextmanager
+def _held(claim: OutputClaim, folder: str, options: ScoreOptions, tell: Callable[[str], None]) -> Iterator[None]:
+    """Holds a claim, and removes what runs that were killed have left. Other machines may have rights that this one lacks."""
+    with ExitStack() as stack:
+        try:
+            dead = stack.enter_context(held(claim, tell))
+        except UsageError:
+            raise
+        except Exception as error:
+            if not is_remote(folder) or runners.in_process(options.run.runner):
+                raise UsageError(f"--output {folder} cannot be claimed: {stores.explain(error)}") from error
+            tell(
+                f"warning: --output {folder} cannot be claimed from here, so another run into it is noticed only when one "
+                f"publishes: {stores.explain(error)}"
+            )
+        else:
+            if not claim.atomic:
+                tell(
+                    f"warning: the file system of --output {folder} has no conditional writes, so two runs that start within "
+                    "a second may both claim it; one of them then fails when it publishes"
+                )
+            _remove_abandoned(folder, claim.run_id, dead, tell)
+        yield
+
+
+def _remove_abandoned(folder: str, run_id: str, dead: Claim | None, tell: Callable[[str], None]) -> None:
+    try:
+        removed = remove_abandoned(folder, run_id, dead.run_id if dead else None)
+    except Exception as error:
+        tell(f"warning: {folder} has files of a run that was killed, which cannot be removed: {stores.explain(error)}")
+        return
+    if removed:
+        tell(f"removed {', '.join(removed)} in {folder}, which a run that was killed had left")
+
+
+def _written(sink: SinkOptions, folder: str) -> list[str]:
+    """The folders that a run makes, if they are not there."""
+    names = [] if is_bigquery(sink.output) else [PREDICTIONS, DEAD_LETTERS]
+    return [folder, *(join(folder, name) for name in names), *([folder_of(sink.report)] if sink.report else [])]
 
 
 def settle_output(options: ScoreOptions, pipeline_options: PipelineOptions) -> tuple[str, Tables | None]:
     """The folder that files are written to, and the tables that they are loaded into, if any.
 
     Raises:
-        UsageError: where it cannot be written, or holds a run already.
+        UsageError: where it cannot be written.
     """
     sink = options.sink
     if is_bigquery(sink.output):
         folder, tables = _tables(sink, pipeline_options.view_as(GoogleCloudOptions).temp_location)
     else:
         folder, tables = sink.output, None
-        _check_folder(sink)
+        if not is_remote(folder):
+            _check_kinds(Path(folder))
     folders = {"--output": folder} | ({"--report": folder_of(sink.report)} if sink.report else {})
     for option, written in folders.items():
         # Workers elsewhere may have rights of their own.
@@ -89,10 +185,18 @@ def _real(path: str) -> str:
     return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
 
 
-def _check_folder(sink: SinkOptions) -> None:
-    output = sink.output
-    if not is_remote(output):
-        _check_kinds(Path(output))
+def check_free(sink: SinkOptions, folder: str, tables: Tables | None) -> None:
+    """Refuses an output that holds a run already. The claim comes before: a run that ends in between is found.
+
+    Raises:
+        UsageError: says how to replace it.
+    """
+    if tables is not None:
+        if sink.report is not None and exists(sink.report):
+            _check_report(sink.report, sink)
+        plan_tables(sink.output, overwrite=sink.overwrite)
+        return
+    output = folder
     try:
         for path in reports(output, sink.report):
             _check_report(path, sink)
@@ -143,4 +247,6 @@ def _tables(sink: SinkOptions, temp_location: str | None) -> tuple[str, Tables]:
         raise UsageError(f"{what} needs --temp_location=gs://bucket/folder, for the files that are loaded from there")
     if exists(sink.report):
         _check_report(sink.report, sink)
-    return temp_location, plan_tables(sink.output, overwrite=sink.overwrite)
+    tables = plan_tables(sink.output, overwrite=sink.overwrite)
+    # A folder of the table's own, so that two runs into the table meet there, and runs into others do not.
+    return join(temp_location, f"torchbeam-{tables.predictions_table}"), tables

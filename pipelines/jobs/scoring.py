@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import time
-import uuid
 from dataclasses import dataclass, replace
 from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
 
-import transforms.inference.chunk_coder  # noqa: F401 - registers the coder of chunks
 from handlers.batching import Batching, ResourceHints
 from handlers.columnar.chunks import chunk_schema, dead_letter_schema, merge, rows_within
-from handlers.columnar.handler import ColumnarModelHandler
-from handlers.columnar.plan import Chain, Plan
-from handlers.columnar.planning import make_plan
+from handlers.columnar.plan import Plan
 from handlers.errors import BrokenFileError, TorchbeamError, UsageError
 from handlers.model import stores
 from handlers.model.directory import ModelDir
 from handlers.model.spec import ModelSpec
 from handlers.predict.placement import Placement
-from handlers.predict.predictor import Predictor
 from pipelines import runners
 from pipelines.command.options import ModelOptions
+from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.execution import Execution, execute
 from pipelines.jobs.options import ScoreOptions
-from pipelines.jobs.outputs import check_apart, settle_output
+from pipelines.jobs.outputs import Output, check_apart
 from transforms.accounting import Counts, FileOutcomes
-from transforms.inference.score import Score
+from transforms.inference.score import SAMPLE_ROWS, Score
 from transforms.sinks.bigquery_tables import Tables, check_columns, loadable
-from transforms.sinks.publish import Publication, Publish, clean_up, read_report, temporary_folder
+from transforms.sinks.claims import OutputClaim
+from transforms.sinks.publish import Publication, Publish, read_report
+from transforms.sinks.temporary import temporary_folder
 from transforms.sinks.write import WriteChunks
 from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_split
 
-SAMPLE_ROWS = 1000
 SAMPLE_SPLITS = 20  # of which some may be empty; where all are, further ones are looked into
 
 
@@ -43,33 +40,29 @@ class Job:
     """A scoring run whose every setting is known to be right, as far as the driver can tell."""
 
     input: Input
-    handler: ColumnarModelHandler
+    score: Score
     publication: Publication
     launch: runners.Launch
+    claim: OutputClaim
     verbose: bool = False
 
 
-def prepare(options: ScoreOptions, model: ModelDir) -> Job:
+def prepare(options: ScoreOptions, model: ModelDir, output: Output) -> Job:
     """Checks and settles everything that can be before the pipeline starts.
 
     Raises:
         UsageError: for whatever the user must mend.
         BrokenModelError: where the model cannot score anything.
     """
-    folder, tables = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
-    runners.check_paths(
-        options.run, options.beam, [options.source.input, folder, options.model.model, options.sink.report]
-    )
     launch = runners.settle(options.run, options.beam)
-    batching = Batching(chunk_bytes=options.run.chunk_bytes, batch_size=options.model.batch_size)
     source = settle_input(options, model.spec)
-    check_apart(source, options.model.model, folder, options.sink.report)
-    hints = ResourceHints(options.model.accelerator, options.model.min_ram)
-    plan = settle_plan(options, model, load_here(options, model), sample_rows(source, batching.chunk_bytes))
-    predictions, dead_letters = settle_columns(plan, source, tables)
+    check_apart(source, options.model.model, output.folder, options.sink.report)
+    sample = sample_rows(source, options.run.chunk_bytes)
+    score = scoring(options, model, source, sample, output.claim.run_id)
+    predictions, dead_letters = settle_columns(score.plan, source, output.tables)
     publication = Publication(
-        output=folder,
-        run_id=uuid.uuid4().hex[:12],
+        output=output.folder,
+        run_id=output.claim.run_id,
         predictions=predictions,
         dead_letters=dead_letters,
         output_format=options.sink.output_format,
@@ -78,15 +71,9 @@ def prepare(options: ScoreOptions, model: ModelDir) -> Job:
         model_name=model.spec.name,
         model_version=model.version,
         runner=options.run.runner,
-        tables=tables,
+        tables=output.tables,
     )
-    return Job(
-        source,
-        ColumnarModelHandler(model, plan, placement(options.model), batching, hints),
-        publication,
-        launch,
-        options.run.verbose,
-    )
+    return Job(source, score, publication, launch, output.claim, options.run.verbose)
 
 
 def placement(options: ModelOptions) -> Placement:
@@ -96,26 +83,35 @@ def placement(options: ModelOptions) -> Placement:
 
 def settle_input(options: ScoreOptions, spec: ModelSpec | None = None) -> Input:
     """The files of the input, their columns and splits; the model, where it is known, says which columns hold numbers."""
-    numeric = [name for each in (spec.inputs if spec else ()) if each.takes_fractions for name in each.patterns]
     return plan_input(
         options.source.input,
         options.source.input_format,
-        numeric_columns=numeric,
+        numeric_columns=spec.numeric_columns if spec else (),
         limit=options.source.limit,
     )
 
 
-def load_here(options: ScoreOptions, model: ModelDir) -> Predictor:
-    """The model, loaded in this process. On a cluster the workers have the GPUs, and the driver need not have one."""
-    local = runners.in_process(options.run.runner)
-    here = placement(options.model) if local else Placement("cpu")
-    return Predictor(model.load(), here, options.model.batch_size)
+def placement_here(options: ScoreOptions) -> Placement:
+    """Where the model runs in this process. On a cluster the workers have the GPUs, and the driver need not have one."""
+    return placement(options.model) if runners.in_process(options.run.runner) else Placement("cpu")
 
 
-def settle_plan(options: ScoreOptions, model: ModelDir, predictor: Predictor, sample: pa.RecordBatch) -> Plan:
-    """What every worker does with a row, settled by scoring a sample."""
-    chain = Chain.of(model.spec, options.model.preprocess, options.model.postprocess)
-    return make_plan(model, predictor, sample, chain, options.sink.columns, probabilities=options.sink.probabilities)
+def scoring(options: ScoreOptions, model: ModelDir, source: Input, sample: pa.RecordBatch, run_id: str = "") -> Score:
+    """The transform of a run, which settles the columns of its output with the rows of `sample`."""
+    return Score(
+        model,
+        source.schema,
+        sample,
+        columns=options.sink.columns,
+        preprocess=options.model.preprocess,
+        postprocess=options.model.postprocess,
+        probabilities=options.sink.probabilities,
+        placement=placement(options.model),
+        batching=Batching(chunk_bytes=options.run.chunk_bytes, batch_size=options.model.batch_size),
+        hints=ResourceHints(options.model.accelerator, options.model.min_ram),
+        driver=placement_here(options),
+        run_id=run_id,
+    )
 
 
 def settle_columns(plan: Plan, source: Input, tables: Tables | None) -> tuple[pa.Schema, pa.Schema]:
@@ -129,21 +125,21 @@ def settle_columns(plan: Plan, source: Input, tables: Tables | None) -> tuple[pa
 
 def build(pipeline: beam.Pipeline, job: Job) -> None:
     """Puts the pipeline of a job together."""
-    publication, handler = job.publication, job.handler
+    publication, score = job.publication, job.score
     folder = temporary_folder(publication.output, publication.run_id)
     read = pipeline | "Read" >> ReadChunks(
         job.input,
-        handler.plan.needed,
-        handler.batching.chunk_rows,
-        handler.batching.chunk_bytes,
-        publication.model_version,
+        score.needed,
+        score.batching.chunk_rows,
+        score.batching.chunk_bytes,
+        score.model_version,
     )
-    scored = read.chunks | "Score" >> Score(handler, publication.run_id)
+    scored = read.chunks | "Score" >> score
     predictions = scored.predictions | "WritePredictions" >> WriteChunks(
         f"{folder}/predictions",
         publication.predictions,
         publication.output_format,
-        group_bytes=handler.batching.chunk_bytes,
+        group_bytes=score.batching.chunk_bytes,
     )
     dead_letters = (
         (read.dead_letters, scored.dead_letters)
@@ -153,7 +149,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
             f"{folder}/dead_letters",
             publication.dead_letters,
             publication.dead_letter_format,
-            group_bytes=handler.batching.chunk_bytes,
+            group_bytes=score.batching.chunk_bytes,
         )
     )
     files = read.files | "Files" >> FileOutcomes()
@@ -175,19 +171,22 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
 
     Raises:
         UsageError: where Beam refuses the options.
-        TorchbeamError: where it failed; what it had written is removed.
+        TorchbeamError: where it failed.
     """
     job = replace(job, publication=replace(job.publication, started=time.time()))
     publication = job.publication
     run = Execution(
         job.launch, publication.runner, publication.run_id, job.input.rows, publication.report_file, job.verbose
     )
-    if not execute(
-        lambda pipeline: build(pipeline, job),
-        run,
-        wait=wait,
-        clean_up=lambda: clean_up(publication.output, publication.run_id),
-    ):
+    if publication.runner == dataflow.RUNNER:
+        job.claim.hand_over()
+    try:
+        ended = execute(lambda pipeline: build(pipeline, job), run, wait=wait)
+    except (dataflow.StillRunning, dataflow.NotFollowedError):
+        job.claim.left = True  # as is what the job has written
+        raise
+    if not ended:
+        job.claim.left = True
         return None
     try:
         return read_report(publication.report_file)

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlparse
 from urllib.request import Request, urlopen
 
 from handlers.errors import TorchbeamError, UsageError
+from handlers.redact import redact
 from pipelines.command.supervisor import GRACE_SECONDS, supervised_command
 from pipelines.spark.master import is_standalone
 
@@ -217,7 +218,7 @@ class Running:
     def follow(self) -> None:
         """Reads the log until its end; runs in a thread of its own."""
         for line in self.process.stdout or ():
-            text = line.rstrip()
+            text = redact(line.rstrip())
             self.last.append(text)
             _log.info("%s", text)
             self._note(text)
@@ -292,7 +293,7 @@ def running(
             "--artifacts-dir",
             artifacts,
         ]
-        _log.info("%s", " ".join(whole))
+        _log.info("%s", redact(" ".join(whole)))
         process = subprocess.Popen(  # noqa: S603 - Java, with the options of the user
             supervised_command(whole, remove=artifacts),
             stdin=subprocess.DEVNULL,

@@ -18,6 +18,7 @@ import grpc  # type: ignore[import-untyped,unused-ignore]
 from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, SparkRunnerOptions
 
 from handlers.errors import TorchbeamError
+from handlers.redact import redact
 from pipelines.spark.job_server import JobServer, JobServerError, Running, beams_own, running
 from pipelines.spark.progress import SparkProgress
 from pipelines.spark.submit import Submission
@@ -166,7 +167,7 @@ def spark_session(submission: Submission, options: PipelineOptions, *, verbose: 
         JobServerError: where it does not start.
     """
     for line in submission.warnings:
-        print(f"torchbeam score: warning: {line}", file=sys.stderr)
+        print(f"torchbeam score: warning: {redact(line)}", file=sys.stderr)
     with _threads_of_workers_here(submission.threads), _hushed_threads():
         if submission.job_server is None or submission.java is None:
             with tempfile.TemporaryDirectory(prefix="torchbeam-spark-") as folder:

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 
 BUCKET = "bucket"
 
-Fault = Literal["forbid", "close", "cut"]
+Fault = Literal["forbid", "lack", "close", "cut"]
 
 
 @dataclass(frozen=True)
@@ -36,14 +36,36 @@ class Seen:
 class Proxy:
     """Hands requests on to a store, unless `fault` says what to do instead.
 
-    forbid: answer 403; close: break the connection without an answer; cut: break it in the middle of the answer.
+    forbid: answer 403; lack: answer 501, as an S3 store that has no such thing; close: break the connection without an
+    answer; cut: break it in the middle of the answer.
     """
 
     scheme: str
     target: tuple[str, int]
     fault: Callable[[str, str], Fault | None] = lambda method, path: None
-    seen: list[Seen] = field(default_factory=list)
     url: str = ""
+    _seen: list[Seen] = field(default_factory=list)
+    _busy: int = 0
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+
+    @property
+    def seen(self) -> list[Seen]:
+        """The requests so far. A client may have its answer before the proxy is done with it, which is waited for."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._busy == 0, timeout=10)
+        return self._seen
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """A request is handled."""
+        with self._changed:
+            self._busy += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._busy -= 1
+                self._changed.notify_all()
 
     def once(self, fault: Fault, method: str, part: str) -> list[str]:
         """One request of `method` with `part` in its path goes wrong; its path is put into the list that is returned."""
@@ -66,7 +88,7 @@ class Proxy:
     def reset(self) -> None:
         """Behaves from now on."""
         self.fault = lambda method, path: None
-        self.seen.clear()
+        self._seen.clear()
 
     @contextmanager
     def running(self) -> Iterator[Proxy]:
@@ -79,7 +101,7 @@ class Proxy:
         Handler.proxy = proxy
         server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
         thread.start()
         self.url = f"http://127.0.0.1:{server.server_address[1]}"
         try:
@@ -98,6 +120,10 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def _serve(self) -> None:
+        with self.proxy.request():
+            self._handle()
+
+    def _handle(self) -> None:
         body = self._body()
         if self.path == "/token":  # of the service account
             self._answer(
@@ -112,11 +138,14 @@ class _Handler(BaseHTTPRequestHandler):
         if fault == "forbid":
             self._answer(403, [], _FORBIDDEN[self.proxy.scheme])
             return
+        if fault == "lack":
+            self._answer(501, [], b"<Error><Code>NotImplemented</Code><Message>Not implemented</Message></Error>")
+            return
         if self.path.startswith("/batch/"):
             body = _with_content_ids(body)
         status, headers, answer = self._forward(body)
         sent = self._answer(status, headers, answer, cut=fault == "cut")
-        self.proxy.seen.append(Seen(self.command, path, sent))
+        self.proxy._seen.append(Seen(self.command, path, sent))
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve  # noqa: N815 - named by the standard library
 

@@ -22,7 +22,7 @@ from fake_stores import BUCKET, Fault, Store
 
 from pipelines import score
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(100)
 
 
 @pytest.mark.parametrize("flag", ["input", "model", "output", "report"])

@@ -14,6 +14,8 @@ from handlers.model import stores
 from transforms.sources import plan_input
 from transforms.sources.files import find_files
 
+pytestmark = pytest.mark.slow(15)
+
 
 @pytest.fixture
 def layout(store: Store) -> Store:

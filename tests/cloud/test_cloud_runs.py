@@ -22,7 +22,7 @@ from handlers import ModelDir
 from handlers.model import stores
 from transforms.sinks.write import Writer
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(50)
 
 
 def test_scores_and_replays(ready: Store, model: Path, table: pa.Table, tmp_path: Path) -> None:

@@ -142,6 +142,18 @@ def row_as_it_is(row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
+def row_second_emptied(row: dict[str, Any]) -> dict[str, Any]:
+    return row | {"a": None} if row["b"] == 2 else row
+
+
+def frame_second_emptied(frame: pd.DataFrame) -> pd.DataFrame:
+    if 2 in set(frame["b"]):
+        column = frame["a"].copy()
+        column[frame["b"] == 2] = None
+        frame["a"] = column
+    return frame
+
+
 def row_emptied(row: dict[str, Any]) -> dict[str, Any]:
     return {}
 

@@ -97,7 +97,7 @@ def fake_dataflow() -> Iterator[FakeDataflow]:
             pass
 
     server = ThreadingHTTPServer(("localhost", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     fake.url = f"http://localhost:{server.server_address[1]}"
     try:

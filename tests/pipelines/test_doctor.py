@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,7 @@ from poisoned_table import Table
 from rich.console import Console
 
 from handlers.errors import UsageError
-from pipelines import cli, doctor, score
+from pipelines import doctor, score
 from pipelines.checks.checkup import Checkup, Finding, State
 
 
@@ -292,47 +289,6 @@ class TestSpark:
         code, lines = examine("--streaming", runner="SparkRunner")
         assert code == 2
         assert lines["streaming"][0] == "problem"
-
-
-class TestCommand:
-    def test_help_imports_neither_torch_nor_beam(self) -> None:
-        program = (
-            "import sys\nfrom pipelines import doctor\n"
-            "try: doctor.main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
-            "heavy = {'torch', 'apache_beam', 'pyarrow', 'pandas'} & set(sys.modules)\nassert not heavy, heavy"
-        )
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert "0 nothing is in the way" in " ".join(done.stdout.split())
-
-    def test_as_module(self, copy: Path) -> None:
-        change(copy, colour="red")
-        command = [sys.executable, "-m", "pipelines.doctor", f"--model={copy}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"COLUMNS": "80"})
-        assert done.returncode == 2
-        assert 'unknown field "colour"' in done.stdout
-        assert done.stdout.splitlines()[-1] == "1 problem, no warnings"
-        assert done.stderr == ""
-
-    def test_environment_of_the_model_is_set_before_torch_is_imported(self, copy: Path) -> None:
-        change(copy, env_vars={"OMP_NUM_THREADS": "1"})
-        program = (
-            f"from pipelines import doctor; doctor.main(['--model={copy}'])\n"
-            "import torch; assert torch.get_num_threads() == 1, torch.get_num_threads()"
-        )
-        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stderr
-
-    def test_verbose_shows_tracebacks(self, tmp_path: Path) -> None:
-        command = [sys.executable, "-m", "pipelines.doctor", f"--model={tmp_path / 'nowhere'}"]
-        done = subprocess.run([*command, "--verbose"], capture_output=True, text=True, check=False)
-        assert "Traceback" not in done.stdout
-        assert "Traceback" in done.stderr
-
-    def test_console_script(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert cli.main(["doctor"]) == 0
-        assert "no problems, no warnings" in capsys.readouterr().out
 
 
 class TestCheckup:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -260,6 +262,17 @@ def test_forecast_by_step(tmp_path: Path) -> None:
     assert [each["mae"] for each in found["outputs"]] == [0.0, 2.0]
     assert found["slices"]["shop"]["b"]["mae"] == 1.5
     assert "Error by output" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_help_imports_neither_torch_nor_beam() -> None:
+    code = (
+        "import sys\nfrom pipelines import evaluate\n"
+        "try: evaluate.main(['--help'])\nexcept SystemExit as e: assert e.code == 0\n"
+        "heavy = {'torch', 'apache_beam', 'pyarrow', 'pandas'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--fail_below" in done.stdout
 
 
 def test_console_script(capsys: pytest.CaptureFixture[str]) -> None:

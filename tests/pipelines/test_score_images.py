@@ -23,6 +23,8 @@ from pipelines import score
 sys.path.append(str(Path(__file__).parents[1] / "handlers"))
 import image_files
 
+pytestmark = pytest.mark.slow(15)
+
 MEAN, STD = [0.5, 0.4, 0.3], [0.2, 0.3, 0.4]
 LABELS = {0: "cat", 1: "dog", 2: "owl"}
 INPUT = {"name": "pixel_values", "encoder": "image", "columns": ["bytes"], "resize": [32, 32], "mean": MEAN, "std": STD}

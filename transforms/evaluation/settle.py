@@ -122,8 +122,8 @@ def _of_classes(
     numbers = pa.types.is_integer(schema.field(plan.predicted).type)
     flags = pa.types.is_boolean(schema.field(plan.label).type)
     predicted = as_text(sample.column(plan.predicted))
-    flags = flags and (numbers or set(classes_of(predicted)) <= {"0", "1"})
     classes = _with_probabilities(schema)
+    flags = flags and (numbers or set(classes or classes_of(predicted)) <= {"0", "1"})
     if len(classes) > MAX_CLASSES:
         raise UsageError(f"the predictions have {len(classes)} classes; evaluate takes {MAX_CLASSES} at most")
     probabilities, confidence = bool(classes), CONFIDENCE in schema.names

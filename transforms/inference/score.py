@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import pickle
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -13,11 +16,24 @@ from apache_beam.coders.typecoders import registry
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.pvalue import PCollection
 
+from handlers.batching import Batching, ResourceHints
+from handlers.columnar.chunks import PROVENANCE, RESERVED, dead_letter_schema, refusals
 from handlers.columnar.handler import ColumnarModelHandler
+from handlers.columnar.plan import Chain, Plan
+from handlers.columnar.planning import make_plan
 from handlers.columnar.scorer import Scored
+from handlers.errors import UsageError
+from handlers.model.directory import ModelDir
+from handlers.predict.placement import Placement
+from handlers.predict.predictor import Predictor
 from transforms import progress
 from transforms.accounting import Counts
+from transforms.inference import chunk_coder  # noqa: F401 - registers the coder of chunks
+from transforms.inference.admit import admit
+from transforms.inference.failure_rate import CheckFailureRate
 from transforms.inference.rechunk import Rechunk
+
+SAMPLE_ROWS = 1000
 
 _DEAD_LETTERS = "dead_letters"
 _COUNTS = "counts"
@@ -61,7 +77,7 @@ class ScoredRows(NamedTuple):
     Attributes:
         predictions: record batches of the rows that were scored, in the output schema of the plan.
         dead_letters: record batches of the rows that could not be, as they were read, with the struct `dead_letter`.
-        counts: `Counts` of every chunk: rows scored, dropped and dead.
+        counts: `Counts` of every chunk that was scored: its rows scored, dropped and dead are all of its rows.
     """
 
     predictions: PCollection[pa.RecordBatch]
@@ -71,26 +87,144 @@ class ScoredRows(NamedTuple):
 
 @dataclass(eq=False)
 class Score(beam.PTransform[Any, Any]):
-    """Chunks with provenance (`PCollection[pa.RecordBatch]`) to `ScoredRows`.
+    """Scores chunks: `PCollection[pa.RecordBatch]` (or `pa.Table`) to `ScoredRows`.
+
+    Every row comes out once: in the predictions, in the dead letters, or counted as dropped by a function. Before the
+    pipeline runs the model is loaded here once, on the CPU, to settle the columns of the output; what cannot work raises
+    then. Chunks have the columns of `schema`: others are left out, an absent one is null, and a row whose value does not
+    fit becomes a dead letter.
+
+    A dead letter says where its row came from, its source and row number. Chunks of `ReadChunks` bring both, and so may
+    any chunk in the columns `__source__` (text) and `__row__` (int64). For all others the source is `source`, `#` and an
+    identifier of the chunk as it arrived; the row number is the index in that chunk, from 0. A bundle that is retried
+    gets new identifiers, and only those of one attempt come out.
 
     Attributes:
-        handler: holds the model and the plan; see `handlers.columnar.scorer.make_plan`.
-        run_id: under which `transforms.progress` counts the rows in this process.
+        model: a model directory, its path, or the path of a bare `.pt2` or TorchScript file.
+        schema: the columns of the chunks; those of `sample` by default.
+        sample: some rows, of which the first 1,000 are used. They settle what a schema cannot tell: the length of lists of variable
+            length, the columns that functions make. Without it rows of zeros settle the output; an empty one stands for an
+            input without rows.
+        columns: names and patterns of the input columns that the predictions carry.
+        preprocess: functions on rows, as `module:function`, after those of the model directory.
+        postprocess: functions on predictions, likewise.
+        probabilities: whether a classification gives the probability of every class, too.
+        placement: where the model runs in every worker.
+        batching: rows and bytes of a chunk, and rows of a call of the model.
+        hints: resource hints of the inference step.
+        source: where rows come from that do not say it themselves.
+        max_failure_rate: share of dead letters among the rows of a window above which the pipeline fails with a
+            `FailureRateError`, at the end of the window. By then outputs may be written.
+        driver: where the model runs to settle the output, in this process.
+        run_id: under which `transforms.progress` counts the rows in this process; empty for not at all.
+
+    Raises:
+        UsageError: for a model directory, columns or functions that cannot work together.
+        BrokenModelError: where the model fails on every row of the sample, and on zeros.
     """
 
-    handler: ColumnarModelHandler
+    model: ModelDir | str | os.PathLike[str]
+    schema: pa.Schema | None = None
+    sample: pa.RecordBatch | pa.Table | None = None
+    _: KW_ONLY
+    columns: Sequence[str] = ("*",)
+    preprocess: Sequence[str] = ()
+    postprocess: Sequence[str] = ()
+    probabilities: bool = False
+    placement: Placement = Placement()
+    batching: Batching = Batching()
+    hints: ResourceHints = ResourceHints()
+    source: str = "pipeline"
+    max_failure_rate: float = 1.0
+    driver: Placement = Placement("cpu")
     run_id: str = ""
 
-    def expand(self, chunks: PCollection[pa.RecordBatch]) -> ScoredRows:
-        """Rechunk → RunInference → split."""
-        batching = self.handler.batching
+    def __post_init__(self) -> None:
+        self._model = self.model if isinstance(self.model, ModelDir) else ModelDir(self.model)
+        self.columns = _names("columns", self.columns)
+        self.preprocess = _names("preprocess", self.preprocess)
+        self.postprocess = _names("postprocess", self.postprocess)
+        if not 0 <= self.max_failure_rate <= 1:
+            raise UsageError(f"max_failure_rate must be a number from 0 to 1, not {self.max_failure_rate}")
+        given = self.schema if self.schema is not None else self.sample.schema if self.sample is not None else None
+        if given is None:
+            raise UsageError("Score needs the schema of the chunks, or a sample of them")
+        self._schema = settled_schema(given)
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What every worker does with a row; loads the model in this process the first time."""
+        return self.settle(Predictor(self._model.load(), self.driver, self.batching.batch_size))
+
+    @property
+    def predictions_schema(self) -> pa.Schema:
+        """The columns of the predictions: the carried ones, those of the model's task, and `model_version`."""
+        return self.plan.output
+
+    @property
+    def dead_letters_schema(self) -> pa.Schema:
+        """The columns of the dead letters: those of the chunks, and the struct `dead_letter`."""
+        return dead_letter_schema(self._schema)
+
+    @property
+    def needed(self) -> frozenset[str]:
+        """The input columns without which no row can be scored; for `ReadChunks`."""
+        return self.plan.needed
+
+    @property
+    def model_version(self) -> str:
+        """The version of the model, which predictions and dead letters are stamped with."""
+        return self._model.version
+
+    def settle(self, predictor: Predictor) -> Plan:
+        """What every worker does with a row, settled with the model `predictor` by scoring the sample."""
+        strict = self.sample is None
+        if strict and not self._schema.names:
+            raise UsageError("the schema has no column, so there is nothing to score")
+        sample = self._schema.empty_table() if self.sample is None else self.sample.slice(0, SAMPLE_ROWS)
+        rows = admit(sample, self._schema, frozenset(), self.source)
+        rows = rows.take(pa.array(sorted(set(range(rows.num_rows)) - refusals(rows).keys()), pa.int64()))
+        chain = Chain.of(self._model.spec, tuple(self.preprocess), tuple(self.postprocess))
+        return make_plan(
+            self._model, predictor, rows, chain, tuple(self.columns), probabilities=self.probabilities, strict=strict
+        )
+
+    def expand(self, chunks: PCollection[Any]) -> ScoredRows:
+        """Admit → rechunk → RunInference → split."""
+        handler = ColumnarModelHandler(self._model, self.plan, self.placement, self.batching, self.hints)
         outputs = (
             chunks
-            | "Rechunk" >> Rechunk(batching.chunk_rows, batching.chunk_bytes)
-            | "RunInference" >> RunInference(self.handler).with_output_types(Scored)
+            | "Admit"
+            >> beam.Map(partial(admit, schema=self._schema, needed=self.needed, source=self.source))
+            .with_input_types(pa.RecordBatch | pa.Table)
+            .with_output_types(pa.RecordBatch)
+            | "Rechunk" >> Rechunk(self.batching.chunk_rows, self.batching.chunk_bytes)
+            | "RunInference" >> RunInference(handler).with_output_types(Scored)
             | "Split" >> beam.ParDo(_Split(self.run_id)).with_outputs(_DEAD_LETTERS, _COUNTS, main="predictions")
         )
-        return ScoredRows(outputs.predictions, outputs[_DEAD_LETTERS], outputs[_COUNTS])
+        counts = outputs[_COUNTS]
+        if self.max_failure_rate < 1:
+            _ = counts | "CheckFailureRate" >> CheckFailureRate(self.max_failure_rate)
+        return ScoredRows(outputs.predictions, outputs[_DEAD_LETTERS], counts)
+
+
+def _names(what: str, given: Sequence[str]) -> tuple[str, ...]:
+    names = (given,) if isinstance(given, str) else tuple(given)
+    for name in names:
+        if not isinstance(name, str):
+            kind = "columns" if what == "columns" else "functions, as module:function"
+            raise UsageError(f"{what} takes names of {kind}; this is a {type(name).__name__}")
+    return names
+
+
+def settled_schema(given: pa.Schema) -> pa.Schema:
+    """The columns of chunks, without provenance; raises `UsageError` for names that are reserved or there twice."""
+    schema = pa.schema([field for field in given if field.name not in PROVENANCE])
+    if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+        raise UsageError(f'the schema has more than one column "{twice[0]}"; rename one of them')
+    if taken := sorted(RESERVED.intersection(schema.names)):
+        raise UsageError(f'column "{taken[0]}" has a reserved name; rename it')
+    return schema
 
 
 @beam.typehints.with_output_types(pa.RecordBatch, dead_letters=pa.RecordBatch, counts=Counts)
@@ -106,7 +240,8 @@ class _Split(beam.DoFn):
             dead_by_error=dict(scored.dead_by_error),
             noted=dict(scored.stats.counts),
         )
-        progress.add(self.run_id, counts)
+        if self.run_id:
+            progress.add(self.run_id, counts)
         if scored.predictions.num_rows:
             yield scored.predictions
         if scored.dead_letters.num_rows:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -35,7 +34,9 @@ from transforms.file_ops import (
     write_text,
 )
 from transforms.sinks.bigquery_tables import Tables, load
+from transforms.sinks.claims import publishing
 from transforms.sinks.formats import dead_letter_format, sink
+from transforms.sinks.temporary import temporary_folder
 from transforms.sinks.write import Part, write_empty
 
 PREDICTIONS = "predictions"
@@ -101,11 +102,6 @@ class Publication:
         return dead_letter_format(self.output_format)
 
 
-def temporary_folder(output: str, run_id: str) -> str:
-    """Where a run writes until it is published; readers skip names that begin with an underscore."""
-    return join(output, f"_tmp-{run_id}")
-
-
 def left_over(output: str) -> list[str]:
     """The parts under `output`, of whatever run.
 
@@ -113,12 +109,6 @@ def left_over(output: str) -> list[str]:
     without `overwrite` nothing can be published beside them.
     """
     return [path for name in (PREDICTIONS, DEAD_LETTERS) for path in files_in(join(output, name), PARTS)]
-
-
-def clean_up(output: str, run_id: str) -> None:
-    """Removes the temporary folder of a run that failed, as well as it can."""
-    with suppress(Exception):  # the run has failed with an error of its own, which is the one to be told
-        remove_tree(temporary_folder(output, run_id))
 
 
 def publish(
@@ -130,21 +120,24 @@ def publish(
 ) -> None:
     """Gives the files of a run their final names and writes its report; may be called again after an interruption.
 
-    Raises `PublishError`, before anything is touched, where another run's outputs are there and `run.overwrite` is off,
-    and where a file to be published is gone.
+    Raises, before anything is touched, `PublishError` where another run's outputs are there and `run.overwrite` is off,
+    and where a file to be published is gone; `ClaimLostError` where another run has claimed the output.
     """
     folders = [
         (PREDICTIONS, run.predictions, run.output_format, predictions),
         (DEAD_LETTERS, run.dead_letters, run.dead_letter_format, dead_letters),
     ]
-    if not run.overwrite:
-        _refuse_to_mix(run)
-    for name, _, _, parts in folders:
-        _check_complete(join(run.output, name), _moves(parts, join(run.output, name), run.run_id))
-    remove(reports(run.output, run.report_path))
-    for name, schema, output_format, parts in folders:
-        _publish_parts(run.run_id, join(run.output, name), schema, output_format, parts)
-    _finish(run, failed_files, report)
+    with publishing(run.output, run.run_id, run.runner) as still_mine:
+        if not run.overwrite:
+            _refuse_to_mix(run)
+        for name, _, _, parts in folders:
+            _check_complete(join(run.output, name), _moves(parts, join(run.output, name), run.run_id))
+        remove(reports(run.output, run.report_path))
+        for name, schema, output_format, parts in folders:
+            still_mine()
+            _publish_parts(run.run_id, join(run.output, name), schema, output_format, parts)
+        still_mine()
+        _finish(run, failed_files, report)
 
 
 def publish_tables(
@@ -156,25 +149,29 @@ def publish_tables(
 ) -> None:
     """Loads the files of a run into its tables and writes its report; may be called again after an interruption.
 
-    Raises `ServiceError` where they cannot be loaded, and `AccountingError` where a table has not got all of its rows.
+    Raises `ServiceError` where they cannot be loaded, `AccountingError` where a table has not got all of its rows, and
+    `ClaimLostError` where another run has claimed the output.
     """
     assert run.tables is not None  # noqa: S101 - the caller has looked
-    remove([path for path in [run.report_file] if exists(path)])
-    # The predictions last: whoever waits for them finds the dead letters, too.
-    for name, schema, parts in (
-        (DEAD_LETTERS, run.dead_letters, dead_letters),
-        (PREDICTIONS, run.predictions, predictions),
-    ):
-        files = sorted(part.path for part in parts)
-        if not files:
-            # A table without rows is made, or emptied, in the same way.
-            files = [join(temporary_folder(run.output, run.run_id), f"{name}-empty.parquet")]
-            write_empty(files[0], schema, run.output_format)
-        table = run.tables.dead_letters_table if name == DEAD_LETTERS else run.tables.predictions_table
-        loaded = load(run.tables, table, f"torchbeam-{run.run_id}-{name}", schema, files)
-        if loaded != (expected := sum(part.rows for part in parts)):
-            raise AccountingError(f"{expected} rows were to be loaded into {table}, but BigQuery tells of {loaded}")
-    _finish(run, failed_files, report)
+    with publishing(run.output, run.run_id, run.runner) as still_mine:
+        remove([path for path in [run.report_file] if exists(path)])
+        # The predictions last: whoever waits for them finds the dead letters, too.
+        for name, schema, parts in (
+            (DEAD_LETTERS, run.dead_letters, dead_letters),
+            (PREDICTIONS, run.predictions, predictions),
+        ):
+            still_mine()
+            files = sorted(part.path for part in parts)
+            if not files:
+                # A table without rows is made, or emptied, in the same way.
+                files = [join(temporary_folder(run.output, run.run_id), f"{name}-empty.parquet")]
+                write_empty(files[0], schema, run.output_format)
+            table = run.tables.dead_letters_table if name == DEAD_LETTERS else run.tables.predictions_table
+            loaded = load(run.tables, table, f"torchbeam-{run.run_id}-{name}", schema, files)
+            if loaded != (expected := sum(part.rows for part in parts)):
+                raise AccountingError(f"{expected} rows were to be loaded into {table}, but BigQuery tells of {loaded}")
+        still_mine()
+        _finish(run, failed_files, report)
 
 
 def _finish(run: Publication, failed_files: Sequence[dict[str, Any]], report: dict[str, Any]) -> None:

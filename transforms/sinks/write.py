@@ -251,8 +251,11 @@ class _WriteFn(SharesS3, beam.DoFn):
 class WriteChunks(beam.PTransform[Any, Any]):
     """Writes chunks to files under `folder`: `PCollection[pa.RecordBatch]` to `PCollection[Part]`.
 
+    The files have names that no other attempt of a bundle uses. Where a runner repeats one, a file of an earlier attempt
+    may stay behind: only those of the parts that come out hold rows of the output.
+
     Attributes:
-        folder: a temporary folder; see `transforms.sinks.publish`.
+        folder: where the files are written; the command gives them their final names with `transforms.sinks.publish`.
         schema: of the files, without provenance.
         output_format: one of `transforms.sinks.formats`.
         max_bytes: a file that has grown to this size is closed and another one opened.

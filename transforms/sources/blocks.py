@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from handlers.columnar.chunks import DEAD_LETTER
+from handlers.columnar.chunks import DEAD_LETTER, exact_cast
 from handlers.errors import BrokenFileError
 from handlers.failures import RowFailure, RowFailures
 from handlers.isolation import isolate
+from transforms.sources.digits import dumps, keeps_digits
 from transforms.sources.files import Partitions
 
 # Of the names of all columns, gives those that feed numeric inputs of the model.
@@ -172,7 +172,7 @@ def fit(
     asked for columns that cannot be cast whole: it is false for values that surely cannot be cast, so that halving has
     less to find, which takes long where many values are bad.
     """
-    present = set(batch.schema.names)
+    present = dict(zip(batch.schema.names, batch.columns, strict=True))
     refused: dict[int, pa.Field] = {}
     done: dict[str, pa.Array] = {}
     left: dict[str, pa.Array] = {}
@@ -180,7 +180,7 @@ def fit(
         if each.name not in present:
             done[each.name] = pa.nulls(batch.num_rows, each.type)
             continue
-        array = batch.column(each.name)
+        array = present[each.name]
         try:
             done[each.name] = cast(array, each.type)
         except Exception:
@@ -206,13 +206,29 @@ def fit(
     return Block(fitted, numbers, refusals)
 
 
+def widened(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """`array` as the wider type of a column of all files; raises where digits of a value would be lost.
+
+    Arrow refuses integers that a float does not hold, but not decimals.
+    """
+    return exact_cast(array, kind) if _has_decimals(array.type) else pc.cast(array, kind)
+
+
+def _has_decimals(kind: pa.DataType) -> bool:
+    if pa.types.is_nested(kind):
+        return any(_has_decimals(kind.field(index).type) for index in range(kind.num_fields))
+    return bool(pa.types.is_decimal(kind))
+
+
 def misfit(
     column: pa.Field, value: object, number: int, split: Split, raw: str, expected: str | None = None
 ) -> RowFailure:
     """The refusal of a row whose `value` does not fit its column. `expected` says what would; else its type does."""
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
-    text = as_json(value).encode(errors="backslashreplace").decode()  # a lone surrogate is shown as JSON writes it
+    if expected is None and not keeps_digits(value, column.type):
+        expected = "a number that float64 holds without losing digits"
+    text = dumps(value).encode(errors="backslashreplace").decode()  # a lone surrogate is shown as JSON writes it
     shown = text if len(text) <= 80 else text[:79] + "…"
     what = expected or ("valid UTF-8" if column.type == pa.string() and isinstance(value, str) else column.type)
     message = f'column "{column.name}" holds {shown} in row {number} of {split.name}; {what} was expected'
@@ -231,11 +247,6 @@ def check_columns(names: Iterable[str], needed: Iterable[str], split: Split) -> 
 def unify(first: pa.Schema, second: pa.Schema) -> pa.Schema:
     """The columns of both, by name, in types that hold the values of both."""
     return pa.unify_schemas([first, second], promote_options="permissive")
-
-
-def as_json(value: object) -> str:
-    """The text of a row, or of a value."""
-    return json.dumps(value, default=str, ensure_ascii=False)
 
 
 def check_types(columns: pa.Schema, schema: pa.Schema, split: Split) -> None:

@@ -10,7 +10,7 @@ from functools import partial
 
 import pyarrow as pa
 
-from handlers.columnar.chunks import DEAD_LETTER, PROVENANCE, ROW_ID
+from handlers.columnar.chunks import DEAD_LETTER, RESERVED
 from handlers.encode.columns import matching
 from handlers.errors import UsageError
 from transforms.bigquery import is_bigquery
@@ -76,7 +76,7 @@ def plan_input(
     replay = DEAD_LETTER in plan.schema.names and is_dead_letter(plan.schema.field(DEAD_LETTER).type)
     schema = _without(plan.schema, [DEAD_LETTER] if replay else [])
     schema = _with_partitions(schema, files)
-    if taken := sorted({*PROVENANCE, DEAD_LETTER, ROW_ID}.intersection(schema.names)):
+    if taken := sorted(RESERVED.intersection(schema.names)):
         raise UsageError(f'column "{taken[0]}" of {pattern} has a reserved name; rename it')
     sizes = {file.path: file.size for file in files}
     parts = Counter(split.path for split in plan.splits)

@@ -226,10 +226,11 @@ def _chunk(blocks: Sequence[tuple[Split, Block]], schema: pa.Schema) -> pa.Recor
     rows = sum(counts)
     codes = pa.array(np.repeat(np.arange(len(blocks), dtype=np.int32), counts))
     folders = [dict(split.partitions) for split, _ in blocks]
+    arrays = dict(zip(batch.schema.names, batch.columns, strict=True))
 
     def column(each: pa.Field) -> pa.Array:
         if each.name not in folders[0]:
-            return batch.column(each.name)
+            return arrays[each.name]
         values = [folder[each.name] for folder in folders]
         if pa.types.is_integer(each.type):
             return pa.array([value and int(value) for value in values], each.type).take(codes)

@@ -13,7 +13,7 @@ class Format:
     """A format of weights.
 
     Attributes:
-        module: has `load(spec, weights) -> LoadedModel` and `save(module, folder, example) -> Path`.
+        module: has `load(spec, weights, code) -> LoadedModel` and `save(module, folder, example) -> Path`.
         needs_architecture: whether the class of the module must be named.
         tells_inputs: whether the model itself tells its inputs.
         is_directory: whether the weights are the directory itself, so that no file is named.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from handlers.errors import TorchbeamError, UsageError, one_line
 from handlers.model.formats.hub_config import CONFIG, MODULES, read_json
 from handlers.model.spec import ModelSpec
+from handlers.model_code import ModelCode
 from handlers.predict.loaded import LoadedModel
 
 _OFFLINE = {"local_files_only": True, "trust_remote_code": False}
@@ -44,7 +46,7 @@ class Embedder(torch.nn.Module):
         return {"embedding": torch.nn.functional.normalize(vectors, dim=1) if self._normalize else vectors}
 
 
-def load(spec: ModelSpec, folder: Path) -> LoadedModel:
+def load(spec: ModelSpec, folder: Path, _code: ModelCode) -> LoadedModel:
     """Loads the model of a directory; raises `UsageError` where it cannot be loaded safely."""
     transformers = _transformers()
     if not any(folder.glob("*.safetensors")):
@@ -54,6 +56,10 @@ def load(spec: ModelSpec, folder: Path) -> LoadedModel:
     config = read_json(folder / CONFIG)
     if "auto_map" in config:
         raise UsageError(f"{folder} is refused: its {CONFIG} names code of its own (auto_map), which is never run")
+    for index in folder.glob("*.index.json"):  # whose parts must be files of the directory, which its version covers
+        parts = read_json(index).get("weight_map", {})
+        if outside := next((part for part in parts.values() if not re.fullmatch(r"\w[\w.\-]*", str(part))), None):
+            raise UsageError(f"{folder} is refused: {index.name} names {outside!r}, which is not in the directory")
     kind: Any = transformers.AutoModel
     if spec.task != "embedding":
         kind = _architecture(transformers, config, folder)

@@ -14,18 +14,19 @@ from handlers.errors import TorchbeamError, UsageError, one_line
 from handlers.functions import import_function
 from handlers.isolation import contained
 from handlers.model.spec import ModelSpec
+from handlers.model_code import ModelCode
 from handlers.predict.loaded import LoadedModel
 
 PICKLE_ADVICE = "it holds pickled code; load it where that code is and save it again with ModelDir.save"
 
 
-def filled(spec: ModelSpec, weights: Path, fill: Callable[[torch.nn.Module], object]) -> LoadedModel:
-    """The module of the architecture that `spec` names, filled with the weights by `fill`.
+def filled(spec: ModelSpec, weights: Path, code: ModelCode, fill: Callable[[torch.nn.Module], object]) -> LoadedModel:
+    """The module of the architecture that `spec` names, in `code` or installed, filled with the weights by `fill`.
 
     Raises:
         UsageError: where the architecture cannot be made, or the weights do not fit it.
     """
-    factory = import_function(str(spec.architecture), "architecture")
+    factory = import_function(str(spec.architecture), "architecture", code)
     module = call(factory, f'architecture "{spec.architecture}"', **spec.arguments)
     if not isinstance(module, torch.nn.Module):
         raise UsageError(f'architecture "{spec.architecture}" gives a {type(module).__name__}, not a torch.nn.Module')

@@ -9,12 +9,13 @@ import torch
 
 from handlers.model.formats.modules import filled
 from handlers.model.spec import ModelSpec
+from handlers.model_code import ModelCode
 from handlers.predict.loaded import LoadedModel
 
 
-def load(spec: ModelSpec, weights: Path) -> LoadedModel:
+def load(spec: ModelSpec, weights: Path, code: ModelCode) -> LoadedModel:
     """Loads the weights into the architecture that `spec` names."""
-    return filled(spec, weights, lambda module: safetensors.torch.load_model(module, weights, strict=True))
+    return filled(spec, weights, code, lambda module: safetensors.torch.load_model(module, weights, strict=True))
 
 
 def save(module: torch.nn.Module, folder: Path, _example: object) -> Path:

@@ -12,12 +12,13 @@ import torch
 from handlers.errors import UsageError
 from handlers.model.formats.modules import PICKLE_ADVICE, filled
 from handlers.model.spec import ModelSpec
+from handlers.model_code import ModelCode
 from handlers.predict.loaded import LoadedModel
 
 
-def load(spec: ModelSpec, weights: Path) -> LoadedModel:
+def load(spec: ModelSpec, weights: Path, code: ModelCode) -> LoadedModel:
     """Loads the weights into the architecture that `spec` names."""
-    return filled(spec, weights, lambda module: module.load_state_dict(safe_load(weights), strict=True))
+    return filled(spec, weights, code, lambda module: module.load_state_dict(safe_load(weights), strict=True))
 
 
 def save(module: torch.nn.Module, folder: Path, _example: object) -> Path:

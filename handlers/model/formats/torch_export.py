@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import ast
 import contextlib
-import json
 import os
-import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from handlers.errors import UsageError
-from handlers.model.formats.modules import PICKLE_ADVICE, program
+from handlers.model.formats.modules import program
+from handlers.model.formats.pt2_archive import check_archive
 from handlers.model.spec import ModelSpec
+from handlers.model_code import ModelCode
 from handlers.predict.loaded import LoadedModel
 from handlers.tensors import TensorInfo
 
 _ENVIRONMENT = threading.Lock()
 
-# What may stand in a symbolic size beside numbers, names, words and calls of sympy's classes.
-ARITHMETIC = (
-    *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Tuple, ast.keyword, ast.Name),
-    *(ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context),
-)
 
-
-def load(_spec: ModelSpec, weights: Path) -> LoadedModel:
+def load(_spec: ModelSpec, weights: Path, _code: ModelCode) -> LoadedModel:
     """Loads the program."""
     return program(weights, "torch_export", _load)
 
@@ -45,9 +37,11 @@ def save(module: torch.nn.Module, folder: Path, example: tuple[torch.Tensor, ...
 
 
 def _load(file: Path) -> LoadedModel:
-    _check_archive(file)
-    with _weights_only():
-        exported = torch.export.load(str(file))
+    with file.open("rb") as stream:  # opened once: what is checked is what is loaded
+        check_archive(file, stream)
+        stream.seek(0)
+        with _weights_only():
+            exported = torch.export.load(stream)
     signature, in_spec = exported.graph_signature, exported.call_spec.in_spec
     names = [name for name in signature.user_inputs if isinstance(name, str)]
     values = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
@@ -95,40 +89,3 @@ def _weights_only() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = before
-
-
-def _check_archive(file: Path) -> None:
-    """Refuses a `.pt2` archive of which a part could run code while it is loaded, beside what `_weights_only` prevents.
-
-    The archive is read with the reader that torch.export.load will use, so that both see the same parts.
-    """
-    reader = torch._C.PyTorchFileReader(str(file))
-    records = reader.get_all_records()
-    if "archive_format" not in records:  # what came before it is a zip file of another layout, read by other code
-        raise UsageError(f"{file} is no program of torch.export.save, or of a torch before 2.8; export it again")
-    for record in records:
-        if record.startswith("data/aotinductor/") or record.endswith(".so"):
-            raise UsageError(f"{file} is refused: it holds compiled code ({record}); export it with torch.export.save")
-        if record.startswith("data/") and record.endswith("_config.json"):
-            for payload in json.loads(reader.get_record(record))["config"].values():
-                if str(payload["path_name"]).startswith(("opaque_obj_", "custom_obj_")):
-                    raise UsageError(f"{file} is refused ({payload['path_name']}): {PICKLE_ADVICE}")
-        if record.startswith("models/"):
-            json.loads(reader.get_record(record), object_hook=lambda item: _check_symbols(file, item))
-
-
-def _is_arithmetic(function: str) -> bool:
-    """Whether sympy's `function` builds a number: its classes do, whose names are capitalised; parsers and plots are not."""
-    return function[0].isupper() or function in ("floor", "ceiling")
-
-
-def _check_symbols(file: Path, item: dict[str, Any]) -> None:
-    """Refuses a size that is no arithmetic: torch hands it to sympy, which evaluates it as Python."""
-    text = item.get("expr_str")
-    if text is None:
-        return
-    for node in ast.walk(ast.parse(str(text), mode="eval")):
-        named = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and _is_arithmetic(node.func.id)
-        plain = isinstance(node, ast.Constant) and re.fullmatch(r"\w*", str(node.value).replace(".", "")) is not None
-        if not (named or plain or isinstance(node, ARITHMETIC)):
-            raise UsageError(f"{file} is refused: the size {str(text)[:80]!r} in it is no arithmetic")

@@ -9,11 +9,12 @@ import torch
 
 from handlers.model.formats.modules import program
 from handlers.model.spec import ModelSpec
+from handlers.model_code import ModelCode
 from handlers.predict.loaded import LoadedModel
 from handlers.tensors import TensorInfo
 
 
-def load(_spec: ModelSpec, weights: Path) -> LoadedModel:
+def load(_spec: ModelSpec, weights: Path, _code: ModelCode) -> LoadedModel:
     """Loads the program."""
     return program(weights, "torchscript", _load)
 

@@ -311,6 +311,16 @@ def test_every_row_comes_out_once(touchy: tuple[ModelDir, Scorer], kinds: list[s
     assert np.allclose(scored.predictions.column("confidence").to_numpy(), [0.7310586] * kinds.count("good"), atol=1e-6)
 
 
+def test_a_refresh_is_refused(save: Save) -> None:
+    """It would load the same model again, without a word."""
+    model = save()
+    handler = ColumnarModelHandler(model, Plan(Chain({}), (), (), frozenset()))
+    handler.update_model_path(None)
+    handler.update_model_path(model.path)
+    with pytest.raises(UsageError, match=r"cannot change from .* to /models/new .*; start a new run, or use Torch"):
+        handler.update_model_path("/models/new")
+
+
 @pytest.mark.parametrize("as_side_input", [False, True])
 def test_inference_args_are_refused(save: Save, as_side_input: bool) -> None:
     model = save(**CLASSIFIER)

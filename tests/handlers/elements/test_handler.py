@@ -354,7 +354,8 @@ def test_options(line, save, monkeypatch):
     assert keyed.get_resource_hints() == {"accelerator": "type:nvidia-l4;count:1", "min_ram": "16GiB"}
     assert keyed.batch_elements_kwargs() == {"max_batch_size": 7}
     assert keyed._env_vars == {"TORCHBEAM_TEST": "1"}
-    assert TorchModelHandler(save(env_vars={"A": "x"}), env_vars={"B": "y"})._env_vars == {"A": "x", "B": "y"}
+    of_model = save(env_vars={"OMP_NUM_THREADS": "2"})
+    assert TorchModelHandler(of_model, env_vars={"B": "y"})._env_vars == {"OMP_NUM_THREADS": "2", "B": "y"}
     assert handler.get_num_bytes([torch.ones(10)] * 3) == 120
     with pytest.raises(UsageError, match='has no option "max_batchsize"'):
         TorchModelHandler(line, max_batchsize=3)

@@ -19,6 +19,7 @@ from small_models import Save
 from handlers.encode.specs import input_spec
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
+from handlers.model.trust import Trust
 from handlers.predict.predictor import Predictor
 
 X = torch.tensor([[0.0, 1.0], [2.0, -1.0]])
@@ -239,12 +240,15 @@ class TestCode:
         monkeypatch.syspath_prepend(source.parent)
         module = importlib.import_module("travelling.nets").Net(2.0)
         env_vars = {"TORCHBEAM_TEST": "yes"}
-        model = ModelDir.save(module, tmp_path / "m", inputs=[{"name": "x"}], code=[source], env_vars=env_vars)
+        trust = Trust(allow_env=tuple(env_vars))
+        model = ModelDir.save(
+            module, tmp_path / "m", inputs=[{"name": "x"}], code=[source], env_vars=env_vars, trust=trust
+        )
         shutil.rmtree(source.parent)
         score = f"""
-from handlers import ModelDir, Predictor
+from handlers import ModelDir, Predictor, Trust
 import torch
-model = ModelDir({model.path!r})
+model = ModelDir({model.path!r}, {trust!r})
 print(model.version)
 print(Predictor(model.load()).predict({{"x": torch.tensor([[1.5]])}}).outputs["output"].item())
 from travelling import nets
@@ -254,13 +258,14 @@ print(nets.THREADS_AT_IMPORT)
 
     def test_a_loader_and_env_vars(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("TORCHBEAM_TEST", "no")
-        monkeypatch.setattr(sys, "path", [*sys.path])
         (tmp_path / "m" / "code").mkdir(parents=True)
         (tmp_path / "m" / "code" / "travelling_loader.py").write_text(CODE)
         (tmp_path / "m" / "model.yaml").write_text(
             "name: m\nloader: travelling_loader:load\ninputs: [{name: x}]\nenv_vars: {TORCHBEAM_TEST: 'yes'}\n"
         )
-        prediction = Predictor(ModelDir(tmp_path / "m").load()).predict({"x": torch.tensor([[1.5]])})
+        prediction = Predictor(ModelDir(tmp_path / "m", Trust(allow_env=("TORCHBEAM_TEST",))).load()).predict(
+            {"x": torch.tensor([[1.5]])}
+        )
         assert prediction.tensors["output"].item() == 4.5
 
     def test_reading_a_model_imports_no_torch(self, save: Save) -> None:

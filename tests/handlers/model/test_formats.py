@@ -18,7 +18,7 @@ from handlers.model.directory import ModelDir
 from handlers.model.formats.modules import PICKLE_ADVICE
 from handlers.predict.predictor import Predictor
 
-EXAMPLE = (torch.randn(3, 2),)
+EXAMPLE = (torch.randn(3, 2, generator=torch.Generator().manual_seed(0)),)
 X = torch.tensor([[0.0, 1.0], [2.0, -1.0], [0.5, 0.25], [3.0, 3.0], [1.0, 1.0]])
 
 

@@ -97,6 +97,12 @@ class TestRefusals:
         with pytest.raises(UsageError, match="which transformers does not have"):
             ModelDir(folder).load()
 
+    @pytest.mark.parametrize("part", ["../outside.safetensors", ".hidden.safetensors", "sub/part.safetensors"])
+    def test_parts_of_weights_that_the_version_may_not_cover(self, folder: Path, part: str) -> None:
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": part}}))
+        with pytest.raises(UsageError, match="which is not in the directory"):
+            ModelDir(folder).load()
+
     def test_damaged_weights(self, folder: Path) -> None:
         (folder / "model.safetensors").write_bytes(b"\xff" * 100)
         with pytest.raises(UsageError, match="cannot be loaded by transformers"):
@@ -140,7 +146,7 @@ def test_pooling_by_hand(tmp_path: Path, pooling: str, normalize: bool) -> None:
         assert np.allclose(vector, expected.numpy(), atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(15)
 def test_minilm_is_what_sentence_transformers_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     from sentence_transformers import SentenceTransformer

@@ -18,6 +18,8 @@ from poisoned_table import Table, save_model
 
 from pipelines import score
 
+pytestmark = pytest.mark.slow(20)
+
 
 @pytest.mark.parametrize("stdout", ["closed", "full"])
 def test_a_summary_that_nobody_reads(poisoned: Table, model: Path, tmp_path: Path, stdout: str) -> None:

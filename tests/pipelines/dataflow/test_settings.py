@@ -2,234 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
-import time
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from fake_dataflow import (
-    ACCELERATOR,
-    JOB_ID,
-    MIN_RAM,
-    FakeDataflow,
-    StagedPipeline,
-    assert_hints_of_the_inference_step_alone,
-    fake_dataflow,
-    launch_arguments,
-)
-from poisoned_table import Table
 
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
 from handlers.predict.placement import Placement
 from pipelines import score
 from pipelines.command.options import ModelOptions
-from pipelines.dataflow import job as dataflow_job
 from pipelines.dataflow import settings as dataflow
-from pipelines.dataflow.job import Submitted
 from pipelines.dataflow.own_wheel import build_wheel
 from pipelines.jobs import scoring as score_job
 from pipelines.jobs.options import ScoreOptions
+from pipelines.jobs.outputs import claimed_output
 
 ROOT = Path(__file__).parents[3]
 L4 = "type:nvidia-l4;count:1;install-nvidia-driver"
 LAUNCH = ("--project=my-project-1", "--region=us-central1", "--temp_location=gs://my-bucket/tmp")
-
-
-@pytest.fixture
-def service() -> Iterator[FakeDataflow]:
-    with fake_dataflow() as fake:
-        yield fake
-
-
-@pytest.fixture
-def table(tmp_path: Path, poisoned: Table) -> Path:
-    good = [row for row in range(3000) if row not in poisoned.poison]
-    pq.write_table(poisoned.table.take(pa.array(good)), tmp_path / "in.parquet")
-    return tmp_path / "in.parquet"
-
-
-@pytest.fixture
-def command(table: Path, model: Path, tmp_path: Path, service: FakeDataflow) -> list[str]:
-    paths = [f"--input={table}", f"--model={model}", f"--output={tmp_path / 'out'}"]
-    return ["--runner=DataflowRunner", *paths, *launch_arguments(tmp_path / "staging", service.url)]
-
-
-def submit(*arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own: Beam keeps some options of a runner for the whole process."""
-    return subprocess.run(
-        [sys.executable, "-m", "pipelines.score", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=240,
-        env=os.environ | env,
-    )
-
-
-@pytest.mark.slow
-class TestSubmission:
-    def test_hints_image_and_setup_file(self, command: list[str], service: FakeDataflow, tmp_path: Path) -> None:
-        """The package by --setup_file, an image, both hints: in the posted job and in the staged pipeline."""
-        source = tmp_path / "source"
-        for name in ("handlers", "pipelines", "transforms"):
-            shutil.copytree(ROOT / name, source / name)
-        for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE"):
-            shutil.copy(ROOT / name, source)
-        done = submit(
-            *command,
-            f"--accelerator={L4}",
-            "--min_ram=16GB",
-            f"--setup_file={source / 'setup.py'}",
-            "--sdk_container_image=registry.example/torchbeam:1",
-        )
-        assert done.returncode == 0, done.stderr
-        assert f"id {JOB_ID}" in done.stdout
-        assert (
-            f"https://console.cloud.google.com/dataflow/jobs/us-central1/{JOB_ID}?project=my-project-1" in done.stdout
-        )
-        assert f"{tmp_path}/out/report.json" in done.stdout
-        assert "error" not in done.stderr
-
-        (job,) = service.posted
-        assert service.paths == ["POST /v1b3/projects/my-project-1/locations/us-central1/jobs"]
-        assert job["type"] in ("JOB_TYPE_BATCH", 1)
-        environment = job["environment"]
-        assert "no_use_multiple_sdk_containers" in environment["experiments"]
-        (pool,) = environment["workerPools"]
-        assert pool["numThreadsPerWorker"] == dataflow.GPU_THREADS
-        images = {image["containerImage"] for image in pool["sdkHarnessContainerImages"]}
-        assert images == {"registry.example/torchbeam:1"}
-        assert "workflow.tar.gz" in {package["name"] for package in pool["packages"]}
-
-        staged = StagedPipeline.read(tmp_path / "staging")
-        assert_hints_of_the_inference_step_alone(staged, {ACCELERATOR: L4, MIN_RAM: "16000000000"})
-        assert staged.images() == {"registry.example/torchbeam:1"}
-        artifacts = staged.artifacts()
-        assert len(artifacts) == 2
-        assert all("workflow.tar.gz" in names for names in artifacts)
-        assert (tmp_path / "staging" / "workflow.tar.gz").stat().st_size > 50_000
-
-    def test_package_is_staged_by_itself(self, command: list[str], service: FakeDataflow, tmp_path: Path) -> None:
-        done = submit(*command)
-        assert done.returncode == 0, done.stderr
-        staged = StagedPipeline.read(tmp_path / "staging")
-        assert staged.hints() == {}
-        assert "Score/RunInference/BeamML_RunInference" in staged.steps()
-        (image,) = staged.images()
-        assert image.startswith("gcr.io/cloud-dataflow/")
-        (names,) = staged.artifacts()
-        (wheel,) = [name for name in names if name.startswith("torchbeam-")]
-        assert (tmp_path / "staging" / wheel).exists()
-        assert (tmp_path / "staging" / "extra_packages.txt").read_text().split() == [wheel]
-        environment = service.posted[0]["environment"]
-        assert "no_use_multiple_sdk_containers" not in environment["experiments"]
-
-    def test_image_that_has_the_package(self, command: list[str], tmp_path: Path) -> None:
-        """Nothing of ours is staged beside an image of the user's."""
-        done = submit(*command, "--sdk_container_image=registry.example/torchbeam:1")
-        assert done.returncode == 0, done.stderr
-        (names,) = StagedPipeline.read(tmp_path / "staging").artifacts()
-        assert not [name for name in names if "torchbeam" in name or "workflow" in name]
-
-    def test_job_that_is_refused(self, command: list[str], service: FakeDataflow) -> None:
-        service.refuse = (403, "my-project-1 has not enabled the Dataflow API")
-        done = submit(*command)
-        assert done.returncode == 1
-        (line,) = done.stderr.splitlines()
-        assert line.startswith("torchbeam score: error: Dataflow did not take the job: ")
-        assert "has not enabled the Dataflow API" in line
-        assert done.stdout == ""
-
-    def test_options_that_beam_refuses(self, command: list[str]) -> None:
-        done = submit(*command, "--sdk_container_image=one", "--worker_harness_container_image=another")
-        assert done.returncode == 2, done.stderr
-        (line,) = done.stderr.splitlines()
-        assert "--worker_harness_container_image" in line
-
-
-@pytest.mark.slow
-class TestFollowing:
-    def test_job_that_ends_well(self, command: list[str], service: FakeDataflow, tmp_path: Path) -> None:
-        """The summary is of the report, which the last step of the job writes."""
-        service.states = ["JOB_STATE_PENDING", *["JOB_STATE_RUNNING"] * 4, "JOB_STATE_DONE"]
-        service.counters = {"rows_scored": 1200, "rows_failed_encode": 3}
-        here = [argument for argument in command if not argument.startswith("--runner")]
-        ours = [argument for argument in here if argument.split("=")[0] in ("--input", "--model", "--output")]
-        assert submit(*ours).returncode == 0  # in place of Dataflow's workers
-        report = json.loads((tmp_path / "out" / "report.json").read_text())
-        done = submit(*command, "--wait", "--overwrite")
-        assert done.returncode == 0, done.stderr
-        assert "the job is running" in done.stderr
-        assert "scoring: 1,203 rows" in done.stderr
-        assert "3 dead letters" in done.stderr
-        assert f"id {JOB_ID}" in done.stdout
-        assert f"{report['rows_scored']:,}" in done.stdout
-        assert "predictions" in done.stdout
-
-    def test_job_that_fails(self, command: list[str], service: FakeDataflow) -> None:
-        service.states = ["JOB_STATE_RUNNING", "JOB_STATE_RUNNING", "JOB_STATE_FAILED"]
-        text = (
-            "Traceback (most recent call last):\n  File x\nhandlers.errors.UsageError: --device cuda was asked for, but"
-        )
-        message = {"id": "1", "time": "2026-01-01T00:00:01Z", "messageImportance": "JOB_MESSAGE_ERROR"}
-        service.messages = [message | {"messageText": text}]
-        done = submit(*command, "--wait")
-        assert done.returncode == 2, done.stderr
-        assert done.stderr.splitlines()[-1] == "torchbeam score: error: --device cuda was asked for, but"
-
-    def test_service_that_tells_nothing_any_more(self, command: list[str], service: FakeDataflow) -> None:
-        service.silent = True
-        done = submit(*command, "--wait")
-        assert done.returncode == 1, done.stderr
-        assert f"job      job, id {JOB_ID}" in done.stdout
-        last = done.stderr.splitlines()[-1]
-        assert "Dataflow does not answer any more" in last
-        assert "the job may go on: https://console.cloud.google.com/dataflow/jobs/us-central1/" in last
-
-    @pytest.mark.parametrize(("state", "kind"), [("RUNNING", dataflow.NotFollowedError), ("FAILED", RuntimeError)])
-    def test_only_a_job_that_has_ended_has_failed(self, state: str, kind: type[Exception]) -> None:
-        """What a job that goes on has written must stay, so its end is told by another error."""
-
-        class Result:
-            def __init__(self) -> None:
-                self.state = state
-
-            def wait_until_finish(self) -> None:
-                raise RuntimeError("Job did not reach to a terminal state")
-
-        with pytest.raises(kind, match="terminal state"):
-            dataflow_job.follow(Submitted(Result(), "1", "job", "https://…"), None)  # type: ignore[arg-type]
-
-    def test_stopped_while_it_follows(self, command: list[str], service: FakeDataflow, tmp_path: Path) -> None:
-        """The job goes on, and the last line says where."""
-        service.states = ["JOB_STATE_RUNNING"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.score", *command, "--wait"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        end = time.monotonic() + 120
-        while not any(path.startswith("GET") for path in service.paths):
-            assert process.poll() is None, process.communicate()[1]
-            assert time.monotonic() < end
-            time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 130, err
-        assert f"id {JOB_ID}" in out
-        last = err.splitlines()[-1]
-        assert "the job goes on: https://console.cloud.google.com/dataflow/jobs/us-central1/" in last
 
 
 class TestLaunch:
@@ -256,7 +50,8 @@ class TestLaunch:
         nobody = {"HOME": str(tmp_path), "CLOUDSDK_CONFIG": str(tmp_path), "NO_GCE_CHECK": "true"}
         nobody |= {"GOOGLE_APPLICATION_CREDENTIALS": ""}
         paths = [f"--{name}=gs://my-bucket/x" for name in ("input", "model", "output")]
-        done = submit("--runner=DataflowRunner", *paths, *LAUNCH, **nobody)
+        command = [sys.executable, "-m", "pipelines.score", "--runner=DataflowRunner", *paths, *LAUNCH]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | nobody)
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert "gcloud auth application-default login" in line
@@ -380,8 +175,9 @@ def test_workers_get_the_placement(table: Path, model: Path, tmp_path: Path) -> 
     paths = [f"--input={table}", f"--model={model}", f"--output={tmp_path / 'out'}", "--shared_filesystem"]
     gpu = [f"--accelerator={L4}", "--machine_type=g2-standard-4", "--model_copies=4", "--precision=bfloat16"]
     settled = ScoreOptions.parse(["--runner=DataflowRunner", *paths, *LAUNCH, *gpu], score.COMMAND).settled()
-    job = score_job.prepare(settled, ModelDir(str(model)))
-    assert job.handler._placement == Placement("cuda", "bfloat16", compile=False, copies=4)
+    with claimed_output(settled, print) as output:
+        job = score_job.prepare(settled, ModelDir(str(model)), output)
+    assert job.score.placement == Placement("cuda", "bfloat16", compile=False, copies=4)
 
 
 def test_template_launchers_may_pass_what_beam_does_not_know(tmp_path: Path) -> None:
@@ -414,7 +210,7 @@ def test_wheel_can_be_installed_and_has_everything(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for package in ("handlers", "pipelines", "transforms"):
+    for package in ("handlers", "pipelines", "torchbeam", "transforms"):
         for file in (ROOT / package).rglob("*.py"):
             installed = tmp_path / "site" / file.relative_to(ROOT)
             assert installed.read_bytes() == file.read_bytes()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from spark_cluster import Cluster, Run, started_cluster
+from spark_parts import lonely_master
 
 from handlers.errors import UsageError
 from pipelines.spark.java import find_java
@@ -26,18 +27,23 @@ def job_server() -> Path:
 
 
 @pytest.fixture(scope="session")
-def cluster(tmp_path_factory: pytest.TempPathFactory, job_server: Path) -> Iterator[Cluster]:
-    """The cluster that tests share which leave it as it was."""
+def _cluster(tmp_path_factory: pytest.TempPathFactory, job_server: Path) -> Iterator[Cluster]:
     with started_cluster(tmp_path_factory.mktemp("cluster")) as made:
         yield made
 
 
 @pytest.fixture
-def own_cluster(tmp_path: Path, job_server: Path) -> Iterator[Cluster]:
-    """A cluster to break."""
-    (tmp_path / "cluster").mkdir()
-    with started_cluster(tmp_path / "cluster") as made:
-        yield made
+def cluster(_cluster: Cluster) -> Cluster:
+    """A cluster with two idle workers, which tests may break: it is started once and put right again for each."""
+    _cluster.restore()
+    return _cluster
+
+
+@pytest.fixture(scope="session")
+def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """A real master without workers: its URL and its web page."""
+    with lonely_master(tmp_path_factory.mktemp("master")) as (url, page, _):
+        yield url, page
 
 
 @pytest.fixture

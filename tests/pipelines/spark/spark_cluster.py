@@ -20,7 +20,7 @@ import pytest
 
 from pipelines.command.supervisor import supervised_command
 
-WAIT_SECONDS = 120.0
+WAIT_SECONDS = 300.0  # starting executors took more than two minutes on a machine with a load of 14
 
 
 def free_port() -> int:
@@ -33,16 +33,22 @@ def wait_for(condition: Callable[[], object], what: str, seconds: float = WAIT_S
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.05)
+        time.sleep(0.2)  # a look at all processes takes a while itself
 
 
-def processes(command: str, session: int | None = None) -> list[int]:
-    """The processes with `command` in their command line, of a session (as `setsid` makes them), oldest first."""
+def processes(command: str, session: int | None = None, environment: str = "") -> list[int]:
+    """The processes with `command` in their command line, oldest first.
+
+    Those of a session (as `setsid` makes them), and with `environment` somewhere in theirs, where it is given: other
+    tests, and other people's, may run beside these.
+    """
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             state, _, _, of_session = (folder / "stat").read_text().rpartition(")")[2].split()[:4]
+            if environment and environment.encode() not in (folder / "environ").read_bytes():
+                continue
         except (OSError, ValueError):
             continue
         if command in line and state != "Z" and session in (None, int(of_session)):
@@ -77,13 +83,23 @@ class Cluster:
     Attributes:
         url: that of its master.
         ui: the master's web page.
-        workers: each with one core.
+        start_worker: starts one more, with one core.
+        workers: those that are to be there.
     """
 
     url: str
     ui: str
     master: Daemon
+    start_worker: Callable[[], Daemon]
     workers: list[Daemon] = field(default_factory=list)
+
+    def restore(self) -> None:
+        """Two workers are there, and nothing runs on them, whatever a test has done to them."""
+        self.workers = [worker for worker in self.workers if worker.process.poll() is None]
+        while len(self.workers) < 2:
+            self.workers.append(self.start_worker())
+        wait_for(lambda: _alive_workers(self.ui) == 2, "two workers")
+        wait_for(lambda: not any(each.executors() or each.python_workers() for each in self.workers), "idle workers")
 
     @property
     def arguments(self) -> list[str]:
@@ -130,14 +146,14 @@ def started_cluster(folder: Path) -> Iterator[Cluster]:
         master = start("master.Master", "--host", "127.0.0.1", "--port", str(master_port), "--webui-port", str(ui_port))
         daemons.append(master)
         wait_for(lambda: _alive_workers(ui) is not None, "the master's page")
-        cluster = Cluster(url, ui, master)
-        for _ in range(2):
-            worker = start(
-                *("worker.Worker", "--host", "127.0.0.1", "--webui-port", "0", "--cores", "1", "--memory", "1200m", url)
-            )
-            daemons.append(worker)
-            cluster.workers.append(worker)
-        wait_for(lambda: _alive_workers(ui) == 2, "two workers")
+
+        def start_worker() -> Daemon:
+            size = ("--cores", "1", "--memory", "1200m")
+            daemons.append(start("worker.Worker", "--host", "127.0.0.1", "--webui-port", "0", *size, url))
+            return daemons[-1]
+
+        cluster = Cluster(url, ui, master, start_worker)
+        cluster.restore()
         yield cluster
     finally:
         for daemon in daemons:
@@ -164,7 +180,7 @@ class Run:
             text=True,
         )
 
-    def finish(self, seconds: float = 240.0) -> tuple[int, str, str]:
+    def finish(self, seconds: float = WAIT_SECONDS) -> tuple[int, str, str]:
         """Exit code, standard output and standard error."""
         try:
             out, err = self.process.communicate(timeout=seconds)

@@ -15,6 +15,7 @@ import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from handlers.errors import UsageError
+from pipelines.command.supervisor import die_with_parent
 from pipelines.spark.java import find_java
 
 FakeJava = Callable[..., Path]
@@ -67,6 +68,7 @@ def spark_process(folder: Path, *arguments: object, page: int) -> Iterator[int]:
         pytest.skip(str(error))
     home = Path(pyspark.__file__).parent
     settings = {"SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1"}
+    parent = os.getpid()
     with (folder / "spark.log").open("ab") as log:
         process = subprocess.Popen(
             [str(home / "bin" / "spark-class"), *map(str, arguments), "--webui-port", str(page)],
@@ -74,6 +76,7 @@ def spark_process(folder: Path, *arguments: object, page: int) -> Iterator[int]:
             stderr=log,
             env=os.environ | settings,
             start_new_session=True,
+            preexec_fn=lambda: die_with_parent(parent),  # also where the tests are killed, nothing is left
         )
     try:
         deadline = time.monotonic() + 60

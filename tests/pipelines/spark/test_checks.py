@@ -5,12 +5,12 @@ from __future__ import annotations
 import socket
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from spark_parts import FakeJava, free_port, lonely_master, make_fake_java, options, spark_version
+from spark_parts import FakeJava, free_port, make_fake_java, options, spark_version
 
 from handlers.errors import UsageError
 from pipelines import doctor
@@ -23,13 +23,6 @@ from pipelines.spark.submit import worker_command
 @pytest.fixture
 def fake_java(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeJava:
     return make_fake_java(tmp_path, monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def master(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
-    """A real master without workers: its URL and its web page."""
-    with lonely_master(tmp_path_factory.mktemp("master")) as (url, page, _):
-        yield url, page
 
 
 class TestVersions:

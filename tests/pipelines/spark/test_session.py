@@ -62,7 +62,7 @@ class CutOff(BaseHTTPRequestHandler):
 @pytest.fixture
 def page() -> Iterator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), CutOff) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield f"http://127.0.0.1:{server.server_address[1]}"
         server.shutdown()
 

@@ -18,7 +18,7 @@ from spark_cluster import Cluster, Run, processes, wait_for
 
 from pipelines import score
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(200)
 
 Start = Callable[..., Run]
 COUNTED = ("rows_read", "rows_scored", "rows_dropped", "rows_dead", "files_read", "files_dead", "dead_by_error")
@@ -78,7 +78,7 @@ def test_local(
     assert not [line for line in err.splitlines() if not line.startswith("scoring: ")]
     assert ["rows", "dead", str(POISONED)] in [line.split() for line in out.splitlines()]
     Scored.read(tmp_path / "out").check(expected)
-    assert not processes(str(job_server))
+    assert not processes(str(job_server), environment=str(tmp_path))
     assert not list((tmp_path / "temporary").iterdir())
 
 
@@ -141,10 +141,10 @@ def busy(cluster: Cluster) -> int:
 
 @pytest.mark.parametrize("victim", ["python worker", "executor", "spark worker"])
 def test_killed_in_the_middle(
-    victim: str, started: Start, own_cluster: Cluster, slow_expected: Scored, tmp_path: Path
+    victim: str, started: Start, cluster: Cluster, slow_expected: Scored, tmp_path: Path
 ) -> None:
-    begun = started(own_cluster)
-    worker = own_cluster.workers[busy(own_cluster)]
+    begun = started(cluster)
+    worker = cluster.workers[busy(cluster)]
     if victim == "python worker":
         for pid in worker.python_workers():
             os.kill(pid, signal.SIGKILL)
@@ -164,26 +164,39 @@ def test_driver_killed(
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     begun = started(cluster)
+    assert processes(str(job_server), environment=str(tmp_path))
     begun.process.send_signal(signal.SIGKILL)
     begun.process.wait()
-    wait_for(lambda: not processes(str(job_server)), "the end of the job server", 30)
-    wait_for(lambda: not list((tmp_path / "temporary").iterdir()), "the end of its files", 30)
-    wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors", 30)
+    wait_for(lambda: not processes(str(job_server), environment=str(tmp_path)), "the end of the job server")
+    wait_for(lambda: not list((tmp_path / "temporary").iterdir()), "the end of its files")
+    wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors")
     there = list((tmp_path / "out").iterdir()) if (tmp_path / "out").exists() else []  # killed before the first file
-    assert not [path for path in there if not path.name.startswith("_tmp-")]
+    assert not [
+        path for path in there if not path.name.startswith(("_tmp-", "_claim.json"))
+    ]  # the next run removes both
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(started: Start, cluster: Cluster, job_server: Path, tmp_path: Path, end: signal.Signals) -> None:
+def test_interrupted(
+    started: Start,
+    cluster: Cluster,
+    job_server: Path,
+    tmp_path: Path,
+    end: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     begun = started(cluster)
+    assert processes(str(job_server), environment=str(tmp_path))
     begun.process.send_signal(end)
-    code, out, err = begun.finish(60)
+    code, out, err = begun.finish()
     assert code == 130, err
     assert err.splitlines()[-1] == "torchbeam score: interrupted; nothing was published"
     assert out == ""
-    wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors", 30)
-    assert not processes(str(job_server))
-    assert not list((tmp_path / "out").rglob("*")) if (tmp_path / "out").exists() else True
+    wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors")
+    assert not processes(str(job_server), environment=str(tmp_path))
+    assert not (tmp_path / "out").exists()
 
 
 def test_worker_that_dies_at_its_start(
@@ -192,7 +205,7 @@ def test_worker_that_dies_at_its_start(
     (tmp_path / "plug.py").write_text("import os, sys; print('no current', file=sys.stderr, flush=True); os._exit(3)")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
     options = {"spark_master_url": "local[2]", "environment_type": "PROCESS", "beam_plugins": "plug"}
-    code, _, err = run(input=poisoned.folder, model=model, output=tmp_path / "out", **options).finish(120)
+    code, _, err = run(input=poisoned.folder, model=model, output=tmp_path / "out", **options).finish()
     assert code == 1
     line = err.splitlines()[-1]
     assert line.startswith("torchbeam score: error: the run failed: WorkerError: the worker on ")

@@ -26,13 +26,12 @@ from transforms.sinks import publish as publishing
 from transforms.sinks.publish import (
     Publication,
     Publish,
-    clean_up,
     left_over,
     publish,
     publish_run,
     reports,
-    temporary_folder,
 )
+from transforms.sinks.temporary import clean_up, temporary_folder
 from transforms.sinks.write import Part, WriteChunks, Writer
 
 SCHEMA = pa.schema([("n", pa.int64())])

@@ -20,8 +20,9 @@ from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
 
-from handlers.columnar.chunks import dead_letter_schema, with_provenance
+from handlers.columnar.chunks import dead_letter_schema, dead_letters, with_provenance
 from handlers.errors import TorchbeamError, UsageError
+from handlers.failures import RowFailure
 from transforms.sinks import write as sinks
 from transforms.sinks.formats import SINKS, dead_letter_format, parquet
 from transforms.sinks.write import Part, WriteChunks, Writer, conform, write_empty
@@ -198,10 +199,34 @@ def test_an_unknown_format_is_named() -> None:
         WriteChunks("out", SCHEMA, "xml")
 
 
-def test_dead_letters_of_csv_are_parquet() -> None:
+def test_dead_letters_are_written_in_a_format_that_holds_them(tmp_path: Path) -> None:
     assert [dead_letter_format(name) for name in SINKS] == ["parquet", "parquet", "jsonl", "avro"]
+    failures = [RowFailure("encode", "NotANumber", f"no. {n}", None if n else "raw") for n in range(3)]
+    letters = dead_letters(chunk(7, 3), failures, "v1")
     for name in SINKS:
-        WriteChunks("out", dead_letter_schema(SCHEMA), dead_letter_format(name))
+        output_format, folder = dead_letter_format(name), tmp_path / name
+        with beam.Pipeline(runner=FnApiRunner()) as pipeline:
+            rows = pipeline | beam.Create([letters]).with_output_types(pa.RecordBatch)
+            _ = rows | WriteChunks(str(folder), dead_letter_schema(SCHEMA), output_format)
+        (file,) = folder.iterdir()
+        if output_format == "parquet":
+            assert pq.read_schema(file) == dead_letter_schema(SCHEMA)
+            found = pq.read_table(file).to_pylist()
+        else:
+            found = avro_rows(str(file)) if output_format == "avro" else lines(str(file))
+        assert [(row["n"], row["label"]) for row in found] == [(7, "odd"), (8, "even"), (9, "odd")]
+        assert [row["dead_letter"] for row in found] == [
+            {
+                "stage": "encode",
+                "type": "NotANumber",
+                "message": f"no. {n}",
+                "source": "data/a.parquet",
+                "row": 7 + n,
+                "model_version": "v1",
+                "raw": None if n else "raw",
+            }
+            for n in range(3)
+        ]
 
 
 def test_avro_is_as_other_readers_expect_it(tmp_path: Path) -> None:

@@ -136,5 +136,5 @@ def serve_queries(fake: FakeBigQuery) -> ThreadingHTTPServer:
             pass
 
     server = ThreadingHTTPServer(("localhost", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     return server

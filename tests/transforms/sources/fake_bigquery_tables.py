@@ -157,7 +157,7 @@ def serve_tables(fake: FakeTables) -> Iterator[str]:
             pass
 
     server = ThreadingHTTPServer(("localhost", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     try:
         yield f"http://localhost:{server.server_port}"

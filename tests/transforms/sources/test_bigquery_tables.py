@@ -21,7 +21,8 @@ from pipelines import score
 from transforms.accounting import Counts
 from transforms.sinks import bigquery_tables
 from transforms.sinks.bigquery_tables import Tables, load, loadable, plan_tables, table_schema
-from transforms.sinks.publish import Publication, publish_run, temporary_folder
+from transforms.sinks.publish import Publication, publish_run
+from transforms.sinks.temporary import temporary_folder
 from transforms.sinks.write import Part, Writer, write_empty
 from transforms.sources.formats import bigquery
 
@@ -124,7 +125,7 @@ class TestRuns:
             f"torchbeam-{found['run_id']}-{what}-0" for what in ("dead_letters", "predictions")
         ]
         assert dispositions(fake) == ["WRITE_EMPTY"] * 2
-        assert not any((tmp_path / "temp").iterdir())
+        assert not (tmp_path / "temp").exists()  # the run had made it
         types = {each["name"]: (each["type"], each["mode"]) for each in fake.schemas[TABLE]}
         assert types == {
             "id": ("INT64", "NULLABLE"),
@@ -184,7 +185,7 @@ class TestRuns:
         )
         assert fake.tables == {}
         assert not (tmp_path / "report.json").exists()
-        assert not any((tmp_path / "temp").iterdir())
+        assert not (tmp_path / "temp").exists()  # the run had made it
 
     def test_a_report_of_an_earlier_run_is_gone_where_the_load_fails(
         self, fake: FakeTables, run: Score, tmp_path: Path

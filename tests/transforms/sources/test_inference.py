@@ -1,12 +1,14 @@
 from datetime import UTC, datetime
+from decimal import Decimal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from transforms.sources.inference import json_type, text_type
+from handlers.columnar.chunks import NUMBERS
+from transforms.sources.inference import json_field, json_type, text_field, text_type
 
 
 @pytest.mark.parametrize(("numeric", "expected"), [(False, pa.int64()), (True, pa.float64())])
@@ -27,6 +29,42 @@ VALUES: list[tuple[st.SearchStrategy[object], pa.DataType]] = [
     (st.integers(0, 99_999).map("0{:05d}".format), pa.string()),
     (st.integers(10**19, 10**25).map(str), pa.string()),
 ]
+
+
+LARGE = 9007199254740993
+
+
+@pytest.mark.parametrize(
+    ("values", "numeric", "whole", "expected"),
+    [
+        ([LARGE], False, False, pa.int64()),
+        ([LARGE], True, True, pa.int64()),
+        ([LARGE], True, False, pa.string()),
+        ([1, 2], True, True, pa.float64()),
+        ([LARGE, 0.5], True, True, pa.string()),
+        ([10**30 + 1], True, True, pa.string()),
+        ([10**30], True, True, pa.float64()),
+        ([LARGE, 0.5], False, False, None),
+        ([[LARGE], [1]], True, True, pa.list_(pa.int64())),
+        ([[LARGE], [1]], True, False, pa.list_(pa.string())),
+        ([[LARGE], [0.5]], False, False, None),
+        ([{"x": LARGE}, {"x": 0.5}], False, True, None),
+    ],
+)
+def test_no_type_loses_digits(values: list[object], numeric: bool, whole: bool, expected: pa.DataType | None) -> None:
+    assert json_type(values, numeric=numeric, whole=whole) == expected
+    field = json_field("a", values, numeric=numeric, whole=whole)
+    texts = numeric and expected in (pa.string(), pa.list_(pa.string()))
+    assert (field is None) == (expected is None)
+    assert (field is not None and field.metadata == NUMBERS) == texts
+    if expected is not None and not pa.types.is_list(expected):
+        cells = pa.array(list(map(str, values)))
+        assert text_type(cells, numeric=numeric, whole=whole) == expected
+        assert (text_field("a", cells, numeric=numeric, whole=whole).metadata == NUMBERS) == texts
+
+
+def test_hexadecimal_codes_stay_text() -> None:
+    assert text_type(pa.array(["0x1F", "7"]), numeric=False) == pa.string()
 
 
 def written(value: object) -> str:
@@ -61,6 +99,10 @@ JSON = st.recursive(
 
 
 @settings(max_examples=300, deadline=None)
+@example([9007199254740993], True)
+@example([9007199254740993, 0.5], False)
+@example([[9007199254740993], [0.5, None]], True)
+@example([{"x": 9007199254740993}, {"x": 0.5}], False)
 @given(st.lists(JSON, max_size=6), st.booleans())
 def test_any_json_has_a_type_that_fits_a_value_or_none(values: list[object], numeric: bool) -> None:
     kind = json_type(values, numeric=numeric)
@@ -69,10 +111,25 @@ def test_any_json_has_a_type_that_fits_a_value_or_none(values: list[object], num
     if pa.types.is_temporal(kind):
         assert any(isinstance(value, str) for value in values)
         return
+    if numeric and json_field("a", values, numeric=True).metadata == NUMBERS:  # type: ignore[union-attr]
+        assert any(_loses_digits(value) for value in values)
+        return
     assert any(value is not None and _fits(value, kind) for value in values)
 
 
+def _loses_digits(value: object) -> bool:
+    if isinstance(value, list):
+        return any(map(_loses_digits, value))
+    return isinstance(value, int) and Decimal(repr(float(value))) != value
+
+
 def _fits(value: object, kind: pa.DataType) -> bool:
+    if pa.types.is_floating(kind) and isinstance(value, int):
+        return not _loses_digits(value)
+    if pa.types.is_list(kind) and isinstance(value, list):
+        return all(item is None or _fits(item, kind.value_type) for item in value)
+    if pa.types.is_struct(kind) and isinstance(value, dict):
+        return all(value.get(each.name) is None or _fits(value[each.name], each.type) for each in kind)
     try:
         pa.array([value], kind)
     except (pa.ArrowException, OverflowError):

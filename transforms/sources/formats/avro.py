@@ -15,7 +15,6 @@ from typing import Any
 import fastavro
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from handlers.errors import BrokenFileError
 from transforms.avro_types import Values, columns_of, without_logical_types
@@ -25,13 +24,14 @@ from transforms.sources.blocks import (
     Plan,
     ReadOptions,
     Split,
-    as_json,
     check_columns,
     check_types,
     convert,
     misfit,
     unify,
+    widened,
 )
+from transforms.sources.digits import dumps
 from transforms.sources.files import InputFile, open_input
 
 NAME = "avro"
@@ -191,14 +191,14 @@ def _block(rows: list[dict[str, Any]], number: int, columns: _Columns, schema: p
             return pa.nulls(stop - start, each.type)
         stored, values = columns[each.name]
         array = values.array([row[stored] for row in rows[start:stop]])
-        return array if array.type == each.type else pc.cast(array, each.type)
+        return array if array.type == each.type else widened(array, each.type)
 
     batch, misfits = convert(schema, len(rows), column)
     numbers = np.arange(number, number + len(rows), dtype=np.int64)
     refusals = {}
     for position, each in misfits.items():
         row = {name: _valid(rows[position][stored]) for name, (stored, _) in columns.items()}
-        refusals[position] = misfit(each, row[each.name], number + position, split, as_json(row))
+        refusals[position] = misfit(each, row[each.name], number + position, split, dumps(row))
     return Block(batch, numbers, refusals)
 
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from handlers.errors import ServiceError, UsageError, one_line
 from transforms.bigquery import BEFORE_RUN, PREFIX, WAY_OUT, billed_project, rest_client
-from transforms.sources.blocks import Block, Numeric, Plan, ReadOptions, Split, as_json, check_columns, fit
+from transforms.sources.blocks import Block, Numeric, Plan, ReadOptions, Split, check_columns, fit, widened
+from transforms.sources.digits import dumps
 from transforms.sources.files import InputFile
 from transforms.sources.formats.parquet import plain_schema
 
@@ -97,7 +97,7 @@ def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Bl
         if batch.schema.equals(schema):
             yield Block(batch, numbers)
         else:
-            yield fit(batch, schema, numbers, split, cast=pc.cast, raw=as_json)
+            yield fit(batch, schema, numbers, split, cast=widened, raw=dumps)
 
 
 def _batches(stream: str, split: Split) -> Iterator[pa.RecordBatch]:

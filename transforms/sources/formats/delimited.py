@@ -25,8 +25,9 @@ from handlers.columnar.chunks import single_batch
 from handlers.errors import BrokenFileError, UsageError
 from handlers.failures import RowFailure
 from transforms.sources.blocks import Block, Numeric, Plan, ReadOptions, Split, check_columns, fit, null_batch
+from transforms.sources.digits import held
 from transforms.sources.files import InputFile, InputStream, open_stream
-from transforms.sources.inference import SAMPLE_BYTES, SAMPLE_ROWS, sampled, text_type
+from transforms.sources.inference import SAMPLE_BYTES, SAMPLE_ROWS, sampled, text_field
 
 NAME = "csv"
 EXTENSIONS = (".csv", ".tsv")
@@ -111,29 +112,39 @@ def plan(files: Sequence[InputFile], numeric: Numeric) -> Plan:
     """Settles the columns from the heads of a few files, spread over all of them; one split a file."""
     splits = [Split(file.path, NAME, file.partitions) for file in files]
     columns: dict[str, list[pa.Array]] = {}
-    for split in sampled(splits):
-        for name, values in _sample(split).items():
+    heads = sampled(splits)
+    whole = len(heads) == len(splits)
+    for split in heads:
+        sample, is_whole = _sample(split)
+        whole = whole and is_whole
+        for name, values in sample.items():
             columns.setdefault(name, []).append(values)
     numbers = numeric(columns)
-    types = {name: text_type(pa.concat_arrays(parts), numeric=name in numbers) for name, parts in columns.items()}
-    return Plan(pa.schema(list(types.items())), splits)
+    fields = [
+        text_field(name, pa.concat_arrays(parts), numeric=name in numbers, whole=whole)
+        for name, parts in columns.items()
+    ]
+    return Plan(pa.schema(fields), splits)
 
 
-def _sample(split: Split) -> dict[str, pa.Array]:
+def _sample(split: Split) -> tuple[dict[str, pa.Array], bool]:
+    """The columns of the first rows of a file, and whether these are all of them."""
     try:
         with open_stream(split.path) as stream:
             head = stream.read(SAMPLE_BYTES)
-        if len(head) == SAMPLE_BYTES or stream.error is not None:
+        whole = len(head) < SAMPLE_BYTES and stream.error is None
+        if not whole:
             head = head[: head.rfind(b"\n") + 1]  # a last row that is cut off says nothing about types
         table = _open(_Utf8(InputStream(pa.BufferReader(head))), split)
         batches = list(table.batches)
     except Exception:
-        return {}  # it fails when it is read, with a reason
+        return {}, False  # it fails when it is read, with a reason
     if twice := sorted(f'"{name}"' for name, count in Counter(table.names).items() if count > 1):
         raise UsageError(f"{split.path} has more than one column {', '.join(twice)}; rename them in its first line")
     schema = pa.schema([(name, pa.string()) for name in table.names])
-    whole = single_batch(pa.Table.from_batches(batches, schema).slice(0, SAMPLE_ROWS))
-    return dict(zip(table.names, whole.columns, strict=True))
+    rows = pa.Table.from_batches(batches, schema)
+    first = single_batch(rows.slice(0, SAMPLE_ROWS))
+    return dict(zip(table.names, first.columns, strict=True)), whole and rows.num_rows <= SAMPLE_ROWS
 
 
 def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Block]:
@@ -286,16 +297,25 @@ def _cast(array: pa.Array, kind: pa.DataType, *, check: bool) -> pa.Array:
     if check and pc.any(pc.match_substring(array, _INVALID)).as_py():
         raise ValueError("invalid UTF-8")
     try:
-        return pc.cast(array, kind)
+        cast = pc.cast(array, kind)
     except pa.ArrowInvalid:
-        return pc.cast(pc.utf8_trim_whitespace(array), kind)
+        array = pc.utf8_trim_whitespace(array)
+        cast = pc.cast(array, kind)
+    if pa.types.is_floating(kind) and not held(array, cast).all():
+        raise ValueError("float64 does not hold all digits")
+    return cast
 
 
 def _may_fit(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_string(kind):
         return pc.invert(pc.match_substring(array, _INVALID))
     pattern = next(pattern for is_kind, pattern in _PATTERNS if is_kind(kind))
-    return pc.match_substring_regex(array, rf"(?i)^\s*({pattern})\s*$")
+    array = pc.utf8_trim_whitespace(array)
+    fits = pc.match_substring_regex(array, rf"(?i)^({pattern})$")
+    if not pa.types.is_floating(kind):
+        return fits
+    numbers = pc.if_else(fits, array, pa.scalar(None, array.type))
+    return pc.and_(fits, pa.array(held(numbers, pc.cast(numbers, kind))))
 
 
 def _delimiter(split: Split) -> str:

@@ -1,13 +1,15 @@
 """JSON lines: every line that is not blank is a row, one JSON object.
 
 Fields that are not in the schema are left out. One that a line lacks is null, also where the model needs it: which
-fields a file has is known only at its end. Values of a column that have no type in common become text: text as it
-is, others as their JSON.
+fields a file has is known only at its end. Values of a column that have no type in common, or whose digits float64
+does not hold, become text: text as it is, others as their JSON.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pajson
 
-from handlers.columnar.chunks import DEAD_LETTER, DEAD_LETTER_TYPE
+from handlers.columnar.chunks import DEAD_LETTER, DEAD_LETTER_TYPE, NUMBERS
 from handlers.errors import BrokenFileError, one_line
 from handlers.failures import RowFailure
 from handlers.isolation import isolate
@@ -27,52 +29,57 @@ from transforms.sources.blocks import (
     Plan,
     ReadOptions,
     Split,
-    as_json,
     batch_of,
     convert,
     is_dead_letter,
     misfit,
 )
+from transforms.sources.digits import Literal, dumps, has_floats, held, keeps_digits, loads, number_texts
 from transforms.sources.files import InputFile
 from transforms.sources.formats.lines import head_lines, line_blocks
-from transforms.sources.inference import SAMPLE_BYTES, SAMPLE_ROWS, json_type, sampled
+from transforms.sources.inference import SAMPLE_BYTES, SAMPLE_ROWS, json_field, sampled
 
 NAME = "jsonl"
 EXTENSIONS = (".jsonl", ".ndjson", ".json")
 COMPRESSED = True
 
 _OPEN, _CLOSE = b"{}"
+_NUMBERS: set[type] = {type(None), int, float, Literal, str, list}
 
 
 def plan(files: Sequence[InputFile], numeric: Numeric) -> Plan:
     """Settles the columns from the heads of a few files, spread over all of them; one split a file."""
     splits = [Split(file.path, NAME, file.partitions) for file in files]
     columns: dict[str, list[Any]] = {}
-    for split in sampled(splits):
-        for row in _sample(split):
+    heads = sampled(splits)
+    whole = len(heads) == len(splits)
+    for split in heads:
+        rows, is_whole = _sample(split)
+        whole = whole and is_whole
+        for row in rows:
             for name, value in row.items():
                 columns.setdefault(name, []).append(value)
     numbers = numeric(columns)
-    found = {name: json_type(values, numeric=name in numbers) for name, values in columns.items()}
-    untyped = frozenset(name for name, kind in found.items() if kind is None)
-    types = {name: pa.string() if kind is None else kind for name, kind in found.items()}
-    if DEAD_LETTER in types and is_dead_letter(types[DEAD_LETTER]):
-        types[DEAD_LETTER] = DEAD_LETTER_TYPE  # the sample may have only nulls in a field
-    return Plan(pa.schema(list(types.items())), [replace(split, untyped=untyped) for split in splits])
+    found = {name: json_field(name, values, numeric=name in numbers, whole=whole) for name, values in columns.items()}
+    untyped = frozenset(name for name, each in found.items() if each is None)
+    fields = {name: each or pa.field(name, pa.string()) for name, each in found.items()}
+    if DEAD_LETTER in fields and is_dead_letter(fields[DEAD_LETTER].type):
+        fields[DEAD_LETTER] = pa.field(DEAD_LETTER, DEAD_LETTER_TYPE)  # the sample may have only nulls in a field
+    return Plan(pa.schema(list(fields.values())), [replace(split, untyped=untyped) for split in splits])
 
 
-def _sample(split: Split) -> Iterator[dict[str, Any]]:
+def _sample(split: Split) -> tuple[list[dict[str, Any]], bool]:
+    """The first rows of a file, and whether these are all of them."""
     try:
-        lines = head_lines(split, SAMPLE_BYTES, SAMPLE_ROWS)
+        lines, whole = head_lines(split, SAMPLE_BYTES, SAMPLE_ROWS)
     except Exception:
-        return  # the file fails when it is read, with a reason
+        return [], False  # the file fails when it is read, with a reason
+    rows = []
     for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
+        row = _load(line)
         if isinstance(row, dict):
-            yield row if _not_utf8(line, row) is None else _as_utf8(row)
+            rows.append(row if _not_utf8(line, row) is None else _as_utf8(row))
+    return rows, whole
 
 
 def blocks(split: Split, schema: pa.Schema, _options: ReadOptions) -> Iterator[Block]:
@@ -116,6 +123,8 @@ def _sift(
             errors[position] = row
         elif any(type(row.get(name)) not in fitting for name, fitting in kinds.items()):
             errors[position] = ValueError("a value does not fit its column")
+        elif not all(keeps_digits(row.get(each.name), each.type) for each in schema):
+            errors[position] = ValueError("float64 does not hold all digits")
         elif _not_utf8(lines[position], row) is not None:
             errors[position] = ValueError("it is not valid UTF-8")
     rest = [position for position in range(len(lines)) if position not in errors]
@@ -132,31 +141,71 @@ def _parse(lines: list[bytes], schema: pa.Schema, untyped: Collection[str] = ())
         raise ValueError("it is no JSON object")  # and Arrow crashes on a lone `null`
     data = b"\n".join(lines)
     data.decode()  # Arrow does not check that strings are UTF-8
+    by_arrow = [each for each in schema if not _by_python(each, untyped)]
+    _check_digits(lines, data, [each for each in by_arrow if has_floats(each.type)])
     table = pajson.read_json(
         pa.BufferReader(data),
         read_options=pajson.ReadOptions(use_threads=False, block_size=len(data) + 1),
         parse_options=pajson.ParseOptions(
-            explicit_schema=pa.schema(
-                [(each.name, _as_read(each.type)) for each in schema if each.name not in untyped]
-            ),
+            explicit_schema=pa.schema([(each.name, _as_read(each.type)) for each in by_arrow]),
             unexpected_field_behavior="ignore",
         ),
     )
     if table.num_rows != len(lines):
         raise ValueError("it is more than one JSON object")
-    rows = [json.loads(line) for line in lines] if untyped else []
+    rows = [loads(line) for line in lines] if len(by_arrow) < len(schema) else []
 
     def column(each: pa.Field) -> pa.Array:
         if each.name in untyped:
             return _texts(row.get(each.name) for row in rows)
+        if _by_python(each, untyped):
+            return number_texts((row.get(each.name) for row in rows), each.type)
         return pa.concat_arrays(pc.cast(table.column(each.name), each.type).chunks)
 
     return batch_of([column(each) for each in schema], schema, len(lines))
 
 
+def _by_python(column: pa.Field, untyped: Collection[str]) -> bool:
+    """Whether a column is read as text from values that may be none, which Arrow cannot."""
+    return column.name in untyped or column.metadata == NUMBERS
+
+
+def _check_digits(lines: list[bytes], data: bytes, columns: Sequence[pa.Field]) -> None:
+    """Raises if one of the `lines`, together `data`, has a number that float64 does not hold in one of `columns`.
+
+    Arrow reads it as the nearest that float64 has. Only lines with numbers that are long are looked at closer.
+    """
+    if not columns:
+        return
+    if not _all_held(_number_pattern(tuple(columns)).findall(data)):
+        for row in map(loads, lines):
+            if not all(keeps_digits(row.get(each.name), each.type) for each in columns):
+                raise ValueError("float64 does not hold all digits")
+
+
+def _all_held(texts: list[bytes]) -> bool:
+    array = pa.array(texts, pa.binary()).cast(pa.string())
+    try:
+        return bool(held(array, pc.cast(array, pa.float64())).all())
+    except pa.ArrowInvalid:  # an address of dots and digits, out of a string
+        return False
+
+
+@functools.lru_cache(maxsize=16)
+def _number_pattern(columns: tuple[pa.Field, ...]) -> re.Pattern[bytes]:
+    """Finds the numbers of many digits, or of a large exponent, that may be floats of `columns`."""
+    number = rb"-?(?:\d[\d.]{15,}(?:[eE][+-]?\d+)?|\d[\d.]*[eE][+-]?\d{3,})"
+    names = [each.name for each in columns]
+    if not all(pa.types.is_floating(each.type) and re.fullmatch(r"[\w .-]+", each.name, re.ASCII) for each in columns):
+        return re.compile(number)
+    # A name may be escaped, which hardly anyone does: then all numbers are looked at.
+    keys = "|".join(map(re.escape, names)).encode()
+    return re.compile(rb'(?:"(?:' + keys + rb')"|\\u[^"]*")\s*:\s*(' + number + rb")")
+
+
 def _texts(values: Iterable[object]) -> pa.Array:
     return pa.array(
-        [value if value is None or isinstance(value, str) else as_json(value) for value in values], pa.string()
+        [value if value is None or isinstance(value, str) else dumps(value) for value in values], pa.string()
     )
 
 
@@ -166,13 +215,14 @@ def _as_read(kind: pa.DataType) -> pa.DataType:
 
 def _kinds(schema: pa.Schema, untyped: Collection[str]) -> dict[str, set[type]]:
     """By column, the Python types of the JSON values that may fit it. Anything fits those that are `untyped`."""
-    return {each.name: _python_types(each.type) for each in schema if each.name not in untyped}
+    kinds = {each.name: _python_types(each.type) for each in schema if each.name not in untyped}
+    return kinds | {each.name: _NUMBERS for each in schema if each.metadata == NUMBERS}
 
 
 def _python_types(kind: pa.DataType) -> set[type]:
     """The Python types of the JSON values that may fit a column of type `kind`."""
     if pa.types.is_floating(kind):
-        return {type(None), int, float}
+        return {type(None), int, float, Literal}
     if pa.types.is_integer(kind):
         return {type(None), int}
     if pa.types.is_boolean(kind):
@@ -194,7 +244,7 @@ def _refused(
     for position, name in enumerate(broken):
         if name is not None:  # Arrow refuses such a line whole: the other fields are read from a line without this one
             rows[position] = {key: value for key, value in rows[position].items() if _is_utf8([key, value])}
-            readable[position] = as_json(rows[position]).encode()
+            readable[position] = dumps(rows[position]).encode()
 
     def column(each: pa.Field, start: int, stop: int) -> pa.Array:
         if each.name in split.untyped:
@@ -238,7 +288,7 @@ def _not_utf8(line: bytes, row: dict[str, Any]) -> str | None:
 
 def _is_utf8(value: object) -> bool:
     try:
-        as_json(value).encode()
+        dumps(value).encode()
     except (UnicodeEncodeError, RecursionError):
         return False
     return True
@@ -246,12 +296,12 @@ def _is_utf8(value: object) -> bool:
 
 def _as_utf8(row: dict[str, Any]) -> dict[str, Any]:
     """`row` with a question mark for each lone surrogate, and without the fields that are named by one."""
-    return {name: json.loads(as_json(value).encode(errors="replace")) for name, value in row.items() if _is_utf8(name)}
+    return {name: loads(dumps(value).encode(errors="replace")) for name, value in row.items() if _is_utf8(name)}
 
 
 def _load(line: bytes) -> dict[str, Any] | Exception:
     try:
-        row = json.loads(line)
+        row = loads(line)
     except (ValueError, RecursionError) as error:
         return error
     return row if isinstance(row, dict) else ValueError("it is no JSON object")

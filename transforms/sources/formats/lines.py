@@ -40,18 +40,21 @@ def line_blocks(split: Split) -> Iterator[tuple[int, list[bytes]]]:
             raise stream.error
 
 
-def head_lines(split: Split, size: int, limit: int) -> list[bytes]:
+def head_lines(split: Split, size: int, limit: int) -> tuple[list[bytes], bool]:
     """At most `limit` lines from about the first `size` bytes of a file, for a look at it; blank lines left out.
 
-    It is one line at least, however long, where the file has one that can be read.
+    It is one line at least, however long, where the file has one that can be read. The second result tells whether
+    these are all lines of the file.
     """
-    text, whole, at_end = b"", b"", False
+    text, whole, at_end, ended = b"", b"", False, False
     with open_stream(split.path) as stream:
         while not whole.strip() and not at_end and len(text) <= MAX_LINE_BYTES:
             asked = max(size, len(text))
             data = stream.read(asked)
             at_end = len(data) < asked
             text += data
-            whole = text if at_end and stream.error is None else text[: text.rfind(b"\n") + 1]
+            ended = at_end and stream.error is None
+            whole = text if ended else text[: text.rfind(b"\n") + 1]
     lines = whole.removeprefix(_BOM).split(b"\n")
-    return [line for line in lines if line and not line.isspace()][:limit]
+    found = [line for line in lines if line and not line.isspace()]
+    return found[:limit], ended and len(found) <= limit

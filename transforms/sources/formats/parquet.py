@@ -8,21 +8,22 @@ from itertools import chain
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from handlers.columnar.chunks import NUMBERS
 from transforms.sources.blocks import (
     Block,
     Numeric,
     Plan,
     ReadOptions,
     Split,
-    as_json,
     check_columns,
     check_types,
     fit,
     unify,
+    widened,
 )
+from transforms.sources.digits import dumps
 from transforms.sources.files import InputFile, open_input
 
 NAME = "parquet"
@@ -43,7 +44,7 @@ _FOOTERS = 64  # read by one task: the footer of a small file is read sooner tha
 _Footer = tuple[list[Split], pa.Schema | None]
 
 
-def plan(files: Sequence[InputFile], _numeric: Numeric) -> Plan:
+def plan(files: Sequence[InputFile], numeric: Numeric) -> Plan:
     """Reads the footers of all files. One that cannot be read is a split all the same, and fails when it is read."""
     tasks = [files[start : start + _FOOTERS] for start in range(0, len(files), _FOOTERS)]
     schema = pa.schema([])
@@ -59,6 +60,9 @@ def plan(files: Sequence[InputFile], _numeric: Numeric) -> Plan:
                 schema = unify(schema, columns)
             except pa.ArrowException:
                 continue  # types without a common one: the first file wins, and this one fails when it is read
+    # Text that an earlier run wrote for numbers is numbers again where it feeds an input of floats, as in dead letters.
+    numbers = numeric(schema.names)
+    schema = pa.schema([each if each.name in numbers else each.remove_metadata() for each in schema])
     return Plan(schema, splits)
 
 
@@ -92,12 +96,16 @@ def _splits(file: InputFile, metadata: pq.FileMetaData) -> Iterator[Split]:
 
 
 def plain_schema(schema: pa.Schema) -> pa.Schema:
-    """`schema` without metadata, its dictionary columns as the values that they stand for."""
+    """`schema` without metadata but `NUMBERS`, its dictionary columns as the values that they stand for."""
 
     def plain(kind: pa.DataType) -> pa.DataType:
         return kind.value_type if pa.types.is_dictionary(kind) else kind
 
-    return pa.schema([pa.field(each.name, plain(each.type)) for each in schema])
+    return pa.schema([pa.field(each.name, plain(each.type), metadata=_numbers(each)) for each in schema])
+
+
+def _numbers(column: pa.Field) -> dict[bytes, bytes] | None:
+    return NUMBERS if column.metadata and column.metadata.items() >= NUMBERS.items() else None
 
 
 def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Block]:
@@ -117,7 +125,7 @@ def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Bl
                 numbers = np.arange(row, row + batch.num_rows, dtype=np.int64)
                 block = Block(batch, numbers)
                 if not batch.schema.equals(schema):
-                    block = fit(batch, schema, numbers, split, cast=pc.cast, raw=as_json)
+                    block = fit(batch, schema, numbers, split, cast=widened, raw=dumps)
                 size.seen(block.batch)
                 file.reader.set_batch_size(size.next())  # which it looks up for each batch
                 row += block.rows

@@ -1,0 +1,88 @@
+"""How far a model directory is trusted: what it may set, whether its code is run, and which version it must be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from handlers.errors import UsageError
+from handlers.model.environment import check_env_vars, check_name
+
+if TYPE_CHECKING:
+    from handlers.model.spec import ModelSpec
+
+CODE_FOLDER = "code"
+VERSION_DIGITS = 12
+
+_TORCH_CLASS = re.compile(r"torch\.nn:[A-Z]\w*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Trust:
+    """How far a model directory is trusted. By default its own code is run, and `env_vars` has safe names alone.
+
+    Attributes:
+        allow_env: names of further environment variables that `env_vars` may set.
+        version: the only version that is opened: 12 to 64 hexadecimal digits of `ModelDir.digest`.
+        code: whether code of the model's own may be run. Without it a directory is refused that has modules in `code/`, a
+            `loader`, `preprocess` or `postprocess`, an `architecture` that is no class of `torch.nn`, or TorchScript.
+
+    Raises:
+        UsageError: where one of them is none.
+    """
+
+    allow_env: tuple[str, ...] = ()
+    version: str | None = None
+    code: bool = True
+
+    def __post_init__(self) -> None:
+        try:
+            for name in self.allow_env:
+                check_name(name)
+            if self.version is not None:
+                check_version(self.version)
+        except ValueError as error:
+            raise UsageError(f"Trust: {error}") from None
+
+    def check(self, spec: ModelSpec, files: Collection[str], digest: str, path: str) -> None:
+        """Refuses a model that is not trusted so far.
+
+        Args:
+            spec: the contents of its `model.yaml`.
+            files: its files, relative to the directory.
+            digest: the SHA-256 of all of them.
+            path: where it is.
+
+        Raises:
+            UsageError: with what it is refused for.
+        """
+        if self.version is not None and not digest.startswith(self.version):
+            raise UsageError(f"{path} has version {digest[: len(self.version)]}, not {self.version} (--model_version)")
+        check_env_vars(spec.env_vars, self.allow_env, f"{path}/model.yaml")
+        if not self.code and (brought := _own_code(spec, files)):
+            raise UsageError(
+                f"{path} brings code of its own ({brought}), which --no_model_code refuses; export the model with "
+                "torch.export, or leave that option out if you trust it"
+            )
+
+
+def check_version(text: str) -> str:
+    """The digits of a version; raises `ValueError` where there are too few of them, or others."""
+    if not re.fullmatch(rf"[0-9a-f]{{{VERSION_DIGITS},64}}", text):
+        raise ValueError(f"must be {VERSION_DIGITS} to 64 hexadecimal digits of a version, not {text!r}")
+    return text
+
+
+def _own_code(spec: ModelSpec, files: Collection[str]) -> str:
+    """What a model brings that is run as code; empty where that is nothing."""
+    if brought := next((name for name in sorted(files) if name.startswith(f"{CODE_FOLDER}/")), ""):
+        return brought
+    for field in ("loader", "preprocess", "postprocess"):
+        if value := getattr(spec, field):
+            return f"{field}: {value if isinstance(value, str) else value[0]}"
+    # Any function that is installed could stand there, with arguments of the model's choice.
+    if spec.architecture and not _TORCH_CLASS.fullmatch(spec.architecture):
+        return f"architecture: {spec.architecture}"
+    return "a TorchScript program" if spec.format == "torchscript" else ""

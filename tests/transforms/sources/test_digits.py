@@ -1,0 +1,176 @@
+"""Which numbers float64 holds, by decimals; and that no digit of a number in text is lost on its way in."""
+
+import json
+from decimal import Context, Decimal
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from transforms.sources import plan_input
+from transforms.sources.digits import Literal, dumps, held, is_held, loads
+from transforms.sources.formats import delimited, jsonl
+
+HELD = ["0", "-0.0", "0.1", "1e30", "1e23", "9007199254740992", "0.30000000000000000", "1152921504606846976", "5e-324"]
+HELD += [
+    "5.960464477539063e-08",
+    "5.9604644775390625e-08",
+    "0.100000000000000006",
+    "1.000000000000000056e-01",
+    "+7",
+    ".5",
+    "5.",
+    "inf",
+    "nan",
+    "hello",
+    "1e",
+    "9007199254740993e2",
+]
+LOST = ["9007199254740993", "-9007199254740993", "1234567890123456.78", "0.1234567890123456789", "1e999", "1e-400"]
+LOST += ["4e-324", "12345678901234567890123456789012345678", "1e99999999999999999999"]
+
+
+@pytest.mark.parametrize(("texts", "expected"), [(HELD, True), (LOST, False)])
+def test_what_float64_holds(texts: list[str], expected: bool) -> None:
+    assert {text: is_held(text) for text in texts} == dict.fromkeys(texts, expected)
+
+
+NUMBERS = st.one_of(
+    st.integers(-(10**38), 10**38).map(str),
+    st.integers(2**53 - 9, 2**53 + 9).map(str),
+    st.floats(allow_nan=False, allow_infinity=False).map(repr),
+    st.floats(allow_nan=False, allow_infinity=False).map("{:.18e}".format),
+    st.decimals(-(10**22), 10**22, places=4).map(str),
+    st.decimals(0, 1, places=20).map("{:f}".format),
+)
+
+
+def same_digits(text: str) -> bool:
+    """By decimals: the shortest text of the float is the number, or the float cut to as many digits is."""
+    number, near = Decimal(text), float(text)
+    digits = max(len(number.normalize(Context(prec=100)).as_tuple().digits), 1)
+    return Decimal(repr(near)) == number or Decimal(f"{near:.{digits - 1}e}") == number
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(NUMBERS, min_size=1, max_size=20))
+def test_arrays_and_single_numbers_agree(texts: list[str]) -> None:
+    array = pa.array([*texts, None])
+    mask = held(array, pc.cast(array, pa.float64()))
+    assert mask.tolist() == [*map(same_digits, texts), True]
+    assert [is_held(text) for text in texts] == mask[:-1].tolist()
+
+
+def test_json_keeps_how_numbers_are_written() -> None:
+    text = '{"a": [1.10, {"b": 12345678901234567890.10}], "c": 1E400, "d": "x", "é": null, "f": true}'
+    value = loads(text)
+    assert dumps(value) == text
+    assert isinstance(value["c"], Literal)
+    assert float(value["a"][0]) == 1.1
+
+
+def exact(value: object, text: str) -> bool:
+    """Whether a value that was read is the number that was written as `text`."""
+    number = Decimal(text)
+    if isinstance(value, float):
+        return same_digits(text) and value == float(text)
+    return isinstance(value, int | str | Decimal) and Decimal(value) == number
+
+
+def read_all(found: Any, read: Any) -> dict[int, object]:
+    """What became of each row: its value as it was read, or the text of its dead letter."""
+    rows, dead = read(found)
+    letters = {each["dead_letter"]["row"]: each["dead_letter"]["raw"] for each in dead}
+    return {row["__row__"]: row["a"] for row in rows} | letters
+
+
+@pytest.mark.parametrize("numeric", [False, True])
+@settings(max_examples=60, deadline=None)
+@given(st.lists(NUMBERS, min_size=1, max_size=12), st.integers(1, 12))
+def test_csv_keeps_every_digit(read: Any, tmp_path_factory: Any, numeric: bool, texts: list[str], sampled: int) -> None:
+    path = tmp_path_factory.mktemp("csv") / "t.csv"
+    path.write_text("a\n" + "".join(f"{text}\n" for text in texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(delimited, "SAMPLE_ROWS", sampled)
+        found = plan_input(str(path), numeric_columns=["a"] if numeric else [])
+    became = read_all(found, read)
+    assert all(exact(became[row], text) for row, text in enumerate(texts)), (found.schema, became)
+    if sampled >= len(texts) or (numeric and pa.types.is_string(found.schema.field("a").type)):
+        rows, dead = read(found)
+        assert (len(rows), dead) == (len(texts), [])
+
+
+@pytest.mark.parametrize("numeric", [False, True])
+@settings(max_examples=60, deadline=None)
+@given(st.lists(NUMBERS, min_size=1, max_size=12), st.integers(1, 12))
+def test_json_keeps_every_digit(
+    read: Any, tmp_path_factory: Any, numeric: bool, texts: list[str], sampled: int
+) -> None:
+    path = tmp_path_factory.mktemp("json") / "t.jsonl"
+    path.write_text("".join(f'{{"a":{text}}}\n' for text in texts))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jsonl, "SAMPLE_ROWS", sampled)
+        found = plan_input(str(path), numeric_columns=["a"] if numeric else [])
+    for row, value in read_all(found, read).items():
+        written = json.loads(value, parse_float=str, parse_int=str)["a"] if str(value).startswith("{") else value  # type: ignore[arg-type]
+        assert exact(written, texts[row]), (found.schema, value)
+
+
+@pytest.mark.parametrize("form", ["a\n{}\n{}\n", '{{"a":{}}}\n{{"a":{}}}\n'])
+@pytest.mark.parametrize("sampled", [1, 10])
+def test_a_fraction_after_an_integer_that_float64_does_not_hold(
+    read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, sampled: int
+) -> None:
+    for module in (delimited, jsonl):
+        monkeypatch.setattr(module, "SAMPLE_ROWS", sampled)
+    path = tmp_path / ("t.csv" if form.startswith("a") else "t.jsonl")
+    path.write_text(form.format("9007199254740993", "0.25"))
+    found = plan_input(str(path), numeric_columns=["a"])
+    rows, dead = read(found)
+    assert ([row["a"] for row in rows], dead) == (["9007199254740993", "0.25"], [])
+    path.write_text(form.format("9007199254740993", "9007199254740995"))
+    found = plan_input(str(path), numeric_columns=["a"])
+    rows, dead = read(found)
+    values = [9007199254740993, 9007199254740995]
+    assert ([row["a"] for row in rows], dead) == (values if sampled == 10 else list(map(str, values)), [])
+
+
+def test_decimals_beside_floats(read: Any, tmp_path: Path) -> None:
+    """The column of both files is float64; a decimal that it does not hold costs its row, and none is rounded."""
+    decimals = [Decimal("0.10"), Decimal("12345678901234567890.12"), None]
+    pq.write_table(pa.table({"a": pa.array([0.5, 1.5])}), tmp_path / "1.parquet")
+    pq.write_table(pa.table({"a": pa.array(decimals, pa.decimal128(38, 2))}), tmp_path / "2.parquet")
+    rows, dead = read(plan_input(str(tmp_path)))
+    assert [row["a"] for row in rows] == [0.5, 1.5, 0.1, None]
+    (letter,) = dead
+    assert letter["dead_letter"]["raw"] == '{"a": "12345678901234567890.12"}'
+    assert "a number that float64 holds without losing digits was expected" in letter["dead_letter"]["message"]
+
+
+@pytest.mark.parametrize("name", ["a", "a b", "ä", 'a"b'])
+def test_a_number_that_does_not_fit_after_the_sample(
+    read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(jsonl, "SAMPLE_ROWS", 2)
+    good = [{name: 1, "o": {"x": [0.5]}, "s": "123.456.789.012.345"}, {name: 0.5, "s": "1.2.3.4.5.6.7.8.9.0.1.2"}]
+    lines = [json.dumps(each) for each in good]
+    lines += [json.dumps({name: 9007199254740993}), '{"o":{"x":[1,9007199254740993]}}', json.dumps({name: 2.0})]
+    lines += [json.dumps({name: 9007199254740993}, ensure_ascii=False).replace("a", "\\u0061")]
+    path = tmp_path / "t.jsonl"
+    path.write_text("\n".join(lines))
+    found = plan_input(str(path), numeric_columns=[name])
+    rows, dead = read(found)
+    assert [row[name] for row in rows] == [1, 0.5, 2]
+    assert [row["s"] for row in rows] == [each["s"] for each in good] + [None]
+    letters = {each["dead_letter"]["row"]: each["dead_letter"] for each in dead}
+    assert sorted(letters) == ([2, 3, 5] if "a" in name else [2, 3, 5] if name == "ä" else [2, 3])
+    assert (
+        "holds 9007199254740993 in row 2 of t.jsonl; a number that float64 holds without losing digits was expected"
+        in (letters[2]["message"])
+    )
+    assert '"o" holds {"x": [1, 9007199254740993]} in row 3' in letters[3]["message"]

@@ -1,0 +1,127 @@
+"""torchbeam scores data with PyTorch models through Apache Beam. This package has its public names.
+
+Each is imported where it is first used, so that `import torchbeam` needs neither torch nor Beam. docs/api.md describes
+all of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from handlers.batching import Batching, ResourceHints
+    from handlers.elements.failures import FailedPrediction
+    from handlers.elements.handler import TorchModelHandler, skip_failures
+    from handlers.errors import (
+        AccountingError,
+        BrokenFileError,
+        BrokenModelError,
+        DeviceLostError,
+        PublishError,
+        ServiceError,
+        TorchbeamError,
+        UsageError,
+    )
+    from handlers.model.directory import ModelDir
+    from handlers.model.state_dict import StateDict
+    from handlers.predict.placement import Placement
+    from handlers.tensors import Padding, Ragged
+    from handlers.version import __version__
+    from transforms.accounting import Counts
+    from transforms.inference.failure_rate import FailureRateError
+    from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
+    from transforms.inference.score import Score, ScoredRows
+    from transforms.sinks.write import Part, WriteChunks
+    from transforms.sources.planning import Input, plan_input
+    from transforms.sources.read import Read, ReadChunks
+    from transforms.sources.splits import FileRead
+
+__all__ = [
+    "AccountingError",
+    "Batching",
+    "BrokenFileError",
+    "BrokenModelError",
+    "Counts",
+    "DeadLetter",
+    "DeviceLostError",
+    "FailedPrediction",
+    "FailureRateError",
+    "FileRead",
+    "Inferences",
+    "Input",
+    "ModelDir",
+    "Padding",
+    "Part",
+    "Placement",
+    "PublishError",
+    "Ragged",
+    "Read",
+    "ReadChunks",
+    "ResourceHints",
+    "RunTorchInference",
+    "Score",
+    "ScoredRows",
+    "ServiceError",
+    "SplitFailures",
+    "StateDict",
+    "TorchModelHandler",
+    "TorchbeamError",
+    "UsageError",
+    "WriteChunks",
+    "__version__",
+    "plan_input",
+    "skip_failures",
+]
+
+_HOMES = {
+    "AccountingError": "handlers.errors",
+    "Batching": "handlers.batching",
+    "BrokenFileError": "handlers.errors",
+    "BrokenModelError": "handlers.errors",
+    "Counts": "transforms.accounting",
+    "DeadLetter": "transforms.inference.run_torch_inference",
+    "DeviceLostError": "handlers.errors",
+    "FailedPrediction": "handlers.elements.failures",
+    "FailureRateError": "transforms.inference.failure_rate",
+    "FileRead": "transforms.sources.splits",
+    "Inferences": "transforms.inference.run_torch_inference",
+    "Input": "transforms.sources.planning",
+    "ModelDir": "handlers.model.directory",
+    "Padding": "handlers.tensors",
+    "Part": "transforms.sinks.write",
+    "Placement": "handlers.predict.placement",
+    "PublishError": "handlers.errors",
+    "Ragged": "handlers.tensors",
+    "Read": "transforms.sources.read",
+    "ReadChunks": "transforms.sources.read",
+    "ResourceHints": "handlers.batching",
+    "RunTorchInference": "transforms.inference.run_torch_inference",
+    "Score": "transforms.inference.score",
+    "ScoredRows": "transforms.inference.score",
+    "ServiceError": "handlers.errors",
+    "SplitFailures": "transforms.inference.run_torch_inference",
+    "StateDict": "handlers.model.state_dict",
+    "TorchModelHandler": "handlers.elements.handler",
+    "TorchbeamError": "handlers.errors",
+    "UsageError": "handlers.errors",
+    "WriteChunks": "transforms.sinks.write",
+    "__version__": "handlers.version",
+    "plan_input": "transforms.sources.planning",
+    "skip_failures": "handlers.elements.handler",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from torchbeam.shadow import check_packages
+
+    check_packages()
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,85 @@
+"""Chunks as they come to `Score`, from wherever: brought to the columns that were settled, and given provenance."""
+
+from __future__ import annotations
+
+import uuid
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from handlers.columnar.chunks import (
+    PROVENANCE,
+    ROW,
+    ROW_FIELD,
+    SOURCE,
+    SOURCE_FIELD,
+    chunk_schema,
+    exact_cast,
+    single_batch,
+    with_provenance,
+    with_refusals,
+    without_provenance,
+)
+from handlers.errors import UsageError, one_line
+from handlers.failures import RowFailure
+from transforms.sources.blocks import Split, fit
+from transforms.sources.digits import dumps
+
+# What a message calls the place of a row; its source and row number are in the dead letter.
+_CHUNK = Split("its chunk", "arrow")
+
+
+def admit(element: Any, schema: pa.Schema, needed: frozenset[str], source: str) -> pa.RecordBatch:
+    """A chunk of the rows of `element`, with the columns of `schema` and provenance.
+
+    A column that is absent is null, and one that `schema` does not have is left out. Rows with a value that does not fit
+    its column, and all rows where a needed column is absent, are marked as refused. Provenance that is there is kept.
+
+    Args:
+        element: a record batch or a table.
+        schema: the columns that were settled, without provenance.
+        needed: those without which a row cannot be scored.
+        source: where rows without provenance come from. An identifier of the element, made now, is added to it. Row
+            numbers are the indices in the element, from 0.
+
+    Raises:
+        UsageError: for an element that is no record batch or table, two columns of one name, or half a provenance.
+    """
+    batch = single_batch(element) if isinstance(element, pa.Table) else element
+    if not isinstance(batch, pa.RecordBatch):
+        raise UsageError(f"Score takes pa.RecordBatch or pa.Table; this element is a {type(element).__name__}")
+    if batch.schema.equals(chunk_schema(schema)):
+        return batch  # as from `ReadChunks`
+    names = Counter(batch.schema.names)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UsageError(f'a chunk has more than one column "{twice[0]}"; rename one of them')
+    rows = without_provenance(batch)
+    failures = {}
+    if not rows.schema.equals(schema):
+        block = fit(rows, schema, np.arange(batch.num_rows), _CHUNK, cast=exact_cast, raw=dumps)
+        failures = block.refusals
+        if missing := sorted(needed - names.keys()):
+            message = f'the chunk has no column "{missing[0]}", which the model needs'
+            failures = {
+                index: RowFailure("read", "MissingColumn", message, dumps(row))
+                for index, row in enumerate(rows.to_pylist())
+            }
+        rows = block.batch
+    return with_refusals(_with_provenance(rows, batch, source), failures)
+
+
+def _with_provenance(rows: pa.RecordBatch, batch: pa.RecordBatch, source: str) -> pa.RecordBatch:
+    """`rows` with the provenance that they had in `batch`, else with one of their own."""
+    given = [name for name in PROVENANCE if name in batch.schema.names]
+    if not given:
+        return with_provenance(rows, f"{source}#{uuid.uuid4().hex[:16]}", 0)
+    if len(given) == 1:
+        raise UsageError(f"a chunk has the column {given[0]} alone; give it both of {SOURCE} and {ROW}, or none")
+    try:
+        return rows.append_column(SOURCE_FIELD, batch.column(SOURCE).cast(SOURCE_FIELD.type)).append_column(
+            ROW_FIELD, batch.column(ROW).cast(ROW_FIELD.type)
+        )
+    except pa.ArrowException as error:
+        raise UsageError(f"{SOURCE} must be text and {ROW} int64: {one_line(error)}") from None

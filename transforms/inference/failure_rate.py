@@ -1,0 +1,46 @@
+"""The policy of those who would rather have no output than one with too many rows missing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.pvalue import PCollection
+
+from handlers.errors import TorchbeamError
+from transforms.accounting import Counts, total
+
+
+class FailureRateError(TorchbeamError):
+    """More rows are dead letters than were allowed."""
+
+
+@dataclass(eq=False)
+class CheckFailureRate(beam.PTransform[Any, Any]):
+    """Fails the pipeline where more than `rate` (0 to 1) of the rows of a window are dead letters.
+
+    Rows are those of all `Counts` of the window: it is known only at the window's end.
+    """
+
+    rate: float
+
+    def expand(self, counts: PCollection[Counts]) -> PCollection[Counts]:
+        """`PCollection[Counts]` to the sum of each window."""
+        checked: PCollection[Counts] = (
+            counts
+            | "Total" >> beam.CombineGlobally(total).without_defaults()
+            | "Check" >> beam.Map(check_failure_rate, self.rate).with_output_types(Counts)
+        )
+        return checked
+
+
+def check_failure_rate(counts: Counts, rate: float) -> Counts:
+    """Gives `counts` back; raises `FailureRateError` where more than `rate` of its rows are dead letters."""
+    rows = counts.rows_scored + counts.rows_dropped + counts.rows_dead
+    if rows and counts.rows_dead / rows > rate:
+        first = max(counts.dead_by_error, key=lambda error: counts.dead_by_error[error], default="unknown")
+        raise FailureRateError(
+            f"{counts.rows_dead} of {rows} rows are dead letters, above max_failure_rate={rate}; most are {first}"
+        )
+    return counts
