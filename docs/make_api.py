@@ -40,7 +40,7 @@ CHAPTERS = {
     "Where and how a model runs": ["Placement", "Batching", "ResourceHints"],
     "Errors": [
         *("TorchbeamError", "UsageError", "BrokenModelError", "BrokenFileError", "ServiceError", "DeviceLostError"),
-        *("AccountingError", "FailureRateError"),
+        *("AccountingError", "PublishError", "FailureRateError"),
     ],
 }
 

@@ -31,19 +31,24 @@ COMMAND = Command(
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and gives its exit code."""
-    return process.execute(COMMAND, argv, ScoreOptions.parse, shared_s3()(_run))
+    return process.execute(COMMAND, argv, ScoreOptions.parse, _run)
 
 
 def _run(options: ScoreOptions) -> int:
     """Runs the job; FINISHED also where it goes on elsewhere."""
     options = options.settled()
-    from handlers.model.directory import ModelDir
-
     # Before torch is imported, which reads these then. By default its threads wait for one another in a busy loop, and
     # on a machine that has other work, too, that costs two thirds of the throughput; asleep they wait for free.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.run.runner == dataflow.RUNNER:
         dataflow.check_credentials(options.beam)
+    with shared_s3():  # imports Beam, which wrong usage need not wait for
+        return _score(options)
+
+
+def _score(options: ScoreOptions) -> int:
+    from handlers.model.directory import ModelDir
+
     connect(options)
     model = ModelDir(options.model.model, options.model.trust)
     model.set_environment()

@@ -27,9 +27,8 @@ import pyarrow.compute as pc
 from handlers.columnar.chunks import ROW_ID, exact_cast, single_batch
 from handlers.errors import UsageError, one_line
 from handlers.failures import RowFailure, RowFailures
-from handlers.functions import import_function
 from handlers.isolation import Isolated, isolate
-from handlers.model_code import NO_CODE, ModelCode
+from handlers.model_code import NO_CODE, ModelCode, import_function
 
 # The index of frames starts here, so that an index that was reset is never taken for the rows' own.
 FIRST_INDEX = 1 << 40

@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
-from handlers.functions import import_function
 from handlers.model.formats import FORMATS
 from handlers.model.formats.modules import call, of_module
 from handlers.model.spec import ModelSpec
-from handlers.model_code import NO_CODE, ModelCode
+from handlers.model_code import NO_CODE, ModelCode, import_function
 from handlers.predict.loaded import LoadedModel
 
 

@@ -21,9 +21,8 @@ from apache_beam.testing.util import assert_that, equal_to
 from handlers.columnar.chains import Rows, function_step
 from handlers.elements.handler import TorchModelHandler
 from handlers.errors import UsageError
-from handlers.functions import import_function
 from handlers.model.directory import ModelDir
-from handlers.model_code import ModelCode
+from handlers.model_code import ModelCode, import_function
 from handlers.predict.predictor import Predictor
 
 ROOT = Path(__file__).parents[2]

@@ -11,10 +11,9 @@ from typing import Any
 import torch
 
 from handlers.errors import TorchbeamError, UsageError, one_line
-from handlers.functions import import_function
 from handlers.isolation import contained
 from handlers.model.spec import ModelSpec
-from handlers.model_code import ModelCode
+from handlers.model_code import ModelCode, import_function
 from handlers.predict.loaded import LoadedModel
 
 PICKLE_ADVICE = "it holds pickled code; load it where that code is and save it again with ModelDir.save"

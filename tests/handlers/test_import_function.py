@@ -5,9 +5,8 @@ from pathlib import Path
 import pytest
 
 from handlers.errors import UsageError
-from handlers.functions import import_function
 from handlers.model import files
-from handlers.model_code import ModelCode
+from handlers.model_code import ModelCode, import_function
 
 
 def test_functions_classes_and_their_attributes() -> None:
