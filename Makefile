@@ -59,7 +59,7 @@ score: $(STAMP)
 	$(BIN)/python examples/digits/train.py $(OUT)
 	$(BIN)/python -m torchbeam score --input=$(OUT)/table.parquet --model=$(OUT)/model --output=$(OUT)/scored --probabilities --overwrite
 	@$(BIN)/python examples/digits/show.py $(OUT)/scored
-	$(BIN)/python -m pipelines.evaluate --input=$(OUT)/scored --label=digit --output=$(OUT)/evaluation --fail_below=accuracy=0.9 --overwrite
+	$(BIN)/python -m torchbeam evaluate --input=$(OUT)/scored --label=digit --output=$(OUT)/evaluation --fail_below=accuracy=0.9 --overwrite
 
 # Files are handed out whole, since tests of a file share what they set up, and in the order of tests/conftest.py.
 JOBS ?= 2
