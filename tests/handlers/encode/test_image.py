@@ -200,7 +200,7 @@ class TestBinding:
         [
             ({}, "needs crop, or resize as"),
             ({"resize": 8}, "needs crop, or resize as"),
-            ({"crop": 8, "mean": [0.5]}, "mean and std belong together"),
+            ({"crop": 8, "mean": [0.5]}, "mean and std must be given together"),
             ({"crop": 8, "mean": [0.5], "std": [0.5]}, "mean has 1 values; mode RGB has 3 channels"),
             ({"crop": 0}, "greater than 0"),
             ({"crop": 8, "interpolation": "nearest"}, "bilinear"),

@@ -134,7 +134,7 @@ class TestColumns:
             score(model, pa.record_batch({"a": ["x"], "b": ["y"]}))
         with pytest.raises(UsageError, match="no column holds text"):
             score(model, pa.record_batch({"a": [1]}))
-        with pytest.raises(UsageError, match="has 3 columns; say with join"):
+        with pytest.raises(UsageError, match="has 3 columns; set join"):
             score(self.save(tmp_path, columns=["a", "b", "c"]), pa.record_batch({name: ["x"] for name in "abc"}))
         with pytest.raises(UsageError, match="tokenizer must name a folder in the model directory"):
             self.save(tmp_path, tokenizer="../elsewhere")
