@@ -182,6 +182,10 @@ def transform(pixels: torch.Tensor, spec: ImageInput) -> torch.Tensor:
     """Resizes and crops uint8 pixels of (channels, height, width) as torchvision's v2 transforms do."""
     if spec.resize is not None:
         size = _target(pixels.shape[1:], spec.resize)
+        if isinstance(spec.resize, int) and size[0] * size[1] > max(spec.max_pixels, spec.resize**2):
+            raise TooManyPixelsError(
+                f"resized, an image of {size[1]} × {size[0]} pixels; max_pixels is {spec.max_pixels:,}"
+            )
         if size != tuple(pixels.shape[1:]):
             pixels = torch.nn.functional.interpolate(
                 pixels.unsqueeze(0), size=size, mode=spec.interpolation, antialias=True

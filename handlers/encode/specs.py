@@ -278,7 +278,7 @@ class SequenceInput(InputSpec):
     def _steps(self) -> SequenceInput:
         if self.max_length is not None and self.max_length < self.min_length:
             raise ValueError(f"max_length {self.max_length} is less than min_length {self.min_length}")
-        if self.step.encoder == "categorical" and self.pad_value != int(self.pad_value):
+        if self.step.encoder == "categorical" and not float(self.pad_value).is_integer():
             raise ValueError("pad_value of codes must be a whole number")
         return self
 

@@ -128,7 +128,11 @@ class BoundText(BoundInput):
     def _column(self, array: pa.Array, name: str, failures: RowFailures) -> list[str]:
         if pa.types.is_dictionary(array.type):
             array = array.dictionary_decode()
-        texts: list[Any] = array.to_pylist()
+        texts: list[Any]
+        try:
+            texts = array.to_pylist()
+        except UnicodeDecodeError:  # Arrow and Parquet do not validate the bytes of text
+            texts = [self._decoded(value.as_buffer(), row, name, failures) for row, value in enumerate(array)]
         if array.null_count or pa.types.is_null(array.type):
             for row in np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False)).tolist():
                 texts[row] = "" if self.spec.fill is None else self.spec.fill
@@ -136,6 +140,15 @@ class BoundText(BoundInput):
                     message = f'column "{name}" holds null; the model input "{self.spec.name}" needs text'
                     failures.setdefault(row, RowFailure("encode", "NullValue", message))
         return texts
+
+    @staticmethod
+    def _decoded(value: pa.Buffer | None, row: int, name: str, failures: RowFailures) -> str | None:
+        try:
+            return None if value is None else value.to_pybytes().decode()
+        except UnicodeDecodeError as error:
+            message = f'column "{name}" holds text that is not valid UTF-8: {error.reason}'
+            failures.setdefault(row, RowFailure("encode", "UnicodeDecodeError", message))
+            return ""
 
     def _tokenize(self, texts: list[list[str]]) -> list[Any]:
         """The encodings of the rows, of the tokenizers library."""

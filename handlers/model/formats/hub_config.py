@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from handlers.errors import UsageError
@@ -140,6 +140,21 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
+def modules_of(folder: Path) -> list[tuple[str, Path]]:
+    """The modules of a directory of sentence-transformers: the class name and the folder of each.
+
+    Raises:
+        UsageError: for a folder outside of the directory, which its version would not cover.
+    """
+    found = []
+    for module in read_json(folder / MODULES).values():
+        path = module.get("path") if isinstance(module, Mapping) else None
+        if not isinstance(path, str) or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise UsageError(f"{folder / MODULES} names the module folder {path!r}, which is not in the directory")
+        found.append((str(module.get("type", "")).rsplit(".", 1)[-1], folder / path))
+    return found
+
+
 def _known(folder: Path) -> dict[str, Any]:
     """The fields that the directory gives."""
     config = read_json(folder / CONFIG)
@@ -183,10 +198,9 @@ def _labels(config: Mapping[str, Any]) -> list[str]:
 def _pooling(folder: Path) -> dict[str, Any]:
     """Pooling and normalization of a directory of sentence-transformers."""
     fields: dict[str, Any] = {"normalize": False}
-    for module in read_json(folder / MODULES).values():
-        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+    for kind, part in modules_of(folder):
         if kind == "Pooling":
-            config = read_json(folder / str(module["path"]) / CONFIG)
+            config = read_json(part / CONFIG)
             modes = [
                 name.removeprefix("pooling_mode_")
                 for name, chosen in config.items()
@@ -195,7 +209,7 @@ def _pooling(folder: Path) -> dict[str, Any]:
             mode = config.get("pooling_mode") if isinstance(config.get("pooling_mode"), str) else None
             found = [mode] if mode else [_POOLING.get(name) for name in modes]
             if len(found) != 1 or found[0] not in _POOLING.values():
-                raise UsageError(f"{folder / str(module['path'])}: pooling {', '.join(modes) or mode} is not supported")
+                raise UsageError(f"{part}: pooling {', '.join(modes) or mode} is not supported")
             fields["pooling"] = found[0]
         elif kind == "Normalize":
             fields["normalize"] = True

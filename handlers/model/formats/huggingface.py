@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from handlers.errors import TorchbeamError, UsageError, one_line
-from handlers.model.formats.hub_config import CONFIG, MODULES, read_json
+from handlers.model.formats.hub_config import CONFIG, modules_of, read_json
 from handlers.model.spec import ModelSpec
 from handlers.model_code import ModelCode
 from handlers.predict.loaded import LoadedModel
@@ -109,11 +109,7 @@ def _architecture(transformers: Any, config: Mapping[str, Any], folder: Path) ->
 
 
 def _embedder(backbone: torch.nn.Module, spec: ModelSpec, folder: Path) -> LoadedModel:
-    layers = [
-        _dense(folder / str(module["path"]))
-        for module in read_json(folder / MODULES).values()
-        if str(module.get("type", "")).endswith("Dense")
-    ]
+    layers = [_dense(part) for kind, part in modules_of(folder) if kind == "Dense"]
     module = Embedder(backbone, spec.pooling or "mean", torch.nn.Sequential(*layers), normalize=bool(spec.normalize))
     return LoadedModel(module.eval(), _parameters(backbone), keywords=frozenset(_parameters(backbone)))
 

@@ -210,3 +210,9 @@ class TestBinding:
     def test_fields(self, fields: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             input_spec(name="x", encoder="image", **fields)
+
+
+def test_a_long_strip_that_resizing_would_blow_up_fails_its_row() -> None:
+    strip = encoded(np.zeros((1, 2000, 3), np.uint8), "PNG")
+    _, failures = encode([strip], resize=16, crop=16, max_pixels=10_000)
+    assert failures == {0: "TooManyPixelsError"}
