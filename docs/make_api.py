@@ -20,7 +20,7 @@ OURS = ("handlers", "transforms", "pipelines")
 
 # Every public name, in the order of the page.
 CHAPTERS = {
-    "Models": ["ModelDir", "StateDict"],
+    "Models": ["ModelDir", "Trust", "StateDict"],
     "Chunks": [
         "Score",
         "ScoredRows",
