@@ -120,7 +120,7 @@ class TestRefusals:
         with pytest.raises(UsageError, match="pooling weightedmean_tokens is not supported"):
             ModelDir(copy)
         (copy / "modules.json").write_text('[{"type": "sentence_transformers.models.CNN", "path": "1_CNN"}]')
-        with pytest.raises(UsageError, match="the module CNN is not known"):
+        with pytest.raises(UsageError, match="the module CNN is not supported"):
             ModelDir(copy)
 
 
