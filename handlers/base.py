@@ -15,9 +15,9 @@ ModelT = TypeVar("ModelT")
 
 
 class MeteredHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
-    """A model handler with our metrics beside Beam's, and resource hints of the inference step.
+    """A model handler with our metrics in addition to Beam's, and resource hints of the inference step.
 
-    A class that is made of it sets both attributes.
+    A subclass sets both attributes.
     """
 
     _hints: ResourceHints
@@ -28,7 +28,7 @@ class MeteredHandler(ModelHandler[ExampleT, PredictionT, ModelT]):
         return NAMESPACE
 
     def override_metrics(self, metrics_namespace: str = "") -> bool:
-        """Takes the namespace that `RunInference` was given; Beam goes on to report its own metrics too."""
+        """Sets the namespace passed to `RunInference`; Beam still reports its own metrics."""
         self._metrics.rename(metrics_namespace)
         return False
 

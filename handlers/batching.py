@@ -1,4 +1,4 @@
-"""How rows are gathered, and what the inference step asks of its workers. Imports neither torch nor Beam."""
+"""How rows are gathered, and what the inference step requires of its workers. Imports neither torch nor Beam."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from handlers.errors import UsageError
 
-# The units of Beam's own hint (apache_beam/transforms/resources.py), smallest power first.
+# The units of Beam's hint (apache_beam/transforms/resources.py), smallest power first.
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "PB": 10**15}
 _UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "PiB": 2**50, "B": 1}
 _LEAST_RAM = 1 << 20
-_CHUNK_BYTES = (10**6, 10**9)  # a text column of a chunk can have no more than 2 GiB
+_CHUNK_BYTES = (10**6, 10**9)  # a text column of a chunk is limited to 2 GiB
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Batching:
 
     Attributes:
         chunk_rows: rows of a chunk, the unit that flows through the pipeline.
-        chunk_bytes: how many bytes a chunk has at most, but for a single row that is larger.
+        chunk_bytes: maximum bytes of a chunk; only a single larger row may exceed it.
         batch_size: rows of a micro-batch, one call of the model; None chooses by the bytes of a row.
     """
 
@@ -37,7 +37,7 @@ class Batching:
 
 @dataclass(frozen=True)
 class ResourceHints:
-    """What the inference step asks of its workers, in Beam's own notation.
+    """What the inference step requires of its workers, in Beam's notation.
 
     Attributes:
         accelerator: for example `type:nvidia-l4;count:1;install-nvidia-driver`.

@@ -1,4 +1,4 @@
-"""The errors that people see. Each message is one line: the thing, its value, and the way out."""
+"""The errors that users see. Each message is one line: what, where, and what to do instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _kinds: dict[str, type[TorchbeamError]] = {}
 class TorchbeamError(Exception):
     """Base of the errors of this package.
 
-    A subclass is made from its message alone; what else it takes has a default, so that `error_in` can make it anew.
+    A subclass is made from its message alone; other arguments have defaults, so that `error_in` can recreate it.
     """
 
     def __init_subclass__(cls) -> None:
@@ -21,7 +21,7 @@ class TorchbeamError(Exception):
 
 
 class UsageError(TorchbeamError):
-    """Something that the user wrote is wrong: an option, a path, a model directory. Ends a command with exit code 2."""
+    """Wrong usage: an option, a path, a model directory. Ends a command with exit code 2."""
 
 
 class BrokenModelError(TorchbeamError):
@@ -31,7 +31,7 @@ class BrokenModelError(TorchbeamError):
 class BrokenFileError(TorchbeamError):
     """An input file could not be read, or not to its end.
 
-    Rows that were read before the break have been handed on; `rows` says how many.
+    Rows that were read before the error have been emitted; `rows` is their number.
     """
 
     def __init__(self, message: str, rows: int = 0) -> None:
@@ -43,11 +43,11 @@ class BrokenFileError(TorchbeamError):
 
 
 class ServiceError(TorchbeamError):
-    """A service that rows come from or go to fails, which is no fault of any row: the runner may try again."""
+    """A service that rows come from or go to fails, through no fault of a row: the runner may retry."""
 
 
 class DeviceLostError(TorchbeamError):
-    """The accelerator cannot be used any more by this process; only a fresh process can go on."""
+    """This process can no longer use the accelerator; only a new process can continue."""
 
 
 class AccountingError(TorchbeamError):
@@ -59,11 +59,11 @@ class PublishError(TorchbeamError):
 
 
 def error_in(trace: str) -> TorchbeamError | None:
-    """The error of this package that a traceback tells of, with its type and message; None where there is none.
+    """The error of this package that a traceback ends in, with its type and message; None if there is no such error.
 
-    Runners hand on what was raised in a worker as the text of its traceback. There Python names an error by its class,
-    module and all, and only classes that are known here by that name are taken. What was raised while another error was
-    handled takes its place; what an error was the cause of does not.
+    Runners report an exception of a worker as the text of its traceback. There Python names an error by its class,
+    module and all, and only classes that are known here by that name are taken. An error raised while another was
+    handled replaces it; one that it caused does not.
     """
     last = trace.rpartition("During handling of the above exception, another exception occurred:")[2]
     names = "|".join(re.escape(name) for name in (*_kinds, f"{__name__}.{TorchbeamError.__qualname__}"))

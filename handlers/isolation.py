@@ -13,7 +13,7 @@ R = TypeVar("R")
 
 @dataclass
 class Isolated(Generic[R]):
-    """What is left of a call on rows 0 … n-1 once the rows that fail have been set apart.
+    """The results of a call on rows 0 … n-1 without the rows that fail.
 
     Attributes:
         results: `(start, stop, result)` of the calls that went well, in row order.
@@ -25,7 +25,7 @@ class Isolated(Generic[R]):
 
 
 def contained(call: Callable[..., R], *arguments: Any) -> R:
-    """Calls `call`; what would end the process, such as sys.exit in a user's code, is an error like any other."""
+    """Calls `call`; what would end the process, such as sys.exit in user code, becomes an ordinary error."""
     try:
         return call(*arguments)
     except (Exception, KeyboardInterrupt):
@@ -40,11 +40,11 @@ def isolate(
     stop: int,
     give_up: Callable[[int, int], Exception | None] = lambda _low, _high: None,
 ) -> Isolated[R]:
-    """Calls `call(start, stop)`; where it raises, halves the range until the failing rows stand alone.
+    """Calls `call(start, stop)`; where it raises, halves the range until each failing row is isolated.
 
-    With k failing rows among n this takes at most 1 + 2k·ceil(log2 n) calls. A `TorchbeamError` is no row's fault (a lost
-    device, a broken model) and is raised again. `give_up(low, high)` is asked before a range that failed is halved; an
-    error that it gives is the failure of every row of the range.
+    With k failing rows among n this takes at most 1 + 2k·ceil(log2 n) calls. A `TorchbeamError` is not the fault of a row (a lost
+    device, a broken model) and is re-raised. `give_up(low, high)` is called before a failed range is halved; an
+    error that it returns is the failure of every row of the range.
     """
     found: Isolated[R] = Isolated()
     ranges = [(start, stop)] if stop > start else []

@@ -1,4 +1,4 @@
-"""Public names of a package that are imported where they are first used, so that `--help` need not wait for torch and Beam."""
+"""Public names of a package, imported on first use, so that `--help` does not wait for torch and Beam."""
 
 from __future__ import annotations
 

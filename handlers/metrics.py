@@ -6,7 +6,7 @@
 | `rows_failed_STAGE` | counters | rows that the stage refused: `preprocess`, `encode`, `forward`, … |
 | `rows_dropped` | counter | rows that a function left out on purpose |
 | `micro_batch_rows` | distribution | rows of a call of the model |
-| `padding_percent` | distribution | places of padded inputs that are padding; only where something was padded |
+| `padding_percent` | distribution | share of padded inputs that is padding; only where something was padded |
 | `encode_microseconds`, `forward_microseconds`, `decode_microseconds` | distributions | of a batch |
 | `out_of_memory` | counter | how often memory ran out and a micro-batch was halved |
 | `model_load_milliseconds`, `model_bytes` | distributions | of each model that was loaded |
@@ -38,13 +38,13 @@ class InferenceMetrics:
         return {"namespace": self.namespace, "_metrics": {}}
 
     def rename(self, namespace: str) -> None:
-        """Takes the namespace that `RunInference(metrics_namespace=…)` was given."""
+        """Sets the namespace passed to `RunInference(metrics_namespace=…)`."""
         if namespace and namespace != self.namespace:
             self.namespace = namespace
             self._metrics = {}
 
     def batch(self, rows: int, scored: int, failed: Mapping[str, int], stats: Stats, dropped: int = 0) -> None:
-        """Notes what became of the rows of a batch; `failed` by stage."""
+        """Records what became of the rows of a batch; `failed` by stage."""
         self._count("rows_in", rows)
         self._count("rows_scored", scored)
         self._count("rows_dropped", dropped)
@@ -61,7 +61,7 @@ class InferenceMetrics:
         self._distribute("decode_microseconds", round(1e6 * stats.decode_seconds))
 
     def loaded(self, load: Load | None) -> None:
-        """Notes what loading the model cost, where it was just loaded."""
+        """Records what loading the model cost, right after it was loaded."""
         if load is not None:
             self._distribute("model_load_milliseconds", round(1000 * load.seconds))
             self._distribute("model_bytes", load.bytes)

@@ -1,10 +1,10 @@
-"""The modules in `code/` of model directories, each `code/` in a namespace of its own.
+"""The modules in `code/` of model directories, each `code/` in its own namespace.
 
 Two versions of one model have modules of the same names with other contents, and both may be loaded in one process. So
 `credit/rows.py` in `code/` is imported as `handlers.model_code.c0123456789abcdef.credit.rows`, after the hash of that
-`code/`. Inside of it nothing of this shows: `from credit.rows import clean` finds the module beside it, before anything
-that is installed, and so do relative imports. What is imported must have the hash that was verified, and is compiled
-from its source: bytecode that lies beside it is not looked at, and none is written.
+`code/`. Inside of it nothing of this shows: `from credit.rows import clean` finds the module next to it, before anything
+installed, and so do relative imports. What is imported must have the hash that was verified, and is compiled
+from its source: bytecode next to it is ignored, and none is written.
 
 Functions and classes of these modules are pickled by that name. A process can load them once it has opened, or
 unpickled, the model directory.
@@ -46,7 +46,7 @@ class ModelCode:
     """The modules of one `code/`.
 
     Attributes:
-        namespace: the package that they are in; empty where there are none.
+        namespace: the package that they are in; empty without modules.
         folder: where they are.
         files: SHA-256 of every file, by its path in `code/`.
     """
@@ -81,7 +81,7 @@ class ModelCode:
 
     @staticmethod
     def expect(digest: str, add: Callable[[], object]) -> None:
-        """Has `add` called, which adds the `code/` of this digest, once something of it is imported."""
+        """Registers `add`, which is called on the first import from the `code/` of this digest."""
         with _lock:
             if _namespace(digest) not in _codes:
                 _expected[_namespace(digest)] = add
@@ -123,7 +123,7 @@ NO_CODE = ModelCode()
 
 
 def import_function(name: str, what: str, code: ModelCode = NO_CODE) -> Any:
-    """The object that `name` (`module:function` or `module:Class`) stands for.
+    """The object that `name` (`module:function` or `module:Class`) refers to.
 
     Args:
         name: of the module, in `code` or installed, and of the function in it.
@@ -141,7 +141,7 @@ def import_function(name: str, what: str, code: ModelCode = NO_CODE) -> Any:
         raise UsageError(
             f'{what} "{name}" cannot be imported: {hint}; put it in code/ of the model directory'
         ) from None
-    except (Exception, SystemExit) as error:  # a script without a guard of __main__ may end itself
+    except (Exception, SystemExit) as error:  # a script without a __main__ guard may exit
         raise UsageError(f'{what} "{name}" cannot be imported: {type(error).__name__}: {one_line(error)}') from None
     for part in attribute.split("."):
         if not hasattr(target, part):
@@ -186,7 +186,7 @@ class _Extension(ExtensionFileLoader):
 
 
 class _Own(MetaPathFinder):
-    """Finds the modules of all `code/` by their full names, and those below a plain name that stands for one."""
+    """Finds the modules of all `code/` by their full names, and those below a plain name that refers to one."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
@@ -258,7 +258,7 @@ def _find(namespace: str) -> ModelCode | None:
 
 
 def _forget_plain_names(tops: frozenset[str]) -> None:
-    """What these names stood for until now is not the only one of its name any more."""
+    """These names are no longer unique; forgets what they referred to."""
     for name, module in list(sys.modules.items()):
         mine = getattr(module, "__name__", "")
         if name.partition(".")[0] in tops and isinstance(mine, str) and mine.startswith(_PREFIX):

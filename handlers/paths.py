@@ -1,10 +1,10 @@
-"""What a path says of where its file is. Needs neither Beam nor the file."""
+"""Where the file of a path is, by the path alone. Needs neither Beam nor the file."""
 
 from __future__ import annotations
 
 import re
 
-# As Beam's filesystems read it, so that what is remote here is remote there.
+# As Beam's filesystems parse it, so that both agree on what is remote.
 _SCHEME = re.compile(r"([a-zA-Z][-a-zA-Z0-9+.]*)://")
 
 

@@ -1,4 +1,4 @@
-"""Folders of this user's alone in the temporary directory, where others may put what they like beforehand."""
+"""Folders private to this user in the temporary directory, where other users may create files beforehand."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def private_folder(name: str) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)
     except FileExistsError:
-        pass  # a file, or a link to nothing, of which more below
+        pass  # a file or a dangling link, checked below
     except OSError as error:
-        raise UsageError(f"{folder} cannot be made: {error.strerror}; set TMPDIR to a folder of your own") from None
+        raise UsageError(f"{folder} cannot be made: {error.strerror}; set TMPDIR to a folder that you own") from None
     if problem := _problem(folder.lstat()):
-        raise UsageError(f"{folder} is not used: it {problem}; remove it, or set TMPDIR to a folder of your own")
+        raise UsageError(f"{folder} is not used: it {problem}; remove it, or set TMPDIR to a folder that you own")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Secrets are kept out of everything that is shown or logged: `redact` puts `***` in their place.
+"""Keeps secrets out of everything that is shown or logged: `redact` replaces them with `***`.
 
 They are found by the name before them (`--s3_secret_access_key=…`, `-Dspark.hadoop.fs.s3a.secret.key=…`, `"password": …`),
 by their form (passwords in URLs, `Bearer …`, AWS and GitHub keys, private keys), and by their value, once `remember` has
@@ -43,13 +43,13 @@ _PATTERNS = [
     )
 ]
 
-# Shorter ones, as `true`, are words that stand elsewhere, too.
+# Shorter ones, such as `true`, are also ordinary words.
 _LEAST = 6
 _known: set[str] = set()
 
 
 def redact(text: str) -> str:
-    """`text` with `***` in the place of every secret in it."""
+    """`text` with every secret replaced by `***`."""
     for value in sorted(_known, key=len, reverse=True):
         text = text.replace(value, MASK)
     for pattern in _PATTERNS:

@@ -1,4 +1,4 @@
-"""What was done, in numbers, on its way to the metrics. Small, and picklable."""
+"""Statistics of a batch, for the metrics. Small and picklable."""
 
 from __future__ import annotations
 

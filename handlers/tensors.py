@@ -1,4 +1,4 @@
-"""What tensors of rows look like: dtype and shape of an input, and rows of unequal length, padded with a mask and cut back."""
+"""Dtype and shape of an input, and rows of unequal length, padded with a mask and cut back."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from handlers.errors import UsageError
 
 MAX_TOKENS = 16_384
-# A model that takes an input of such a name is told by it which tokens are padding.
+# Names of a model input that marks which tokens are padding.
 MASKS = ("attention_mask", "mask", "padding_mask")
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a model itself tells of one input: its dtype and the shape of one row; None where it does not say."""
+    """What a model itself declares about one input: its dtype and the shape of one row; None where it does not."""
 
     name: str
     dtype: torch.dtype | None = None
@@ -26,18 +26,18 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Padding:
-    """How rows of unequal length become one tensor. A token is one place along the first axis of a row.
+    """How rows of unequal length become one tensor. A token is one index along the first axis of a row.
 
     Attributes:
-        value: what stands where a row has no token; by the name of an input where they differ.
-        left: whether rows are padded before their start, not after their end.
-        lengths: the model input that is told how many tokens each row has: int64 of (rows,). None gives none.
-        mask: the model input that is told which places are real: (rows, longest), 1 for real and 0 for padding; int64
-            for `attention_mask`, bool for any other name. None gives none.
+        value: the padding value; a mapping by input name where they differ.
+        left: whether rows are padded before their start instead of after their end.
+        lengths: the model input that gets the number of tokens of each row: int64 of (rows,). None passes no lengths.
+        mask: the model input that gets the mask: (rows, longest), 1 for real and 0 for padding; int64
+            for `attention_mask`, bool for any other name. None passes no mask.
         inputs: the inputs that are sequences; empty for those whose lengths differ among the rows.
         max_tokens: tokens of a micro-batch at most, padding included; a longer row goes alone.
-        cut: the outputs that have one place a token, and are cut back to the length of their row; None finds out, by
-            looking which outputs grow with the padding.
+        cut: the outputs with a token axis, which are cut back to the length of their row; None detects them as the
+            outputs that grow with the padding.
     """
 
     value: float | Mapping[str, float] = 0
@@ -53,7 +53,7 @@ class Padding:
             raise UsageError(f"max_tokens must be 1 or more, not {self.max_tokens}")
 
     def value_of(self, name: str) -> float:
-        """What stands where a row of the input `name` has no token."""
+        """The padding value of the input `name`."""
         return self.value.get(name, 0) if isinstance(self.value, Mapping) else self.value
 
     @property
@@ -64,7 +64,7 @@ class Padding:
 
 @dataclass(frozen=True)
 class Ragged:
-    """Rows whose first axes differ in length, one behind the other.
+    """Rows whose first axes differ in length, concatenated.
 
     Attributes:
         values: of (tokens of all rows, …).

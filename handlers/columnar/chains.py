@@ -30,13 +30,13 @@ from handlers.failures import RowFailure, RowFailures
 from handlers.isolation import Isolated, isolate
 from handlers.model_code import NO_CODE, ModelCode, import_function
 
-# The index of frames starts here, so that an index that was reset is never taken for the rows' own.
+# The index of frames starts here, so that a reset index is never mistaken for the rows' original index.
 FIRST_INDEX = 1 << 40
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows on their way through a chain: the batch, and of each row its number in the chunk that was read.
+    """The rows in a chain: the batch, and for each row its index in the chunk that was read.
 
     Attributes:
         batch: the columns as they are now.
@@ -47,7 +47,7 @@ class Rows:
     ids: np.ndarray
 
     def take(self, keep: np.ndarray) -> Rows:
-        """The rows at `keep`, places (int64) or a mask (bool) of them."""
+        """The rows at `keep`: indices (int64) or a mask (bool)."""
         if keep.dtype == bool:
             return self if keep.all() else Rows(self.batch.filter(pa.array(keep)), self.ids[keep])
         return Rows(self.batch.take(pa.array(keep)), self.ids[keep])
@@ -64,7 +64,7 @@ class Step:
     Attributes:
         name: `module:function`, for messages.
         stage: `features`, `preprocess` or `postprocess`.
-        call: takes rows and gives those that are left, as they are now. Raises for the rows that it cannot take.
+        call: takes rows and returns those that remain, as they are now. Raises for rows that it cannot process.
     """
 
     name: str
@@ -72,7 +72,7 @@ class Step:
     call: Callable[[Rows], Rows]
 
     def run(self, rows: Rows) -> tuple[Rows, RowFailures]:
-        """The rows that are left, and by their ids those that make the function fail, found by halving.
+        """The rows that remain, and by id those that make the function fail, found by halving.
 
         A row that is in neither was left out by the function: it is dropped.
         """
@@ -94,7 +94,7 @@ class Step:
         found = isolate(call, 0, count)
         if (
             broken and not found.failures
-        ):  # no row is to blame, so what came back of fewer rows cannot be trusted either
+        ):  # no single row is at fault, so results for fewer rows cannot be trusted either
             found = Isolated(failures=[(row, broken[0]) for row in range(count)])
         failures = {
             int(rows.ids[row]): RowFailure(self.stage, type(error).__name__, f"{self.name}: {one_line(error)}")
@@ -107,7 +107,7 @@ class Step:
         return joined, failures
 
     def _of_nothing(self, rows: Rows) -> Rows:
-        """What the function makes of no rows, for the columns that it adds; as they came where it cannot take none."""
+        """What the function makes of no rows, for the columns that it adds; unchanged where it does not accept an empty batch."""
         try:
             return self.call(rows)
         except Exception:
@@ -178,7 +178,7 @@ def _on_batch(function: Callable[[pa.RecordBatch], Any], rows: Rows) -> Rows:
     if result.num_rows != rows.batch.num_rows:
         raise ContractError(
             f"took {rows.batch.num_rows} rows and gave {result.num_rows} without the column {ROW_ID}; keep that "
-            "column, so that rows can be told apart"
+            "column, so that rows can be matched"
         )
     return Rows(result, rows.ids)
 
@@ -192,9 +192,7 @@ def _on_frame(function: Callable[[pd.DataFrame], Any], rows: Rows) -> Rows:
         raise ContractError(f"gave a {type(result).__name__}, not a pd.DataFrame")
     indices = result.index.to_numpy()
     if not np.issubdtype(indices.dtype, np.integer) or (len(indices) and (indices.min() < FIRST_INDEX)):
-        raise ContractError(
-            "gave a frame with an index of its own; keep the index that came with the rows (no reset_index)"
-        )
+        raise ContractError("gave a frame with another index; keep the index that came with the rows (no reset_index)")
     indices = indices - FIRST_INDEX
     _check_ids(indices, np.arange(len(frame)))
     if not result.columns.is_unique:
@@ -207,10 +205,10 @@ def _on_frame(function: Callable[[pd.DataFrame], Any], rows: Rows) -> Rows:
 
 
 def _column_of(series: pd.Series[Any], before: pd.DataFrame, batch: pa.RecordBatch) -> pa.Array:
-    """A column that a function gave back; values that it left alone are those of the array that the column was made from.
+    """A column that a function gave back; values that it left unchanged are those of the array that the column was made from.
 
     Pandas cannot tell null from NaN, has no decimals, dates or dictionaries of Arrow's, and lists of integers with a null
-    as floats: what the function left alone must not suffer from that.
+    as floats: what the function left unchanged must not be affected by that.
     """
     index = batch.schema.get_field_index(str(series.name))
     if index < 0:
@@ -231,7 +229,7 @@ def _from_pandas(series: pd.Series[Any], kind: pa.DataType) -> pa.Array:
 
 
 def _unchanged(one: pd.Series[Any], other: pd.Series[Any]) -> np.ndarray:
-    """Mask of the values of `one` that are those of `other`, as far as that can be told."""
+    """Mask of the values of `one` that are those of `other`, as far as that can be determined."""
     if one.dtype != other.dtype:
         return np.zeros(len(one), dtype=bool)
     with suppress(ValueError):  # arrays among the values have no single answer
@@ -261,7 +259,7 @@ def _replaced(column: pa.Array, same: np.ndarray, others: Callable[[], pa.Array]
     if not same.any():
         return None
     new = others()
-    if new.type != column.type or pa.types.is_dictionary(column.type):  # whose codes do not go together
+    if new.type != column.type or pa.types.is_dictionary(column.type):  # whose codes do not match
         return None
     indices = np.arange(len(column))
     indices[~same] = np.arange(len(column), len(column) + len(new))
@@ -326,7 +324,7 @@ def _on_dicts(function: Callable[[dict[str, Any]], Any], rows: Rows) -> Rows:
         array = known.batch.column(index)
         if pa.types.is_nested(array.type):  # may have been changed in place
             return _column(values, array.type)
-        # Python has no nanoseconds of a day, for one: what the function left alone must not suffer from that.
+        # Python has no nanoseconds of a day, for one: what the function left unchanged must not be affected by that.
         same = np.fromiter((row[name] is value for row, value in zip(before, values, strict=True)), bool, len(values))
         changed = [value for value, is_same in zip(values, same, strict=True) if not is_same]
         part = _replaced(array, same, lambda: _column(changed, array.type))

@@ -1,7 +1,7 @@
 """Chunks: Arrow record batches whose rows know where they came from.
 
 A chunk is a `pa.RecordBatch` of input columns and, behind them, two provenance columns: `SOURCE` (the file or table,
-dictionary-encoded) and `ROW` (the row number in that source, from 0). Sources add them and sinks take them off, so
+dictionary-encoded) and `ROW` (the row number in that source, from 0). Sources add them and sinks remove them, so
 that merging, cutting, sorting and filtering in between never lose a row's origin.
 """
 
@@ -19,9 +19,9 @@ from handlers.failures import RowFailure, RowFailures
 SOURCE = "__source__"
 ROW = "__row__"
 PROVENANCE = (SOURCE, ROW)
-# The number of a row in its chunk, which functions on record batches are given beside the columns.
+# The index of a row in its chunk, which functions on record batches get in addition to the columns.
 ROW_ID = "__row_id__"
-# Why a row was refused before it came to the model; such rows go along, so that they become dead letters with the others.
+# Why a row was refused before the model; such rows stay in the chunk, so that they become dead letters with the others.
 REFUSED = "__refused__"
 
 # Metadata of a column of text (or lists of it) that holds numbers which float64 does not: they are carried as text, and
@@ -114,7 +114,7 @@ def dead_letters(chunk: pa.RecordBatch, failures: Sequence[RowFailure], model_ve
     Args:
         chunk: the rows as they were read.
         failures: why each of them could not be scored.
-        model_version: of the model; None where none was asked yet.
+        model_version: of the model; None where no model was used yet.
     """
 
     def strings(values: Iterable[str | None]) -> pa.Array:

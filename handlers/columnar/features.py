@@ -1,4 +1,4 @@
-"""Features: SQL expressions over the row, which become columns, and the proof that each looks at its own row alone."""
+"""Features: SQL expressions over the row, which become columns, and the check that each depends only on its own row."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def feature_step(features: dict[str, str]) -> Step:
     def call(rows: Rows) -> Rows:
         try:
             return Rows(computed(rows), rows.ids)
-        except pl.exceptions.PanicException as panic:  # not an Exception; the row is at fault all the same
+        except pl.exceptions.PanicException as panic:  # not an Exception; the row is still at fault
             raise ValueError(one_line(panic)) from None
 
     def computed(rows: Rows) -> pa.RecordBatch:
@@ -108,7 +108,9 @@ def _expression(name: str, text: str) -> pl.Expr:
     try:
         return pl.sql_expr(text)
     except Exception as error:
-        raise UsageError(f'feature "{name}": "{text}" is no SQL expression over the row: {one_line(error)}') from None
+        raise UsageError(
+            f'feature "{name}": "{text}" is not an SQL expression over the row: {one_line(error)}'
+        ) from None
 
 
 def _compare(step: Step, name: str, text: str, batch: pa.RecordBatch) -> None:
@@ -116,7 +118,7 @@ def _compare(step: Step, name: str, text: str, batch: pa.RecordBatch) -> None:
         try:
             result: list[Any] = step.call(Rows(part, np.arange(part.num_rows))).batch.column(name).to_pylist()
         except Exception:
-            return None  # rows that it fails on become dead letters; here they say nothing
+            return None  # rows that it fails on become dead letters; they are skipped here
         return result
 
     alone = [values(batch.slice(row, 1)) for row in range(batch.num_rows)]

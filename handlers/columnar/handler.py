@@ -72,7 +72,7 @@ class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
     def run_inference(
         self, batch: Sequence[pa.RecordBatch], model: Scorer, inference_args: dict[str, Any] | None = None
     ) -> Iterable[Scored]:
-        """Scores the chunks of `batch` as one; those whose schemas have no common type are scored apart."""
+        """Scores the chunks of `batch` as one; those whose schemas have no common type are scored separately."""
         if not batch:  # BatchElements begins a bundle with an empty batch where its first element is a full one
             return []
         try:
@@ -97,7 +97,7 @@ class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
         self._metrics.batch(rows + failed.total() + scored.dropped, rows, failed, scored.stats, scored.dropped)
 
     def validate_inference_args(self, inference_args: object) -> None:
-        """Refuses arguments, which the columns of a chunk would not know what to do with."""
+        """Refuses arguments, which have no meaning for the columns of a chunk."""
         if inference_args is not None and inference_args != {}:
             raise UsageError(
                 "ColumnarModelHandler takes no inference_args; make a column of them, or use TorchModelHandler"
@@ -114,5 +114,5 @@ class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
 
 
 def _weight(batching: Batching, chunk: pa.RecordBatch) -> int:
-    """The rows of `chunk`, or how many such bytes would be where `chunk_rows` have `chunk_bytes`."""
+    """The rows of `chunk`, or its bytes in units of `chunk_bytes / chunk_rows`, whichever is more."""
     return max(int(chunk.num_rows), int(chunk.nbytes) * batching.chunk_rows // batching.chunk_bytes)

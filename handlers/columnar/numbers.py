@@ -1,4 +1,4 @@
-"""Numbers that are carried as text, since float64 does not hold their digits, go on as float64."""
+"""Numbers that are carried as text, since float64 does not hold their digits, become float64."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from handlers.columnar.chunks import NUMBERS
 
 
 def number_step() -> Step:
-    """The step that makes float64 of the columns whose fields have the metadata `NUMBERS`.
+    """The step that converts to float64 the columns whose fields have the metadata `NUMBERS`.
 
     It comes before all functions, which compute with what the model gets. The output carries the columns as they were read.
     """
@@ -32,7 +32,7 @@ def _floats(array: pa.Array, name: str) -> pa.Array:
     try:
         return pc.cast(array, _with_floats(array.type))
     except pa.ArrowInvalid:
-        raise ValueError(f'column "{name}" holds {array[0]}, which is no number') from None
+        raise ValueError(f'column "{name}" holds {array[0]}, which is not a number') from None
 
 
 def _with_floats(kind: pa.DataType) -> pa.DataType:

@@ -1,4 +1,4 @@
-"""The plan of a run: what the driver settles, so that every worker does the same with a row."""
+"""The plan of a run: what the driver settles, so that every worker treats a row alike."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Plan:
         inputs: how columns become the model's inputs.
         carried: input columns that go into the output.
         needed: input columns without which a file cannot be scored.
-        output: schema of the predictions; None leaves each chunk as it comes out, which is how the schema is found.
+        output: schema of the predictions; None leaves each chunk as it is, which is how the schema is found.
         probabilities: whether a classification gives the probability of every class.
     """
 

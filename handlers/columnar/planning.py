@@ -1,4 +1,4 @@
-"""Settling a run on the driver, by scoring a sample of its rows."""
+"""Planning a run on the driver, by scoring a sample of its rows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def make_plan(
         chain: the functions before and after the model.
         columns: names and patterns of the input columns to carry into the output.
         probabilities: whether a classification gives the probability of every class, too.
-        strict: refuse an empty sample where only rows can settle something. Without it every row that turns up after all
+        strict: refuse an empty sample where only rows can settle something. Without it every row that is read later
             becomes a dead letter.
 
     Raises:
@@ -53,7 +53,7 @@ def make_plan(
         BrokenModelError: where the model fails on every row of the sample, and on zeros.
     """
     raw = without_provenance(sample)
-    if not raw.schema.names:  # files without a byte: no rows, and no columns to settle
+    if not raw.schema.names:  # empty files: no rows and no columns
         return Plan(chain, (), (), frozenset(), pa.schema([MODEL_VERSION_FIELD]))
     rows = number_step().run(Rows(raw, np.arange(raw.num_rows)))[0]
     if chain.features:
@@ -68,8 +68,8 @@ def make_plan(
             raise
         if strict:
             raise UsageError(f"{error}; {_SAMPLE_WANTED}") from None
-        # Without a row nobody knows which columns a function makes, or how long lists are. A run of no rows goes
-        # on all the same; should rows turn up after all, they are dead letters.
+        # Without a row it is unknown which columns a function makes, or how long lists are. A run without rows
+        # continues; rows that are read later become dead letters.
         blank = Scorer(model, plan, predictor)
         rows = Rows(blank.blank(sample, 0, blank.stage.of_no_rows()), rows.ids[:0])
         for step in chain.after(model.code()):
@@ -104,7 +104,7 @@ def _try(step: Step, rows: Rows) -> Rows:
 
 
 def _check_settled(step: Step, batch: pa.RecordBatch) -> None:
-    """Refuses a function whose columns cannot be told from what it made of `batch`, which began as rows of zeros."""
+    """Refuses a function whose columns cannot be determined from its result for rows of zeros."""
     if not batch.num_rows:
         raise UsageError(f"{step.stage} {step.name} gives no row for rows of zeros; {_SAMPLE_WANTED}")
     if untyped := [field.name for field in batch.schema if pa.types.is_null(field.type)]:
@@ -112,7 +112,7 @@ def _check_settled(step: Step, batch: pa.RecordBatch) -> None:
 
 
 def _zeros(scorer: Scorer, sample: pa.RecordBatch) -> Rows:
-    """Where no row of the sample could be scored: what two rows of zeros become, only to learn the schema."""
+    """Where no row of the sample was scored: what two rows of zeros become, to find the schema."""
     try:
         columns = scorer.stage.zeros(2)
     except TorchbeamError:

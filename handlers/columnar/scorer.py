@@ -2,7 +2,7 @@
 
     features → preprocess → encode → forward → head → postprocess → output
 
-The chunk as it was read stays at hand, so that a dead letter is always that row, whatever stage refused it.
+The chunk as it was read is kept, so that a dead letter is always that row, no matter which stage refused it.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Scorer:
         self._load = load
 
     def take_load(self) -> Load | None:
-        """What loading the model cost; given once, to one of the threads."""
+        """What loading the model cost; returned once, to one of the threads."""
         with self._lock:
             load, self._load = self._load, None
         return load

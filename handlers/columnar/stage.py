@@ -1,7 +1,7 @@
 """One model on the rows of a chunk: encode → forward → head, in pieces of a bounded size.
 
-The next piece is encoded in a thread while the model has the one before it, so that decoding images or tokenizing text
-does not keep the model waiting, and a chunk never stands in memory as tensors all at once.
+The next piece is encoded in a thread while the model runs on the previous one, so that decoding images or tokenizing text
+does not keep the model waiting, and a chunk is never in memory as tensors all at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PIECE_BYTES = 64 << 20
 NOT_PLANNED = RowFailure(
     "encode",
     "NotPlanned",
-    "the first rows had no columns to settle the model's inputs by; start again with rows in the first files",
+    "the first rows had no columns to bind the model's inputs to; start again with rows in the first files",
 )
 
 
@@ -71,7 +71,7 @@ class ModelStage:
         probabilities: whether a classification gives the probability of every class.
 
     Raises:
-        UsageError: where an encoder misses something in the model directory.
+        UsageError: where the model directory lacks a file that an encoder needs.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class ModelStage:
         self._head = replace(model.spec.head, probabilities=probabilities)
         self._inputs = prepared(inputs, model)
         self._padding = next((bound.padding for bound in self._inputs if bound.padding), None)
-        if self._padding is not None and self._head.task != "raw":  # no other head takes one output a token
+        if self._padding is not None and self._head.task != "raw":  # only head raw takes per-token outputs
             self._padding = replace(self._padding, cut=())
         self._predictor = predictor
 
@@ -89,7 +89,7 @@ class ModelStage:
         """The answers of the model to `rows`; what was done is added to `stats`.
 
         Raises:
-            BrokenModelError: where the model gives something else than its task needs.
+            BrokenModelError: where the model's outputs do not fit its task.
             DeviceLostError: where the accelerator is gone.
         """
         if not self._inputs:
@@ -106,7 +106,7 @@ class ModelStage:
         return Answers(*_joined(parts, rows), failures)
 
     def zeros(self, rows: int) -> Columns:
-        """What the model's answers to `rows` rows of zeros become; raises the error where it fails on them."""
+        """The head's columns for `rows` rows of zeros; raises the model's error where it fails on them."""
         tensors: Tensors = {}
         for bound in self._inputs:
             tensors |= bound.zeros(rows)
@@ -116,11 +116,11 @@ class ModelStage:
         return heads.decode(self._head, prediction.outputs)[0]
 
     def of_no_rows(self) -> Columns:
-        """The columns as far as they are known without asking the model."""
+        """The columns as far as they are known without calling the model."""
         return heads.of_no_rows(self._head)
 
     def _encoded(self, rows: Rows) -> Iterator[_Piece]:
-        """`rows` in pieces, each encoded while the one before it is in use."""
+        """`rows` in pieces, each encoded while the previous one is scored."""
         pieces = self._pieces(rows.batch)
         if len(pieces) == 1 and pieces[0] is None:
             yield self._encode(rows)
@@ -189,7 +189,7 @@ class ModelStage:
 
 def prepared(inputs: Sequence[BoundInput], model: ModelDir) -> tuple[BoundInput, ...]:
     """`inputs`, ready to encode in this process."""
-    # Looking the model up verifies all of it again, so it is done only for an encoder that needs it.
+    # Resolving the local copy verifies all of it again, so it is done only for an encoder that needs it.
     if all(type(bound).prepare is BoundInput.prepare for bound in inputs):
         return tuple(inputs)
     folder = model.local()

@@ -1,4 +1,4 @@
-"""Collation: examples of any kind become the tensors of the model's inputs, and examples that cannot are told apart.
+"""Collation: examples of any kind become the tensors of the model's inputs, and examples that cannot get a failure.
 
 | example | becomes |
 | --- | --- |
@@ -6,9 +6,9 @@
 | mapping of tensors, or of numpy arrays named like the model's inputs | the inputs of those names |
 | any other mapping | a row of columns, wired by the signature of the model directory |
 
-Examples of unequal shape or dtype never meet in one tensor: those whose lengths differ along the first axis are padded
+Examples of unequal shape or dtype never share a tensor: those whose lengths differ along the first axis are padded
 where there is a `Padding`, and all others form groups of one shape and dtype, which go through the model one after the
-other. Whether an example can be scored, and its answer, do not depend on those beside it.
+other. Whether an example can be scored, and its answer, do not depend on the others in its batch.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Group:
     Attributes:
         indices: int64 of (examples,): which of the batch they are.
         inputs: by input name, of as many rows.
-        binding: how they came from columns; empty where they did not, or by a way that is kept already.
+        binding: how they came from columns; empty where they did not, or by a binding that is kept already.
         padding: how an encoder wants its `Ragged` padded.
     """
 
@@ -55,9 +55,9 @@ class Collator:
 
     Args:
         model: the loaded model.
-        source: its model directory, whose signature wires plain mappings; None where there is none.
+        source: its model directory, whose signature wires plain mappings; None if there is no directory.
         padding: how unequal lengths are padded; None pads only for a model that takes a mask.
-        collate: a function of the user's in place of all this.
+        collate: a user function that replaces all of this.
 
     Raises:
         UsageError: where the model directory and the model contradict each other.
@@ -78,10 +78,10 @@ class Collator:
         self._table = RowTable(source, model) if source else None
 
     def __call__(self, examples: Sequence[Any]) -> tuple[list[Group], Failures]:
-        """The groups of `examples`, and the examples that are in none of them, each with the reason.
+        """The groups of `examples`, and the examples in no group, each with the reason.
 
         Raises:
-            TorchbeamError: where a `collate` of the user's gives no tensors, or another number of rows than of examples.
+            TorchbeamError: where the user's `collate` gives no tensors, or another number of rows than of examples.
         """
         if self._collate is not None:
             return self._by_function(self._collate, examples)
@@ -108,7 +108,7 @@ class Collator:
         return groups, failures
 
     def answered(self, group: Group) -> None:
-        """Takes note that the model has answered rows of `group`: the way that they came from columns is kept."""
+        """Records that the model has answered rows of `group`: their binding of columns is kept."""
         if self._table is not None and group.binding:
             self._table.keep(group.binding)
 
@@ -119,7 +119,7 @@ class Collator:
         return Padding(mask=self._mask) if self._mask and self._mask not in inputs else None
 
     def _ways(self, examples: Sequence[Any]) -> dict[str, list[int]]:
-        """The places of the examples by their way into the model."""
+        """The indices of the examples by how they become tensors."""
         if len(set(map(type, examples))) == 1 and not isinstance(examples[0], Mapping):
             return {self._way(examples[0]): list(range(len(examples)))}
         ways: dict[str, list[int]] = defaultdict(list)

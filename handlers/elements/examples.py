@@ -42,9 +42,9 @@ class HandlerConfig:
         placement: where it runs.
         copies: how many copies of it Beam shares among the processes of a host; None where each process has its own.
         padding: how unequal lengths are padded.
-        collate: from examples to tensors, in place of `handlers.elements.collate`.
-        inference_fn: as Beam's handlers take it, in place of `forward`.
-        head: whether an answer is the columns of the model's task, in place of the raw outputs.
+        collate: from examples to tensors, replaces `handlers.elements.collate`.
+        inference_fn: as Beam's handlers take it; replaces `forward`.
+        head: whether an answer is the columns of the model's task, instead of the raw outputs.
     """
 
     source: Source
@@ -76,7 +76,7 @@ class HandlerConfig:
 
 @dataclass(frozen=True)
 class Part:
-    """Answers to some of the examples of a batch, still together.
+    """Answers to some of the examples of a batch, still as tensors.
 
     Attributes:
         indices: int64: which examples.
@@ -109,11 +109,11 @@ class Answers:
     Attributes:
         count: how many examples there were.
         parts: the answers of the model.
-        results: `(place, answer)` of a function of the user's.
-        failures: the others, by place.
+        results: `(index, answer)` of a user function.
+        failures: the others, by index.
         model_id: the path of the model.
         stats: what was done.
-        load: what loading the model cost, told once.
+        load: what loading the model cost, reported once.
     """
 
     count: int
@@ -154,7 +154,7 @@ class ExampleScorer:
         source = config.source
         self._spec = source.spec if isinstance(source, ModelDir) else None
         if config.head and self._spec is None:
-            raise UsageError("head=True needs a model directory, which says what the model's task is")
+            raise UsageError("head=True needs a model directory, which gives the model's task")
         self._collator = Collator(
             predictor.model, source if isinstance(source, ModelDir) else None, config.padding, config.collate
         )
@@ -237,7 +237,7 @@ class ExampleScorer:
 def _decode(
     head: Head, part: Part, outputs: Mapping[str, torch.Tensor | Ragged], failures: dict[int, FailedPrediction]
 ) -> Part:
-    """The columns of the model's task in place of its outputs; rows without a number among them become failures."""
+    """The columns of the model's task instead of its outputs; rows without a number among them become failures."""
     columns, bad = heads.decode(head, outputs)
     failures |= dict.fromkeys(part.indices[bad].tolist(), FailedPrediction("head", "NotANumber", NOT_A_NUMBER))
     indices = part.indices[~bad]
@@ -252,7 +252,7 @@ _MISSING = _Missing()
 
 
 def _rows(output: torch.Tensor | Ragged | pa.Array) -> list[Any]:
-    """One value an example. Tensors get memory of their own: a view would keep, and pickle, that of the whole batch."""
+    """One value an example. Tensors are copied: a view would keep, and pickle, the memory of the whole batch."""
     if isinstance(output, torch.Tensor):
         rows: tuple[torch.Tensor, ...] = torch.unbind_copy(output)  # type: ignore[func-returns-value,assignment]
         return list(rows)

@@ -1,4 +1,4 @@
-"""A failure that stands where a prediction would: an example's own, and no other's."""
+"""The failure of one example, which replaces its prediction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class FailedPrediction:
     traceback: str = ""
 
 
-Failures = dict[int, FailedPrediction]  # by the place of the example in its batch
+Failures = dict[int, FailedPrediction]  # by the index of the example in its batch
 
 
 def failed_prediction(stage: str, error: BaseException) -> FailedPrediction:

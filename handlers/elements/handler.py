@@ -1,7 +1,7 @@
 """`TorchModelHandler`: Beam's RunInference over examples, with the guarantees of the columnar path.
 
-An example that cannot be scored does not take its batch along: its result is a `PredictionResult` whose `inference` is a
-`FailedPrediction`. `transforms.RunTorchInference` and `transforms.SplitFailures` set those apart.
+An example that cannot be scored does not fail its batch: its result is a `PredictionResult` whose `inference` is a
+`FailedPrediction`. `transforms.RunTorchInference` and `transforms.SplitFailures` separate those.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from handlers.tensors import Padding
 
 T = TypeVar("T")
 
-# A batch by default: so many examples, or fewer where they are large. Beam's own choice, by timing, is often a handful
-# where other work shares the processor, and then a batch's own costs are most of the time.
+# A batch by default: so many examples, or fewer where they are large. Beam's choice, by timing, is often a few
+# where other work shares the processor, and then the overhead of a batch dominates.
 BATCH_EXAMPLES = 2048
 BATCH_BYTES = 16 << 20
 _LEAST = BATCH_BYTES // BATCH_EXAMPLES
@@ -70,14 +70,14 @@ class TorchModelHandler(MeteredHandler[Any, PredictionResult, ExampleScorer]):
         hints: resource hints of the inference step.
         padding: how examples of unequal length are padded. Without it they are padded only for a model that takes an
             `attention_mask`, `mask` or `padding_mask` that they do not bring; for others, each length goes by itself.
-        collate: a function from a list of examples to tensors by input name, in place of ours.
+        collate: a function from a list of examples to tensors by input name, instead of ours.
         inference_fn: as Beam's handlers take it: `(batch, model, device, inference_args, model_id)` to one result an
             example. It is given examples of one shape at a time.
         head: whether the model's task decodes its outputs.
         keep_example: whether a result carries its example; a failed one always does.
         large_model: one copy of the model for all processes of a host, as Beam takes it.
-        model_copies: so many copies for all processes of a host, as Beam takes it.
-        env_vars: set in the worker before the model is loaded, beside those of the model directory.
+        model_copies: copies for all processes of a host, as Beam takes it.
+        env_vars: set in the worker before the model is loaded, in addition to those of the model directory.
         batching: see `BeamBatching`; by default batches of up to 2,048 examples or 16 MiB.
 
     Raises:
@@ -101,7 +101,7 @@ class TorchModelHandler(MeteredHandler[Any, PredictionResult, ExampleScorer]):
         **batching: Unpack[BeamBatching],
     ) -> None:
         unknown = set(batching) - set(BeamBatching.__annotations__)
-        if unknown:  # Beam's base class would take and forget it
+        if unknown:  # Beam's base class would ignore it
             raise UsageError(
                 f'TorchModelHandler has no option "{min(unknown)}"; the options for batches are '
                 f"{', '.join(BeamBatching.__annotations__)}"
@@ -188,7 +188,7 @@ class Results(Iterable[PredictionResult]):
 
     @property
     def none_failed(self) -> bool:
-        """Whether all are known to be predictions; what a function of the user's gave may hold failures of its own."""
+        """Whether all are known to be predictions; results of a user function may contain failures."""
         return not self.answers.failures and not self.answers.results
 
     def __len__(self) -> int:
@@ -213,7 +213,7 @@ _result = functools.partial(tuple.__new__, PredictionResult)  # its _make, at ha
 
 
 def skip_failures(function: Callable[[Any], T]) -> Callable[[Any], T | Any]:
-    """For `with_postprocess_fn` under plain `RunInference`: lets failed predictions pass by `function` as they are."""
+    """For `with_postprocess_fn` under plain `RunInference`: passes failed predictions through without calling `function`."""
 
     @functools.wraps(function)
     def guarded(result: Any) -> T | Any:

@@ -26,7 +26,7 @@ from handlers.model.directory import ModelDir
 from handlers.predict.loaded import LoadedModel
 from handlers.tensors import Padding, take
 
-# So many rows are tried one by one where a whole batch tells no types.
+# Rows tried one by one where a whole batch has no common types.
 BIND_TRIES = 50
 
 _NO_ARRAY = (pa.ArrowException, TypeError, ValueError, OverflowError)
@@ -42,7 +42,7 @@ class EncodedRows:
         indices: int64, ascending: the examples that could be encoded.
         tensors: theirs, by input name.
         failures: the others.
-        binding: how columns became tensors; empty where no way was found, or one is settled already.
+        binding: how columns became tensors; empty where no binding was found, or one is fixed already.
         padding: how the `Ragged` among the tensors are padded.
     """
 
@@ -59,7 +59,7 @@ class _Settled:
 
     Attributes:
         columns: all that it takes; empty where features or functions may take others.
-        plain: for each input, where its columns are among `columns`; None where plain numbers are not all it takes.
+        plain: for each input, the indices of its columns in `columns`; None where it takes more than plain numbers.
     """
 
     binding: Binding
@@ -70,7 +70,7 @@ class _Settled:
 class RowTable:
     """Turns mappings into the tensors of the model's inputs, through its features and preprocess functions.
 
-    Which columns and lengths of lists there are is told by each batch, until `keep` settles it. The names in the
+    Each batch determines its columns and list lengths, until `keep` fixes them. The names in the
     mappings must be text. Several threads may share one table.
     """
 
@@ -84,7 +84,7 @@ class RowTable:
         self._settled: _Settled | None = None
 
     def keep(self, binding: Binding) -> None:
-        """Settles on `binding`, if none is settled yet: a model has answered rows that came by it."""
+        """Fixes `binding`, unless one is fixed already: a model has answered rows that it encoded."""
         with self._lock:
             if self._settled is not None:
                 return
@@ -101,7 +101,7 @@ class RowTable:
     def plain(self, examples: Sequence[Any]) -> dict[str, torch.Tensor] | None:
         """What `encode` gives for mappings of plain numbers none of which fails, ten times faster.
 
-        None where no binding is settled, where it takes more than plain numbers, and for examples of any other kind.
+        None where no binding is fixed, where it takes more than plain numbers, and for examples of any other kind.
         """
         settled = self._settled
         if settled is None or settled.plain is None or set(map(type, examples)) != {dict}:
@@ -109,7 +109,7 @@ class RowTable:
         names, rows = settled.columns, len(examples)
         values = map(itemgetter(*names), examples)
         flat = values if len(names) == 1 else itertools.chain.from_iterable(values)
-        try:  # Arrow takes what numpy would guess at for no number: text, times, integers that float64 cannot hold
+        try:  # Arrow refuses as numbers what numpy would convert by guessing: text, times, integers that float64 cannot hold
             numbers = pa.array(flat, pa.float64(), size=rows * len(names))
         except (KeyError, *_NO_ARRAY):
             return None
@@ -215,7 +215,7 @@ def _array(name: str, values: list[Any], failures: Failures) -> pa.Array:
     for _ in range(depth):
         kind = pa.list_(kind)
     for row, value in enumerate(texts):
-        if depth == 1 and isinstance(value, str):  # beside lists of one level a value is a list of one
+        if depth == 1 and isinstance(value, str):  # among lists of one level a value is a list of one
             texts[row] = [value]
         elif not _is_nested(value, depth):  # Arrow would take a text for a list of its letters
             texts[row] = None
@@ -247,7 +247,7 @@ def _depth(value: Any) -> int:
 
 
 def _is_nested(value: Any, depth: int) -> bool:
-    """Whether there are so many lists around each of the values of `value`; null stands for any."""
+    """Whether every value in `value` is nested in that many lists; null matches any depth."""
     if value is None:
         return True
     if not isinstance(value, list):

@@ -22,7 +22,7 @@ class Signature:
     """What `model.yaml` and the model itself say of the inputs.
 
     Attributes:
-        names: of the inputs, in order; `input` where neither says any.
+        names: of the inputs, in order; `input` where neither gives names.
 
     Raises:
         UsageError: where the two contradict each other.
@@ -36,7 +36,7 @@ class Signature:
         self._dtypes = {name: info.dtype for name, info in self._infos.items()}
         self._dtypes |= {spec.name: dtype_of(spec, self._infos.get(spec.name)) for spec in self._specs.values()}
         self.names = tuple(spec.name for spec in specs) or tuple(self._infos) or model.parameters or ("input",)
-        # A single input may be called what it likes, and what `forward` calls it.
+        # A single input may have any name, `forward`'s name for it included.
         self._free = dict.fromkeys(model.parameters[:1], self.names[0]) if len(self.names) == 1 else {}
         parameters = getattr(model.module, "parameters", lambda: ())()
         self._float = next((tensor.dtype for tensor in parameters if tensor.is_floating_point()), torch.float32)
@@ -44,8 +44,8 @@ class Signature:
     def fit(self, name: str, value: torch.Tensor | Ragged) -> tuple[torch.Tensor | Ragged, Failures]:
         """`value`, of one dtype, in the dtype of the input `name`, and the rows that may not go into the model.
 
-        Where neither `model.yaml` nor the model says a dtype, floats get that of the weights, and whole numbers stay as they are.
-        Values of an input of which neither knows are not checked. What the result holds in rows that fail has no meaning.
+        Where neither `model.yaml` nor the model gives a dtype, floats get that of the weights, and whole numbers stay as they are.
+        Values of an input unknown to both are not checked. What the result holds in rows that fail has no meaning.
         """
         declared = self._free.get(name, name)
         spec, info = self._specs.get(declared), self._infos.get(declared)
@@ -112,5 +112,5 @@ def _message(kind: str, name: str, spec: MatrixInput | None, dtype: torch.dtype)
         low, high = (0, spec.codes - 1) if spec and spec.codes else bounds(dtype)
         what = f"a value that is not in {low} … {high}"
     else:
-        what = "a value that is no whole number" if kind == "NotAnInteger" else "complex numbers"
+        what = "a value that is not a whole number" if kind == "NotAnInteger" else "complex numbers"
     return f'the example holds {what}; the model input "{name}" needs {need}'

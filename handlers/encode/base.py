@@ -23,10 +23,10 @@ class Encoded:
     """What became of the rows of a batch.
 
     Attributes:
-        tensors: by the name of a model input, each of as many rows as the batch; what they hold in rows that failed has
-            no meaning.
+        tensors: by the name of a model input, each of as many rows as the batch; values in rows that failed are
+            undefined.
         failures: the rows that could not be encoded, by index.
-        counts: what else is worth counting, by name, for the report (`truncated`: texts that were cut).
+        counts: what else is worth counting, by name, for the report (`texts_truncated`: texts that were cut).
     """
 
     tensors: Tensors
@@ -48,11 +48,11 @@ class BoundInput(ABC):
 
     @abstractmethod
     def encode(self, batch: pa.RecordBatch) -> Encoded:
-        """The tensors of the rows of `batch`. Never raises for a row, nor for a column of a type that was not foreseen."""
+        """The tensors of the rows of `batch`. Never raises for a bad row or an unexpected column type."""
 
     @abstractmethod
     def zeros(self, rows: int) -> Tensors:
-        """Tensors of `rows` rows that stand for no row of the input, as the model would be given them."""
+        """Placeholder tensors of `rows` rows, of the shapes and dtypes that the model gets."""
 
     @property
     def row_bytes(self) -> int:
@@ -61,7 +61,7 @@ class BoundInput(ABC):
 
     @property
     def sample_rows(self) -> int:
-        """How many rows of a sample are scored to settle a run; few where scoring a row takes long."""
+        """How many rows of a sample are scored to plan a run; few where scoring is slow."""
         return 1000
 
     @property
@@ -76,17 +76,17 @@ class BoundInput(ABC):
             numbers: float64 of (rows, columns); an integer must be one that float64 holds exactly.
 
         Returns:
-            The tensor, of (rows, *shape) and of its own memory. None where `encode` must look for rows at fault.
+            The tensor, of (rows, *shape) in newly allocated memory. None where `encode` must find the bad rows.
         """
         raise NotImplementedError
 
     @property
     def padding(self) -> Padding | None:
-        """How `Ragged` tensors of this input are padded; None where there are none."""
+        """How `Ragged` tensors of this input are padded; None without `Ragged` tensors."""
         return None
 
     def prepare(self, folder: Path) -> BoundInput:
-        """This input, ready to encode: with what lies in the model directory (a tokenizer, say) opened in this process.
+        """This input, ready to encode: with its files in the model directory (such as a tokenizer) opened in this process.
 
         Raises:
             UsageError: where it is missing or cannot be opened.
@@ -94,5 +94,5 @@ class BoundInput(ABC):
         return self
 
     def order(self, batch: pa.RecordBatch) -> np.ndarray | None:
-        """An order of the rows, int64 of (rows,), in which neighbours are of like length; None where all are alike."""
+        """An order of the rows, int64 of (rows,), in which neighbours have similar lengths; None if any order will do."""
         return None

@@ -24,8 +24,8 @@ def bind_inputs(
     """Settles which columns feed which input, with what shape and dtype.
 
     Args:
-        specs: the inputs of `model.yaml`; where there are none, those that the model itself tells of are taken.
-        infos: what the model itself tells of its inputs.
+        specs: the inputs of `model.yaml`; where there are none, those that the model itself declares.
+        infos: what the model itself declares about its inputs.
         batch: some rows as they will be encoded; the lengths of variable lists are taken from them where neither
             `model.yaml` nor the model gives them.
         parameters: names of the inputs that `forward` takes; empty where it takes any.
@@ -37,7 +37,7 @@ def bind_inputs(
     by_name = {info.name: info for info in infos}
     if not specs:
         if not infos:
-            raise UsageError("the model does not tell its inputs; write them in model.yaml")
+            raise UsageError("the model does not declare its inputs; write them in model.yaml")
         specs = [NumericInput(name=info.name, columns=_own_columns(info, infos, batch.schema)) for info in infos]
     bound = []
     for spec in specs:
@@ -51,13 +51,13 @@ def bind_inputs(
 
 
 def info_of(spec: InputSpec, specs: Sequence[InputSpec], infos: Sequence[TensorInfo]) -> TensorInfo | None:
-    """What the model itself tells of an input: by its name, which is free where there is only one."""
+    """What the model itself declares about an input: by name; a single input may have any name."""
     alone = infos[0] if len(infos) == len(specs) == 1 else None
     return next((info for info in infos if info.name == spec.name), alone)
 
 
 def _own_columns(info: TensorInfo, infos: Sequence[TensorInfo], schema: pa.Schema) -> tuple[str, ...]:
-    """The columns of an input that only the model tells of: the one of its name, else, for a single input, all numbers."""
+    """The columns of an input that only the model declares: the one of its name, else, for a single input, all numbers."""
     if info.name in schema.names:
         return (info.name,)
     numeric = tuple(field.name for field in schema if is_number(field.type))

@@ -25,7 +25,7 @@ class BoundCategorical(BoundMatrix):
     spec: CategoricalInput
 
     def values(self, array: pa.Array) -> Values:
-        """The codes of `array`, which is no list, as int64."""
+        """The codes of `array` (without lists), as int64."""
         if pa.types.is_dictionary(array.type):
             return self.values(array.dictionary_decode())
         spec = self.spec
@@ -72,7 +72,7 @@ def _codes(array: pa.Array, codes: np.ndarray, outside: np.ndarray, unknown: int
 
 
 def _indices(array: pa.Array, spec: CategoricalInput) -> pa.Array:
-    """The index of each value in `spec.categories`; null where it has none. 1, 1.0 and "1" are the same category."""
+    """The index of each value in `spec.categories`; null where it is not a category. 1, 1.0 and "1" are the same category."""
     categories = spec.categories or ()
     if isinstance(categories[0], str):
         return pc.index_in(_text(array), pa.array(categories, pa.string()))
@@ -97,10 +97,10 @@ def _text(array: pa.Array) -> pa.Array:
 
 
 def _check_flags(array: pa.Array, name: str, spec: CategoricalInput) -> None:
-    """YAML reads yes, no, on and off as flags; where the column has such words, text was meant."""
+    """YAML reads yes, no, on and off as booleans; where the column has such words, text was meant."""
     words = {str(value).strip().lower() for value in array.unique().to_pylist() if value is not None}
     if words and not words & {"true", "false"}:
         raise UsageError(
             f'column "{name}" holds text, but the categories of the model input "{spec.name}" are true and false; '
-            'quote words that YAML takes for flags, as "yes"'
+            'quote words that YAML reads as booleans, as "yes"'
         )

@@ -1,4 +1,4 @@
-"""Which columns the names and patterns of an input stand for. The one matcher: `match_columns`."""
+"""Which columns the names and patterns of an input match. The one matcher: `match_columns`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from handlers.errors import UsageError
 
 
 class UnknownLengthError(UsageError):
-    """How long the lists of a column are cannot be told from the rows at hand."""
+    """The length of a column's lists cannot be determined from the given rows."""
 
 
 def resolve_columns(spec: InputSpec, names: Sequence[str]) -> tuple[str, ...]:
-    """The columns of `names` that the patterns of `spec` stand for, in order; raises `UsageError` where one has none."""
+    """The columns of `names` that the patterns of `spec` match, in order; raises `UsageError` where one matches nothing."""
     found: dict[str, None] = {}
     known_names = dict.fromkeys(names)
     for pattern in spec.patterns:
@@ -29,11 +29,11 @@ def resolve_columns(spec: InputSpec, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def matching(patterns: Iterable[str], names: Collection[str]) -> frozenset[str]:
-    """The `names` that one of `patterns` stands for."""
+    """The `names` that one of `patterns` matches."""
     known = dict.fromkeys(names)
     return frozenset(name for pattern in patterns for name in match_columns(pattern, known))
 
 
 def match_columns(pattern: str, names: Collection[str]) -> list[str]:
-    """The `names` that `pattern` stands for: the name that it is, else all that it matches."""
+    """The `names` that `pattern` matches: the equal name if there is one, else all that fit the pattern."""
     return [pattern] if pattern in names else [name for name in names if fnmatch.fnmatchcase(name, pattern)]

@@ -2,8 +2,8 @@
 
 Decoding and resizing follow torchvision's `v2` transforms on a uint8 tensor: `resize` is the shorter side, bilinear with
 antialiasing; `crop` is a centre crop; pixels are scaled to 0 … 1 before `mean` and `std`. EXIF orientation is applied,
-palettes, CMYK, grey and 16-bit images become the channels that the model takes, transparency is left out, and of an animation
-the first frame counts. The number of pixels is known from the header and held against `max_pixels` before anything is decoded.
+palettes, CMYK, grey and 16-bit images become the channels that the model takes, transparency is dropped, and only the first
+frame of an animation is used. The number of pixels is read from the header and checked against `max_pixels` before decoding.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from handlers.failures import RowFailure, RowFailures
 from handlers.paths import is_remote
 from handlers.tensors import TensorInfo
 
-# Those that Pillow decodes by itself; its others start programs (EPS) or are no photographs.
+# Formats that Pillow decodes by itself; others start programs (EPS) or are not photographs.
 FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM", "AVIF")
 THREADS = min(8, os.cpu_count() or 1)
 MAX_FILE_BYTES = 256 << 20
@@ -40,7 +40,7 @@ _CANDIDATES = ("image", "bytes", "content", "path")
 
 
 class ImageError(ValueError):
-    """An image that cannot be taken; the message says why."""
+    """An image that cannot be used; the message says why."""
 
 
 class TooManyPixelsError(ImageError):
@@ -103,7 +103,7 @@ class BoundImage(BoundInput):
 
     @property
     def sample_rows(self) -> int:
-        """Images are scored slowly; a few tell the columns."""
+        """Images are scored slowly; a few are enough to find the columns."""
         return 8
 
     def _pixels(self, value: pa.Scalar) -> torch.Tensor:
@@ -145,11 +145,11 @@ def bind(spec: ImageInput, _info: TensorInfo, batch: pa.RecordBatch, parameters:
 
 
 def decode(content: bytes, mode: str, max_pixels: int) -> torch.Tensor:
-    """The pixels of an image file, uint8 of (channels, height, width), turned as its EXIF data says.
+    """The pixels of an image file, uint8 of (channels, height, width), rotated by its EXIF orientation.
 
     Raises:
-        ImageError: for what is no image, or one of a kind that has no such pixels.
-        TooManyPixelsError: for more than `max_pixels`; nothing was decoded then.
+        ImageError: for content that is not an image, or an image of an unsupported kind.
+        TooManyPixelsError: for more than `max_pixels`; nothing is decoded then.
     """
     from PIL import Image, ImageOps
 
@@ -168,13 +168,13 @@ def decode(content: bytes, mode: str, max_pixels: int) -> torch.Tensor:
 
 
 def image_size(content: bytes) -> tuple[int, int] | None:
-    """Height and width of an image by its header, turned as its EXIF data says; None for what is no image."""
+    """Height and width of an image by its header, rotated by its EXIF orientation; None if it is not an image."""
     try:
         with _opened(content) as image:
             width, height = image.size
             turned = image.getexif().get(_ORIENTATION) in _TURNED
             return (width, height) if turned else (height, width)
-    except Exception:  # whoever decodes it is told why
+    except Exception:  # decoding it gives the reason
         return None
 
 
@@ -182,6 +182,10 @@ def transform(pixels: torch.Tensor, spec: ImageInput) -> torch.Tensor:
     """Resizes and crops uint8 pixels of (channels, height, width) as torchvision's v2 transforms do."""
     if spec.resize is not None:
         size = _target(pixels.shape[1:], spec.resize)
+        if isinstance(spec.resize, int) and size[0] * size[1] > max(spec.max_pixels, spec.resize**2):
+            raise TooManyPixelsError(
+                f"resized, an image of {size[1]} × {size[0]} pixels; max_pixels is {spec.max_pixels:,}"
+            )
         if size != tuple(pixels.shape[1:]):
             pixels = torch.nn.functional.interpolate(
                 pixels.unsqueeze(0), size=size, mode=spec.interpolation, antialias=True
@@ -198,7 +202,7 @@ def _target(size: Sequence[int], resize: int | tuple[int, int]) -> tuple[int, in
 
 
 def _centre(pixels: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """The middle of an image; black around one that is smaller."""
+    """The centre of an image, padded with black where the image is smaller."""
     _, rows, columns = pixels.shape
     if rows < height or columns < width:
         missing = (max(0, width - columns), max(0, height - rows))
@@ -220,16 +224,14 @@ def _opened(content: bytes) -> Any:
         raise TooManyPixelsError(one_line(error)) from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         what = (
-            "no image"
-            if isinstance(error, UnidentifiedImageError)
-            else f"no image that can be read ({one_line(error)})"
+            "not an image" if isinstance(error, UnidentifiedImageError) else f"not a readable image ({one_line(error)})"
         )
         raise ImageError(f"{len(content):,} bytes that are {what}") from None
 
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow was built with."""
+    """The `FORMATS` that this Pillow supports."""
     from PIL import Image
 
     Image.init()

@@ -1,8 +1,8 @@
 """Inputs that are a matrix of values: columns of numbers, codes or lists of them become a tensor of (rows, *shape).
 
 What the numeric and the categorical encoder share. Which columns feed an input, and how many values each gives, is
-settled once on the driver by `bind_matrix`; `encode` sees every chunk, so an array of a type that was not foreseen is a
-failure of its rows and never of the run.
+determined once on the driver by `bind_matrix`; `encode` gets every chunk, so an array of an unexpected type fails its
+rows and never the run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ M = TypeVar("M", bound="BoundMatrix")
 
 @dataclass(frozen=True)
 class BoundMatrix(BoundInput):
-    """A matrix input whose columns, widths, shape and dtype are settled for the columns of one run.
+    """A matrix input whose columns, widths, shape and dtype are fixed for the columns of one run.
 
     Attributes:
         spec: as `model.yaml` gives it.
@@ -59,7 +59,7 @@ class BoundMatrix(BoundInput):
 
     @abstractmethod
     def values(self, array: pa.Array) -> Values:
-        """`array`, which is no list, as numbers that the dtype of this input can hold."""
+        """`array` (without lists) as numbers that the dtype of this input can hold."""
 
     @staticmethod
     def type_problem(kind: pa.DataType, spec: Any) -> str | None:
@@ -73,7 +73,7 @@ class BoundMatrix(BoundInput):
 
     @property
     def takes_floats(self) -> bool:
-        """Whether machine numbers go into the tensor as they are, rounded to its dtype."""
+        """Whether machine numbers are written to the tensor directly, rounded to its dtype."""
         return False
 
     @property
@@ -86,7 +86,7 @@ class BoundMatrix(BoundInput):
         return {self.spec.name: torch.zeros(rows, *self.shape, dtype=self.dtype)}
 
     def encode(self, batch: pa.RecordBatch) -> Encoded:
-        """The tensor of the rows of `batch`, of (rows, *shape), contiguous and of its own memory."""
+        """The tensor of the rows of `batch`, of (rows, *shape), contiguous, in newly allocated memory."""
         failures: RowFailures = {}
         rows, total = batch.num_rows, sum(self.widths)
         # Columns of single values are written one after the other, each at once, and then transposed: torch does that
@@ -119,7 +119,7 @@ class BoundMatrix(BoundInput):
             numbers: float64 of (rows, columns); an integer must be one that float64 holds exactly.
 
         Returns:
-            The tensor, of (rows, *shape) and of its own memory. None where a number is not finite in the dtype and must
+            The tensor, of (rows, *shape) in newly allocated memory. None where a number is not finite in the dtype and must
             be: `encode` finds those rows.
         """
         buffer = rounded(numbers, self.dtype)
@@ -205,7 +205,7 @@ class BoundMatrix(BoundInput):
     def _note(
         self, failures: RowFailures, kind: str, name: str, row: int, array: pa.Array, index: int | None, width: int
     ) -> None:
-        """Notes an error of a row; `place` is that of the value in the row's list, None for the list as a whole."""
+        """Notes an error of a row; `index` is that of the value in the row's list, None for the whole list."""
         if row in failures:
             return
         value = array[row].as_py()
@@ -218,9 +218,9 @@ class BoundMatrix(BoundInput):
         if kind == "NotFinite":
             what += f", which is not finite as {need}"
         elif kind == "NotAnInteger":
-            what += ", which is no whole number"
+            what += ", which is not a whole number"
         elif kind == "UnknownCategory":
-            what += ", which is none of the categories"
+            what += ", which is not one of the categories"
         elif kind == "OutOfRange":
             size = self.spec.codes
             low, high = bounds(self.dtype) if size is None else (0, size - 1)
@@ -239,7 +239,7 @@ def _problems(values: Values, spec: MatrixInput) -> Iterator[tuple[str, int]]:
 
 
 def _leaf(value: Any, index: int) -> Any:
-    """The value at `index` among those of a list, inner lists counted through; what is no list is its own only value."""
+    """The value at `index` among those of a list, inner lists flattened; a single value counts as a list of one."""
     return _leaves(value)[index] if isinstance(value, list) else value
 
 
@@ -283,7 +283,7 @@ def dtype_of(spec: MatrixInput, info: TensorInfo | None) -> torch.dtype:
     """What `model.yaml` says, else what the model says, else float32 for numbers and int64 for codes.
 
     Raises:
-        UsageError: where `model.yaml` and the model say different dtypes, or where it cannot hold the codes or the fill value.
+        UsageError: where `model.yaml` and the model give different dtypes, or where it cannot hold the codes or the fill value.
     """
     info = info or TensorInfo(spec.name)
     default = torch.float32 if spec.codes is None else torch.int64
@@ -295,7 +295,7 @@ def dtype_of(spec: MatrixInput, info: TensorInfo | None) -> torch.dtype:
         )
     if spec.codes and not dtype.is_floating_point and max(spec.codes - 1, spec.unknown_code or 0) > bounds(dtype)[1]:
         raise UsageError(
-            f'the model input "{spec.name}" has more categories than {spec.dtype or str(dtype)[6:]} has numbers'
+            f'the model input "{spec.name}" has more categories than {spec.dtype or str(dtype)[6:]} can hold'
         )
     if isinstance(spec.fill, int | float) and spec.codes is None and not dtype.is_floating_point:
         low, high = bounds(dtype)
@@ -305,7 +305,9 @@ def dtype_of(spec: MatrixInput, info: TensorInfo | None) -> torch.dtype:
             or spec.fill != int(spec.fill)
             or not low <= spec.fill <= high
         ):
-            raise UsageError(f'fill {spec.fill} of the model input "{spec.name}" is no {spec.dtype or str(dtype)[6:]}')
+            raise UsageError(
+                f'fill {spec.fill} of the model input "{spec.name}" does not fit {spec.dtype or str(dtype)[6:]}'
+            )
     return dtype
 
 

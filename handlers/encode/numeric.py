@@ -20,7 +20,7 @@ class BoundNumeric(BoundMatrix):
     spec: NumericInput
 
     def values(self, array: pa.Array) -> Values:
-        """The numbers of `array`, which is no list; integers keep every digit where the dtype is one."""
+        """The numbers of `array` (without lists); integers keep every digit where the dtype is one."""
         if self.dtype.is_floating_point:
             return numbers_of(array, self.spec.timestamp)
         return within(numbers_of(array, self.spec.timestamp, exact=True), self.dtype)
@@ -34,7 +34,7 @@ class BoundNumeric(BoundMatrix):
 
     @property
     def takes_floats(self) -> bool:
-        """Whether machine numbers go into the tensor as they are."""
+        """Whether machine numbers are written to the tensor directly."""
         return self.dtype.is_floating_point
 
 

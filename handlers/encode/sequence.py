@@ -1,4 +1,4 @@
-"""The sequence encoder: list columns become steps, padded with a mask or lengths by whoever calls the model."""
+"""The sequence encoder: list columns become steps, padded with a mask or lengths by the predictor."""
 
 from __future__ import annotations
 
@@ -62,20 +62,20 @@ class BoundSequence(BoundInput):
 
     @property
     def row_bytes(self) -> int:
-        """Bytes of a row of `max_length` steps; where there is none, so that a chunk stays whole."""
+        """Bytes of a row of `max_length` steps; 0 without one, so that a chunk stays whole."""
         return (
             0 if self.spec.max_length is None else self.spec.max_length * len(self.columns) * self.steps.dtype.itemsize
         )
 
     @property
     def padding(self) -> Padding:
-        """As the input says."""
-        told = self.spec.mask
+        """As the spec gives it."""
+        mask = self.spec.mask
         return Padding(
             value=self.spec.pad_value,
             left=self.spec.pad == "left",
-            mask=told if told != "lengths" else None,
-            lengths=told if told == "lengths" else None,
+            mask=mask if mask != "lengths" else None,
+            lengths=mask if mask == "lengths" else None,
             inputs=(self.spec.name,),
         )
 
@@ -113,8 +113,8 @@ class BoundSequence(BoundInput):
             np.any([each != lengths[0] for each in lengths[1:]], axis=0) if len(lengths) > 1 else np.zeros(0, bool)
         )
         for row in np.flatnonzero(unequal).tolist():
-            told = ", ".join(f"{name} {each[row]}" for name, each in zip(self.columns, lengths, strict=True))
-            message = f'the columns of the model input "{self.spec.name}" have lists of unequal length: {told}'
+            found = ", ".join(f"{name} {each[row]}" for name, each in zip(self.columns, lengths, strict=True))
+            message = f'the columns of the model input "{self.spec.name}" have lists of unequal length: {found}'
             failures.setdefault(row, RowFailure("encode", "WrongLength", message))
         for row in np.flatnonzero(lengths[0] < self.spec.min_length).tolist():
             message = (

@@ -33,7 +33,7 @@ class InputSpec(BaseModel):
     Attributes:
         MODULE: the module of the encoder; its function `bind` makes a `BoundInput` of a spec.
         name: the name of the parameter of `forward`; free where there is only one.
-        columns: column names and patterns (`f_*`), in order; the column of the input's own name where there are none.
+        columns: column names and patterns (`f_*`), in order; by default the column named like the input.
         encoder: the name of the encoder.
     """
 
@@ -64,8 +64,8 @@ class MatrixInput(InputSpec):
     """An input whose columns become a tensor of (rows, *shape) of one dtype.
 
     Attributes:
-        dtype: of the tensor; what the exported model says, else the encoder's own.
-        shape: of one row; `[number of values]` by default, `[]` for a single value without an axis of its own.
+        dtype: of the tensor; by default that of the exported model, else that of the encoder.
+        shape: of one row; `[number of values]` by default, `[]` for a single value without an axis.
         fill: replaces a null; without it a null is a row error.
     """
 
@@ -85,7 +85,7 @@ class MatrixInput(InputSpec):
 
     @property
     def unknown_code(self) -> int | None:
-        """The code of a value that is none of the categories."""
+        """The code of a value that is not one of the categories."""
         return None
 
 
@@ -144,7 +144,7 @@ class CategoricalInput(MatrixInput):
             if not self.categories:
                 raise ValueError("categories is empty")
             if len(set(self.categories)) != len(self.categories):
-                raise ValueError("categories holds a value twice")
+                raise ValueError("categories contains a value twice")
             if self.fill is not None and self.fill not in self.categories:
                 raise ValueError("fill must be one of the categories")
         codes = range(self.num_categories or 0)
@@ -159,7 +159,7 @@ class CategoricalInput(MatrixInput):
 
     @property
     def unknown_code(self) -> int | None:
-        """The code of a value that is none of the categories."""
+        """The code of a value that is not one of the categories."""
         return self.unknown
 
 
@@ -168,9 +168,9 @@ class TextInput(InputSpec):
 
     Attributes:
         tokenizer: the folder of the tokenizer, inside the model directory.
-        max_length: tokens at most, special ones included; what the model and the tokenizer take by default.
-        join: stands between the columns of one text; without it two columns are a pair.
-        prefix: stands before every text, as some models were trained (`query: `).
+        max_length: maximum tokens, special ones included; by default the limit of the model or the tokenizer.
+        join: separator between the columns of one text; without it two columns are a pair.
+        prefix: put before every text, as some models were trained (`query: `).
         fill: replaces a null; without it a null is a row error.
     """
 
@@ -199,9 +199,9 @@ class ImageInput(InputSpec):
         interpolation: of `resize`, with antialiasing.
         mode: `RGB`, or `L` for one channel of grey.
         scale: what pixels of 0 … 255 are multiplied by.
-        mean: one number a channel, taken off after scaling; with `std`.
-        std: one number a channel, by which the rest is divided.
-        max_pixels: an image of more is a row error, before it is decoded.
+        mean: one number per channel, subtracted after scaling; needs `std`.
+        std: one number per channel; the difference is divided by it.
+        max_pixels: a larger image is a row error; it is not decoded.
     """
 
     MODULE = "handlers.encode.image"
@@ -223,7 +223,7 @@ class ImageInput(InputSpec):
                 "an image input needs crop, or resize as [height, width], so that all images have one size"
             )
         if (self.mean is None) != (self.std is None):
-            raise ValueError("mean and std belong together")
+            raise ValueError("mean and std must be given together")
         for name in ("mean", "std"):
             values = getattr(self, name)
             if values is not None and len(values) != self.channels:
@@ -248,11 +248,11 @@ class SequenceInput(InputSpec):
     With `categories` or `num_categories` steps are codes: (rows, steps) int64 of a single column.
 
     Attributes:
-        max_length: steps at most; of a longer row the last ones are kept.
-        min_length: steps at least; a shorter row is a row error.
-        pad: whether padding stands before the `left` end of a row or after its `right` one.
-        pad_value: the number that padding holds.
-        mask: the input that tells what is padding: `lengths` (int64 of (rows,)), or any other name for a mask of (rows, steps).
+        max_length: maximum steps; the last ones of a longer row are kept.
+        min_length: minimum steps; a shorter row is a row error.
+        pad: the side on which rows are padded: `left` (before the start) or `right`.
+        pad_value: the value of padding.
+        mask: the model input that marks padding: `lengths` (int64 of (rows,)), or any other name for a mask of (rows, steps).
         fill: replaces a null step; without it a null is a row error.
         allow_nonfinite: whether NaN and infinity may go into the model.
         categories: as of a categorical input.
@@ -278,7 +278,7 @@ class SequenceInput(InputSpec):
     def _steps(self) -> SequenceInput:
         if self.max_length is not None and self.max_length < self.min_length:
             raise ValueError(f"max_length {self.max_length} is less than min_length {self.min_length}")
-        if self.step.encoder == "categorical" and self.pad_value != int(self.pad_value):
+        if self.step.encoder == "categorical" and not float(self.pad_value).is_integer():
             raise ValueError("pad_value of codes must be a whole number")
         return self
 

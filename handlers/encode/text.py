@@ -1,7 +1,7 @@
-"""The text encoder: columns of text become tokens, by a fast tokenizer that lies in the model directory.
+"""The text encoder: columns of text become tokens, by a fast tokenizer in the model directory.
 
-What becomes of odd texts: an empty one is encoded (its special tokens alone); null is a row failure unless there is
-`fill`; one with more than `max_length` tokens is cut at its end and counted; text that is not valid Unicode is a row failure.
+Edge cases: an empty text is encoded as its special tokens; null is a row failure without `fill`; a text of more than
+`max_length` tokens is truncated at its end and counted; text that is not valid Unicode is a row failure.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from handlers.failures import RowFailure, RowFailures
 from handlers.tensors import MASKS, Padding, Ragged, TensorInfo
 
 TRUNCATED = "texts_truncated"
-PIECE_TEXTS = 2048  # are encoded while the model has those before them
-_NO_LIMIT = 1_000_000  # tokenizers that know no limit say 10**30
+PIECE_TEXTS = 2048  # texts of a piece, encoded while the model runs on the previous piece
+_NO_LIMIT = 1_000_000  # tokenizers without a limit give 10**30
 
 
 @dataclass(frozen=True)
@@ -65,18 +65,18 @@ class BoundText(BoundInput):
         return Encoded(tensors, failures, {TRUNCATED: truncated} if truncated else {})
 
     def zeros(self, rows: int) -> Tensors:
-        """Texts of the special tokens alone."""
+        """Empty texts: special tokens only."""
         blank = pa.array([""] * rows)
         return self.encode(pa.RecordBatch.from_arrays([blank] * len(self.columns), names=list(self.columns))).tensors
 
     @property
     def row_bytes(self) -> int:
-        """So that a piece has `PIECE_TEXTS`: what a text takes is not known before."""
+        """So that a piece has `PIECE_TEXTS` rows: the tokens of a text are not known before encoding."""
         return (64 << 20) // PIECE_TEXTS
 
     @property
     def sample_rows(self) -> int:
-        """Texts are scored slowly; a few tell the columns."""
+        """Texts are scored slowly; a few are enough to find the columns."""
         return 16
 
     @property
@@ -128,7 +128,11 @@ class BoundText(BoundInput):
     def _column(self, array: pa.Array, name: str, failures: RowFailures) -> list[str]:
         if pa.types.is_dictionary(array.type):
             array = array.dictionary_decode()
-        texts: list[Any] = array.to_pylist()
+        texts: list[Any]
+        try:
+            texts = array.to_pylist()
+        except UnicodeDecodeError:  # Arrow and Parquet do not validate the bytes of text
+            texts = [self._decoded(value.as_buffer(), row, name, failures) for row, value in enumerate(array)]
         if array.null_count or pa.types.is_null(array.type):
             for row in np.flatnonzero(array.is_null().to_numpy(zero_copy_only=False)).tolist():
                 texts[row] = "" if self.spec.fill is None else self.spec.fill
@@ -136,6 +140,15 @@ class BoundText(BoundInput):
                     message = f'column "{name}" holds null; the model input "{self.spec.name}" needs text'
                     failures.setdefault(row, RowFailure("encode", "NullValue", message))
         return texts
+
+    @staticmethod
+    def _decoded(value: pa.Buffer | None, row: int, name: str, failures: RowFailures) -> str | None:
+        try:
+            return None if value is None else value.to_pybytes().decode()
+        except UnicodeDecodeError as error:
+            message = f'column "{name}" holds text that is not valid UTF-8: {error.reason}'
+            failures.setdefault(row, RowFailure("encode", "UnicodeDecodeError", message))
+            return ""
 
     def _tokenize(self, texts: list[list[str]]) -> list[Any]:
         """The encodings of the rows, of the tokenizers library."""
@@ -170,7 +183,7 @@ def bind(spec: TextInput, _info: TensorInfo, batch: pa.RecordBatch, parameters: 
             raise UsageError(f'column "{name}" holds {kind}; the text input "{spec.name}" needs text')
     if spec.join is None and len(columns) > 2:
         raise UsageError(
-            f'the text input "{spec.name}" has {len(columns)} columns; say with join how they become one text'
+            f'the text input "{spec.name}" has {len(columns)} columns; set join, which makes them one text'
         )
     return BoundText(spec, columns, tuple(parameters))
 
@@ -181,7 +194,7 @@ def _holds_text(kind: pa.DataType) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def open_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer of a directory; raises `UsageError` where there is none."""
+    """The fast tokenizer of a directory; raises `UsageError` where there is no usable one."""
     try:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
         from transformers import logging as messages
@@ -200,5 +213,5 @@ def open_tokenizer(folder: Path) -> Any:
             f"the tokenizer in {folder} cannot be opened: {type(error).__name__}: {one_line(error)}"
         ) from None
     if not tokenizer.is_fast:
-        raise UsageError(f"the tokenizer in {folder} is a slow one; save it as a fast one (tokenizer.json)")
+        raise UsageError(f"the tokenizer in {folder} is slow; save it as a fast tokenizer (tokenizer.json)")
     return tokenizer

@@ -1,4 +1,4 @@
-"""Arrow arrays of any type as numbers: what each value is as a tensor's, and which values are none."""
+"""Arrow arrays of any type as numbers, and which values are null or not numbers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Values:
     """The values of an array as numbers.
 
     Attributes:
-        numbers: (values,); 0 where there is none.
-        nulls: mask of the values that are null; None where none is.
-        errors: masks of the values that are no number or code, by the type of error.
+        numbers: (values,); 0 where a value has no number.
+        nulls: mask of the values that are null; None without nulls.
+        errors: masks of the values that are not a number or code, by the type of error.
     """
 
     numbers: np.ndarray
@@ -61,17 +61,17 @@ def list_lengths(array: pa.Array) -> np.ndarray:
 
 
 def is_machine_number(kind: pa.DataType) -> bool:
-    """Whether numpy has the type too: an integer or a float, no decimal."""
+    """Whether numpy has the type too: an integer or a float, not a decimal."""
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind))
 
 
 def numpy_dtype(dtype: torch.dtype) -> np.dtype[Any]:
-    """The dtype that values are gathered in: `dtype` itself, and float32 for bfloat16, which numpy has not."""
+    """The dtype that values are gathered in: `dtype` itself, and float32 for bfloat16, which numpy lacks."""
     return np.dtype(np.float32 if dtype == torch.bfloat16 else str(dtype).removeprefix("torch."))
 
 
 def mask_of(array: pa.Array) -> np.ndarray:
-    """An array of flags without nulls as a mask."""
+    """A boolean array without nulls as a mask."""
     mask: np.ndarray = array.to_numpy(zero_copy_only=False)
     return mask
 
@@ -111,7 +111,7 @@ def _whole_decimals(array: pa.Array) -> pa.Array:
 
 
 def _parsed(array: pa.Array, nulls: np.ndarray | None, exact: bool) -> Values:
-    """The numbers in an array of text. Arrow's cast fails for the whole column; Polars' tells the values apart."""
+    """The numbers in an array of text. Arrow's cast fails for the whole column; Polars' fails per value."""
     text = pl.Series(array.cast(pa.large_string())).str.strip_chars()
     floats = text.cast(pl.Float64, strict=False)
     errors = {}
@@ -120,7 +120,7 @@ def _parsed(array: pa.Array, nulls: np.ndarray | None, exact: bool) -> Values:
     values = Values(floats.fill_null(0.0).to_numpy(), nulls, errors)
     if not exact:
         return values
-    # Whole numbers keep the digits that float64 has not; "2.0" and "1e3" are whole too.
+    # Whole numbers keep the digits that float64 cannot hold; "2.0" and "1e3" are whole too.
     integers = text.cast(pl.Int64, strict=False)
     rest = integers.is_null().to_numpy()
     values = within(values, torch.int64)
@@ -132,7 +132,7 @@ def _parsed(array: pa.Array, nulls: np.ndarray | None, exact: bool) -> Values:
 
 
 def _ticks(array: pa.Array, unit: str) -> np.ndarray:
-    """Times counted in `unit`; since 1970-01-01 UTC where they are no durations."""
+    """Times counted in `unit`; since 1970-01-01 UTC, except durations."""
     kind = array.type
     if pa.types.is_date(kind):
         counted = "days" if pa.types.is_date32(kind) else "ms"
@@ -194,7 +194,7 @@ def flatten(array: pa.Array, sizes: tuple[int, ...] | None = None) -> tuple[pa.A
 
     With `sizes`, one for every level, the mask tells which rows have lists of just these lengths at every level.
     """
-    # What a null list refers to is not looked at by flatten(), so it must not count.
+    # flatten() skips the values behind a null list, so they must not count.
     lengths: np.ndarray = pc.fill_null(pc.list_value_length(array), 0).to_numpy().astype(np.int64)
     if array.null_count:
         lengths = np.where(mask_of(array.is_null()), 0, lengths)

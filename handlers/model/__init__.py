@@ -1,5 +1,5 @@
 """Model directories: `model.yaml`, the weights formats, stores and local copies.
 
-What enters: whatever turns a path into a validated spec or into a model in memory.
+What belongs here: code that turns a path into a validated spec or into a model in memory.
 May import: `predict`, `encode`, and the modules at the top of `handlers`.
 """

@@ -1,4 +1,4 @@
-"""Model directories: `model.yaml` beside the weights, all that is needed to score with a model."""
+"""Model directories: `model.yaml` next to the weights, all that is needed to score with a model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ModelDir:
     Attributes:
         path: where it was opened, local or remote.
         trust: how far it is trusted.
-        spec: the contents of `model.yaml`; for a bare file, what the file can tell.
+        spec: the contents of `model.yaml`; for a bare file, what the file itself declares.
         digest: a SHA-256 over the names and contents of its files.
         version: the first 12 hexadecimal digits of the digest.
 
@@ -90,7 +90,7 @@ class ModelDir:
         return self._verified()[0]
 
     def set_environment(self) -> None:
-        """Sets the model's `env_vars` in this process. Call it before torch is imported, where that can be had."""
+        """Sets the model's `env_vars` in this process. Call it before torch is imported, where possible."""
         os.environ.update(self.spec.env_vars)
 
     def code(self) -> ModelCode:
@@ -103,7 +103,7 @@ class ModelDir:
         """Loads the model on the CPU, in evaluation mode. See `handlers.model.loading.load_model`.
 
         Raises:
-            UsageError: also where its files are written to meanwhile: what was loaded may not be what was verified.
+            UsageError: also where its files changed meanwhile: what was loaded may not be what was verified.
         """
         self.set_environment()
         from handlers.model.loading import load_model
@@ -119,7 +119,7 @@ class ModelDir:
         if is_remote(self.path):
             local = remote.cached(self.path, self.digest, _digest)
         else:
-            local = Path(self._absolute)  # a worker's working directory is its own
+            local = Path(self._absolute)  # a worker has another working directory
             if not local.exists():
                 raise UsageError(f"model {self.path} is not on this worker; put it where every worker can read it")
         stamps = files.stamps(local, files.names(local))
@@ -137,7 +137,7 @@ class ModelDir:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._code_digest:  # what else is pickled beside it may be a function of its code
+        if self._code_digest:  # what is pickled with it may be a function of its code
             ModelCode.expect(self._code_digest, self.code)
 
     @property
@@ -191,7 +191,7 @@ class ModelDir:
             path: the directory to make. Where it is a model directory already, its `model.yaml`, weights and `code/` are
                 replaced, and other files in it stay.
             name: what the model is called; the name of the directory by default.
-            task: what its outputs mean; `raw` by default, and what the model tells for huggingface.
+            task: what its outputs mean; `raw` by default, and that of the model for huggingface.
             inputs: its inputs, as `InputSpec` or the mappings that `model.yaml` would hold.
             format: how the weights are written.
             architecture: `module:Class` of the module; for safetensors and state_dict, and found by itself for a class
@@ -199,9 +199,9 @@ class ModelDir:
             arguments: what the class is constructed with.
             example: for torch_export: one tensor an input, of (rows, …) with at least two rows.
             code: modules and packages of your own that the model needs on every worker; copied into `code/`.
-            tokenizer: of transformers, for huggingface; saved beside the model.
+            tokenizer: of transformers, for huggingface; saved next to the model.
             image_processor: the same.
-            trust: how far the result is trusted where it is opened, as for `env_vars` beside the usual ones.
+            trust: how far the result is trusted where it is opened, as for `env_vars` that are not allowed by default.
             fields: further fields of `model.yaml`: labels, features, preprocess, postprocess, env_vars, threshold, output.
 
         Raises:
@@ -211,13 +211,13 @@ class ModelDir:
 
         target = Path(path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / MODEL_FILE).is_file():
-            raise UsageError(f"{target} is there and is no model directory; save to a new one")
+            raise UsageError(f"{target} is there and is not a model directory; save to a new one")
         if format in ("safetensors", "state_dict") and architecture is None:
             architecture = f"{plain_name(type(module).__module__)}:{type(module).__qualname__}"
             name_of_class, of_script = type(module).__qualname__, architecture.startswith("__main__:")
             if of_script or "<locals>" in name_of_class:
                 where = "in the script that runs" if of_script else "inside a function"
-                raise UsageError(f"class {name_of_class} is defined {where}; move it to the top of a module of its own")
+                raise UsageError(f"class {name_of_class} is defined {where}; move it to the top level of a module")
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
             folder = Path(scratch)
@@ -248,7 +248,7 @@ class ModelDir:
 
 
 def _directory_spec(local: Path, path: str) -> ModelSpec:
-    """What `model.yaml` says, and what a directory of Hugging Face's tells beside it or by itself."""
+    """The fields of `model.yaml`, completed from a Hugging Face directory; those of the directory alone without `model.yaml`."""
     file = local / MODEL_FILE
     if file.is_file():
         content = parse_yaml(_read_text(file), f"{path}/{MODEL_FILE}")
@@ -262,7 +262,7 @@ def _directory_spec(local: Path, path: str) -> ModelSpec:
 
 
 def _replace(new: Path, target: Path) -> None:
-    """Puts the files of `new` into `target`, in the place of the model that is there."""
+    """Puts the files of `new` into `target`, replacing the model there."""
     target.mkdir(exist_ok=True)
     if (target / MODEL_FILE).is_file():
         shutil.rmtree(target / CODE_FOLDER, ignore_errors=True)
@@ -297,7 +297,7 @@ def _read_text(file: Path) -> str:
 
 
 def _bare_spec(file: Path) -> ModelSpec:
-    """What can be said of a model that comes as one file: `.pt2` of torch.export, or TorchScript."""
+    """The spec of a model that is one file: `.pt2` of torch.export, or TorchScript."""
     try:
         with zipfile.ZipFile(file) as archive:
             names = archive.namelist()
@@ -310,7 +310,7 @@ def _bare_spec(file: Path) -> ModelSpec:
     else:
         raise UsageError(
             f"{file} holds weights or a pickled module, not a program; load it where its code is and save it with "
-            "ModelDir.save, or write a model.yaml beside it"
+            "ModelDir.save, or write a model.yaml next to it"
         )
     return ModelSpec(name=file.stem, format=found, weights=file.name)
 

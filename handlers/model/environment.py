@@ -3,8 +3,8 @@
 Every name is spelled out. A prefix such as `PYTORCH_` or `OMP_` would let through what loads a library
 (`OMP_TOOL_LIBRARIES`, `CUDA_INJECTION64_PATH`), runs a program (`TORCH_ADDR2LINE_BINARY`), switches a safeguard off
 (`TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD`), writes a file (`PYTORCH_TUNABLEOP_FILENAME`, `MKL_VERBOSE_OUTPUT_FILE`) or names a
-host (`TORCHINDUCTOR_REDIS_HOST`), and whatever the next release adds. None of those below takes a path, a program, a
-library, a host, a proxy or a credential; `CUDA_VISIBLE_DEVICES` is missing because `--device` and the slots settle it.
+host (`TORCHINDUCTOR_REDIS_HOST`), and what the next release adds. None of those below takes a path, a program, a
+library, a host, a proxy or a credential; `CUDA_VISIBLE_DEVICES` is missing because `--device` and the slots set it.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _TEXT = (
 )
 ALLOWED = frozenset((*_THREADS, *_MEMORY, *_NUMERICS, *_DEVICES, *_COMPILATION, *_TEXT))
 
-# They keep a process from the network or from telling about it: a model may switch them on, never off.
+# They turn network access or telemetry off: a model may switch them on, never off.
 ONLY_ON = frozenset(
     ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK")
 )
@@ -82,15 +82,15 @@ def check_env_vars(env_vars: Mapping[str, str], allow_env: Collection[str], path
             continue
         if name not in ONLY_ON:
             raise UsageError(
-                f"{path}: env_vars sets {name[:100]!r}, which is not among the variables that a model may set; take it "
-                "out, or allow it with --allow_env=NAME if you trust this model with it (in Python: Trust(allow_env=…))"
+                f"{path}: env_vars sets {name[:100]!r}, which is not among the variables that a model may set; remove "
+                "it, or allow it with --allow_env=NAME if you trust this model with it (in Python: Trust(allow_env=…))"
             )
         if value.lower() not in ("1", "on", "yes", "true"):
             raise UsageError(f"{path}: env_vars may only switch {name} on (1), and sets {value[:80]!r}")
 
 
 def check_name(name: str) -> str:
-    """The name of an environment variable; raises `ValueError` for what is none."""
+    """The name of an environment variable; raises `ValueError` for an invalid name."""
     if not _NAME.fullmatch(name):
         raise ValueError(f"must be the name of an environment variable, not {name!r}")
     return name

@@ -1,4 +1,4 @@
-"""Copies of model directories that live behind a scheme (`gs://…`, `s3://…`), made through Beam's filesystems."""
+"""Local copies of model directories with a scheme (`gs://…`, `s3://…`), made through Beam's filesystems."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def download(url: str, digest_of: Callable[[Path], str]) -> Path:
 
 
 def cached(url: str, digest: str, digest_of: Callable[[Path], str]) -> Path:
-    """The local copy of the model at `url` with this digest, copied now where there is none or a damaged one."""
+    """The local copy of the model at `url` with this digest, copied now if it is missing or damaged."""
     target = _cache() / digest / url.rstrip("/").rsplit("/", 1)[-1]
     with _alone(digest):  # a host with many workers copies the model once
         if target.exists():
@@ -55,9 +55,9 @@ def _cache() -> Path:
 
 @contextmanager
 def _alone(digest: str) -> Iterator[None]:
-    """Waits until no other process of this host is at the copy with this digest."""
+    """Waits until no other process of this host is working on the copy with this digest."""
     try:
-        import fcntl  # not there on Windows
+        import fcntl  # not available on Windows
     except ImportError:
         yield
         return

@@ -1,4 +1,4 @@
-"""The schema of `model.yaml`: what a model is called, where its weights are, and which columns it takes and gives."""
+"""The schema of `model.yaml`: the name of a model, where its weights are, and which columns it takes and gives."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _function_name(value: str) -> str:
 
 
 def _key_of(table: Mapping[str, object]) -> AfterValidator:
-    """Accepts the names in a table of what there is, and says which these are."""
+    """Accepts the names in a table; the error lists them."""
 
     def check(value: str) -> str:
         if value not in table:
@@ -78,7 +78,7 @@ class ModelSpec(_Strict):
         if self.loader:
             for option in ("format", "architecture"):
                 if getattr(self, option):
-                    raise ValueError(f"{option} has no meaning beside loader; leave one of them out")
+                    raise ValueError(f"{option} has no meaning together with loader; remove one of them")
         else:
             if self.format is None:
                 raise ValueError(f"format is missing; write one of {', '.join(FORMATS)}")
@@ -88,7 +88,7 @@ class ModelSpec(_Strict):
             if needs_architecture and not self.architecture:
                 raise ValueError(f"architecture is missing; {self.format} needs it, as module:Class")
             if not needs_architecture and self.architecture:
-                raise ValueError(f"architecture has no meaning for {self.format}, which carries its own")
+                raise ValueError(f"architecture has no meaning for {self.format}, which contains its own")
         if self.weights and (Path(self.weights).is_absolute() or ".." in Path(self.weights).parts):
             raise ValueError(f'weights must name a file in the model directory, not "{self.weights}"')
         names = [spec.name for spec in self.inputs]
@@ -96,7 +96,7 @@ class ModelSpec(_Strict):
             raise ValueError("two inputs have the same name")
         if not self.inputs and not (self.format and FORMATS[self.format].tells_inputs):
             telling = " and ".join(name for name, each in FORMATS.items() if each.tells_inputs)
-            raise ValueError(f"inputs is missing; only {telling} models can tell theirs")
+            raise ValueError(f"inputs is missing; only {telling} models declare theirs")
         if self.task == "multilabel" and not self.labels:
             raise ValueError("labels is missing; multilabel needs them")
         for option in ("pooling", "normalize"):
@@ -121,7 +121,7 @@ def parse_spec(text: str, path: str) -> ModelSpec:
 
 
 def parse_yaml(text: str, path: str) -> dict[str, Any]:
-    """The fields in the text of a `model.yaml`, not validated yet; raises `UsageError` where it is no mapping."""
+    """The fields in the text of a `model.yaml`, not validated yet; raises `UsageError` where it is not a mapping."""
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""A model that comes as a `state_dict` and a class, as Beam's own PyTorch handlers take it."""
+"""A model given as a `state_dict` and a class, as Beam's own PyTorch handlers take it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is particular to object stores (`gs://`, `s3://`), which otherwise are used through Beam's filesystems alone."""
+"""What is specific to object stores (`gs://`, `s3://`), which are otherwise used through Beam's filesystems only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from handlers.errors import UsageError, one_line
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
 
-# Asked once before a run, so that a wrong bucket, key or endpoint is told within seconds: Beam itself repeats requests
+# Checked once before a run, so that a wrong bucket, key or endpoint is reported within seconds: Beam itself repeats requests
 # that get no answer for two (gs) to ten minutes (s3), which is right in the middle of a run and wrong at its start.
 _CONNECT_SECONDS, _ANSWER_SECONDS, _ATTEMPTS = 5, 20, 3
 # The options of Beam that begin with `--s3_`.
@@ -23,7 +23,7 @@ _S3_SETTINGS = ("endpoint_url", "region_name", "api_version", "verify", "disable
 
 
 def connect(paths: Mapping[str, str], options: PipelineOptions) -> None:
-    """Makes Beam's options those of its filesystems in this process, and sees that each of `paths` can be listed.
+    """Makes Beam's options those of its filesystems in this process, and checks that each of `paths` can be listed.
 
     Args:
         paths: from the name of a flag to its path; local ones are left alone.
@@ -62,7 +62,7 @@ def connect(paths: Mapping[str, str], options: PipelineOptions) -> None:
 
 
 def prepare() -> None:
-    """Makes Beam's filesystems ready where no pipeline has been made yet, as for a model that is opened by itself."""
+    """Initialises Beam's filesystems where no pipeline exists yet, as for a model opened on its own."""
     from apache_beam.io.filesystems import FileSystems
     from apache_beam.options.pipeline_options import PipelineOptions
     from apache_beam.options.value_provider import RuntimeValueProvider
@@ -72,7 +72,7 @@ def prepare() -> None:
 
 
 class _SharedS3:
-    """Replaces Beam's S3 client while somebody uses S3: from the first `begin` to the last `end`."""
+    """Replaces Beam's S3 client while S3 is in use: from the first `begin` to the last `end`."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -99,8 +99,8 @@ _shared_s3 = _SharedS3()
 def shared_s3() -> Iterator[None]:
     """For the time of the context all S3 operations of this process share one client for each set of options.
 
-    Beam makes a client for each operation, which takes 0.2 s of processor time and connects anew; the text of its errors is
-    a tuple, and here their message. Contexts may overlap, in any order and in several threads.
+    Beam makes a client for each operation, which takes 0.2 s of CPU time, and reconnects; the text of its errors
+    is a tuple, here replaced by the message. Contexts may overlap, in any order and in several threads.
     """
     _shared_s3.begin()
     try:
@@ -231,7 +231,7 @@ def create_empty(path: str) -> None:
 
 
 def explain(error: BaseException) -> str:
-    """What a store said, on one line, out of what Beam makes of it."""
+    """The store's own message, on one line, extracted from Beam's error."""
     cause: Any = error
     while details := getattr(cause, "exception_details", None):
         cause = next(iter(details.values()))

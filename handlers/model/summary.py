@@ -1,4 +1,4 @@
-"""What can be told of a model directory: size, inputs, outputs, costs. A mapping of plain values, for people and JSON."""
+"""The summary of a model directory: size, inputs, outputs, cost. A mapping of plain values, for people and JSON."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from handlers.predict.loaded import LoadedModel
 from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
 
-TOKENS = 128  # of the text whose cost is told, or as many as the model takes
+TOKENS = 128  # tokens of the example text, or fewer if the model takes fewer
 _LICENSE = re.compile(r"^license:\s*(\S.*)$", re.MULTILINE)
 
 
 def summary(model: ModelDir) -> dict[str, Any]:
-    """Loads a model on the CPU and tells what it is.
+    """Loads a model on the CPU and summarises it.
 
     Returns:
         `parameters` (total, trainable, by top-level module), `bytes` (of parameters and buffers), `flops_per_row` (of
-        multiplications and additions; None where it cannot be told), `inputs`, `outputs`, `labels`, `version`, `license`.
+        multiplications and additions; None where it is unknown), `inputs`, `outputs`, `labels`, `version`, `license`.
 
     Raises:
         UsageError: where the model cannot be loaded.
@@ -34,7 +34,7 @@ def summary(model: ModelDir) -> dict[str, Any]:
     loaded = model.load()
     module = loaded.module
     counts = _parameters(module) if isinstance(module, torch.nn.Module) else {}
-    outputs, flops = _tried(loaded, model)
+    outputs, flops = _measured(loaded, model)
     return {
         "name": model.spec.name,
         "task": model.spec.task,
@@ -43,7 +43,7 @@ def summary(model: ModelDir) -> dict[str, Any]:
         "license": _license(Path(model.path)),
         **counts,
         "flops_per_row": flops,
-        "inputs": [_input(spec, loaded) for spec in model.spec.inputs] or [_told(info) for info in loaded.inputs],
+        "inputs": [_input(spec, loaded) for spec in model.spec.inputs] or [_info(info) for info in loaded.inputs],
         "features": dict(model.spec.features),
         "outputs": outputs,
         "labels": list(model.spec.labels or ()),
@@ -65,24 +65,24 @@ def _parameters(module: torch.nn.Module) -> dict[str, Any]:
 
 def _input(spec: InputSpec, loaded: LoadedModel) -> dict[str, Any]:
     info = next((each for each in loaded.inputs if each.name == spec.name), None)
-    told = {} if info is None else _told(info)
-    return {"columns": list(spec.patterns), **told, **spec.given(), "encoder": spec.encoder}
+    declared = {} if info is None else _info(info)
+    return {"columns": list(spec.patterns), **declared, **spec.given(), "encoder": spec.encoder}
 
 
-def _told(info: Any) -> dict[str, Any]:
+def _info(info: Any) -> dict[str, Any]:
     dtype = None if info.dtype is None else str(info.dtype).removeprefix("torch.")
     return {"name": info.name, "dtype": dtype, "shape": None if info.shape is None else list(info.shape)}
 
 
-def _tried(loaded: LoadedModel, model: ModelDir) -> tuple[list[dict[str, Any]], int | None]:
-    """The outputs of a made-up row and what it cost, where the shapes of the inputs are known."""
+def _measured(loaded: LoadedModel, model: ModelDir) -> tuple[list[dict[str, Any]], int | None]:
+    """The outputs and FLOPs of an example row, where the shapes of the inputs are known."""
     rows = loaded.rows or 2
-    inputs = _made_up(loaded, model, rows)
+    inputs = _example(loaded, model, rows)
     if inputs is None:
         return [], None
     with FlopCounterMode(display=False) as counter:
         prediction = Predictor(loaded, Placement("cpu")).predict(inputs)
-    if prediction.failures:  # a model may refuse a made-up row; then nothing is told of its outputs
+    if prediction.failures:  # a model may refuse the example row; then its outputs are unknown
         return [], None
     found = [
         {"name": name, "dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape[1:])}
@@ -92,7 +92,7 @@ def _tried(loaded: LoadedModel, model: ModelDir) -> tuple[list[dict[str, Any]], 
     return found, (counter.get_total_flops() // rows) or None
 
 
-def _made_up(loaded: LoadedModel, model: ModelDir, rows: int) -> Mapping[str, torch.Tensor] | None:
+def _example(loaded: LoadedModel, model: ModelDir, rows: int) -> Mapping[str, torch.Tensor] | None:
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for info in loaded.inputs:
         if info.shape is None:

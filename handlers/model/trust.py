@@ -1,4 +1,4 @@
-"""How far a model directory is trusted: what it may set, whether its code is run, and which version it must be."""
+"""How far a model directory is trusted: the variables it may set, whether its code runs, and its required version."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _TORCH_CLASS = re.compile(r"torch\.nn:[A-Z]\w*", re.ASCII)
 
 @dataclass(frozen=True)
 class Trust:
-    """How far a model directory is trusted. By default its own code is run, and `env_vars` has safe names alone.
+    """How far a model directory is trusted. By default its code runs, and `env_vars` may set safe names only.
 
     Attributes:
         allow_env: names of further environment variables that `env_vars` may set.
         version: the only version that is opened: 12 to 64 hexadecimal digits of `ModelDir.digest`.
-        code: whether code of the model's own may be run. Without it a directory is refused that has modules in `code/`, a
+        code: whether the model's code may run. Without it a directory is refused that has modules in `code/`, a
             `loader`, `preprocess` or `postprocess`, an `architecture` that is no class of `torch.nn`, or TorchScript.
 
     Raises:
-        UsageError: where one of them is none.
+        UsageError: where one of them is not valid.
     """
 
     allow_env: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ class Trust:
         if not self.code and (brought := _own_code(spec, files)):
             raise UsageError(
                 f"{path} brings code of its own ({brought}), which --no_model_code refuses; export the model with "
-                "torch.export, or leave that option out if you trust it"
+                "torch.export, or omit that option if you trust it"
             )
 
 
@@ -76,13 +76,13 @@ def check_version(text: str) -> str:
 
 
 def _own_code(spec: ModelSpec, files: Collection[str]) -> str:
-    """What a model brings that is run as code; empty where that is nothing."""
+    """The first part of a model that runs as code; empty if there is none."""
     if brought := next((name for name in sorted(files) if name.startswith(f"{CODE_FOLDER}/")), ""):
         return brought
     for field in ("loader", "preprocess", "postprocess"):
         if value := getattr(spec, field):
             return f"{field}: {value if isinstance(value, str) else value[0]}"
-    # Any function that is installed could stand there, with arguments of the model's choice.
+    # It could name any installed function, with arguments of the model's choice.
     if spec.architecture and not _TORCH_CLASS.fullmatch(spec.architecture):
         return f"architecture: {spec.architecture}"
     return "a TorchScript program" if spec.format == "torchscript" else ""

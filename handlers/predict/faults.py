@@ -1,4 +1,4 @@
-"""What an error of a model says: that memory ran out, that the device is gone, that the model is broken; or nothing."""
+"""What an error of a model means: memory ran out, the device is lost, the model is broken, or a bad row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from handlers.errors import one_line
 SUSPECT_AFTER = 1000
 _log = logging.getLogger(__name__)
 
-# Libraries on the GPU that cannot have their workspace say so in words of their own.
+# Libraries on the GPU that cannot have their workspace report it with other messages.
 _MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
@@ -41,18 +41,18 @@ def device_lost(error: BaseException, device: torch.device) -> bool:
 
 
 def leave_lost_process() -> None:
-    """Ends this process where it is a worker of its own, which its runner replaces and retries. Call it in an `except`."""
+    """Ends this process if it is a separate worker, which its runner replaces and retries. Call it in an `except`."""
     if "WORKER_ID" in os.environ:
-        _log.exception("the accelerator is lost; this worker process ends, so that a fresh one can take over")
+        _log.exception("the accelerator is lost; this worker process ends, so that a new one can take over")
         logging.shutdown()
         os._exit(70)
 
 
 class Health:
-    """Tells a broken model from bad rows, so that a million rows are not halved down one by one for nothing.
+    """Distinguishes a broken model from bad rows, so that a million rows are not halved one by one in vain.
 
-    A model is taken to be broken in this process where it has never given an answer, has failed on `SUSPECT_AFTER` rows
-    in a run with one and the same error, and fails with that error on zeros too, which are no row of anybody's.
+    A model counts as broken in this process if it has never given an answer, has failed on `SUSPECT_AFTER` rows
+    in a run with one and the same error, and fails with that error on zeros too.
     """
 
     def __init__(self) -> None:
@@ -64,11 +64,11 @@ class Health:
 
     @property
     def suspect(self) -> bool:
-        """Whether enough rows have failed to ask what it does on zeros."""
+        """Whether enough rows have failed to try it on zeros."""
         return not self.answered and self._failed >= SUSPECT_AFTER and self._on_zeros in (None, self._kind)
 
     def failed(self, error: Exception) -> None:
-        """Notes that the model failed on one row alone."""
+        """Records that the model failed on a single row."""
         if self.answered:
             return
         kind = _kind(error)
@@ -77,12 +77,12 @@ class Health:
             self._kind = kind
 
     def tried_zeros(self, error: Exception | None) -> None:
-        """Notes what the model did on zeros: failed with `error`, or answered."""
+        """Records the result on zeros: failed with `error`, or answered."""
         self._on_zeros = "" if error is None else _kind(error)
 
     @property
     def zeros_needed(self) -> bool:
-        """Whether it was not tried on zeros yet."""
+        """Whether it has not been tried on zeros yet."""
         return self._on_zeros is None
 
 

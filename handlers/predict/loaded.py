@@ -17,7 +17,7 @@ class LoadedModel:
         module: takes the inputs and gives a tensor, or a tuple, list or mapping of tensors.
         parameters: names of the inputs in the order of `forward`; empty where it takes any (`*args`).
         keywords: those of them that `forward` takes by name only.
-        inputs: what the model itself tells of them; empty where it tells nothing.
+        inputs: what the model itself declares about them; empty if it declares nothing.
         rows: the number of rows that every call must have, for a program exported with a fixed batch; else None.
     """
 

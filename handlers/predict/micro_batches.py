@@ -1,4 +1,4 @@
-"""The rows of one call of the predictor: in which order they go through the model, and how they are put back."""
+"""The rows of one call of the predictor: their order in the model, and how the original order is restored."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Columns = dict[str, torch.Tensor | Ragged]
 
 
 class MicroBatches:
-    """Rows on their way through the model: as they came where all are alike, else sorted by length, the longest first.
+    """The rows of one call: in their order where all are alike, else sorted by length.
 
-    (The longest first, so that memory runs out at once or not at all.)
+    The longest come first, so that memory runs out at once or not at all.
 
     Attributes:
         padding: how ragged inputs are padded.
-        longest: int64 of (rows,), in working order: tokens of the row; None where no input is ragged.
+        longest: int64 of (rows,), in sorted order: tokens of the row; None where no input is ragged.
         lengths: the same, but of all ragged inputs together.
-        primary: the first ragged input; the mask and the outputs that are cut back go by its lengths.
-        row_bytes: bytes of a row, for ragged inputs of a place.
+        primary: the first ragged input; its lengths determine the mask and how outputs are cut back.
+        row_bytes: bytes of a row, or of one token of ragged inputs.
     """
 
     def __init__(self, inputs: Mapping[str, torch.Tensor | Ragged], padding: Padding) -> None:
@@ -48,12 +48,12 @@ class MicroBatches:
     def __len__(self) -> int:
         return self._count
 
-    def cells(self, low: int, high: int) -> int:
-        """Places that the rows low … high-1 take, padding included; rows where nothing is padded."""
+    def cost(self, low: int, high: int) -> int:
+        """Tokens of the rows low … high-1, padding included; rows where nothing is padded."""
         return high - low if self.longest is None else (high - low) * int(self.longest[low])
 
     def tensors(self, low: int, high: int, more: int = 0) -> dict[str, torch.Tensor]:
-        """The inputs of the rows low … high-1 of the working order, padded to the longest and `more`, with the mask."""
+        """The inputs of the rows low … high-1 of the sorted order, padded to the longest and `more`, with the mask."""
         if self._order is None:
             return {name: tensor[low:high] for name, tensor in self._dense.items()}
         indices = self._order[low:high]
@@ -69,12 +69,12 @@ class MicroBatches:
         return tensors
 
     def failures(self, found: Sequence[tuple[int, Exception]]) -> list[tuple[int, Exception]]:
-        """`found`, by the rows as they came."""
+        """`found`, with rows in their original order."""
         order = self._order
         return list(found) if order is None else [(int(order[index]), error) for index, error in found]
 
     def in_order(self, parts: Sequence[tuple[int, int, Columns]]) -> tuple[np.ndarray, Columns]:
-        """The rows that were answered, ascending as they came, and their outputs."""
+        """The rows that were answered, in their original order, and their outputs."""
         if not parts:
             return np.empty(0, np.int64), {}
         indices = np.concatenate([np.arange(low, high) for low, high, _ in parts])

@@ -1,4 +1,4 @@
-"""What a model gives: its tensors by name, and which of them have one place a token."""
+"""What a model gives: its tensors by name, and which of them have a token axis."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _READABLE = {
 
 
 class TokenOutputs:
-    """Cuts outputs with one place a token back to the lengths of their rows; finds out once which outputs those are.
+    """Cuts outputs with a token axis back to the lengths of their rows; detects once which outputs those are.
 
     Several threads may share one.
     """
@@ -42,20 +42,20 @@ class TokenOutputs:
         *,
         left: bool = False,
     ) -> Outputs:
-        """`outputs`, those with one place a token as `Ragged`.
+        """`outputs`, those with a token axis as `Ragged`.
 
-        An output may have as many places as tokens by chance (an embedding of 384 for 384 tokens), so a row of the batch
-        is run again with another number of places. Where that fails and nothing was padded, all are left as they are.
+        The size of an output may equal the number of tokens by chance (an embedding of 384 for 384 tokens), so a row of the
+        batch is run again with another length. Where that fails and nothing was padded, all are left as they are.
 
         Args:
             outputs: by name, of (rows, …).
             lengths: int64 of (rows,): tokens of the rows.
-            known: the outputs that have one place a token, where the user says so.
+            known: the outputs that have a token axis, if the user names them.
             left: whether rows are padded before their start.
-            again: the outputs for one of the rows alone, with so many places of padding.
+            again: the outputs for one of the rows alone, with that many tokens of padding.
 
         Raises:
-            BrokenModelError: where rows were padded and it cannot be found out.
+            BrokenModelError: where rows were padded and it cannot be determined.
         """
         longest = max(1, int(lengths.max()))
         candidates = {
@@ -85,11 +85,11 @@ class TokenOutputs:
         except Exception as error:
             if out_of_memory(error):
                 raise
-            if padding:  # which the model may not take, as where it has that many positions and no more
+            if padding:  # which the model may not accept, as at its maximum of positions
                 return False
             raise BrokenModelError(
-                f'whether the output "{names[0]}" has one place a token cannot be told, since the model fails on a row by '
-                f"itself that it answered among longer ones ({one_line(error, 200)}); say so by the option cut of Padding"
+                f'whether the output "{names[0]}" has a token axis is unknown, since the model fails on a row by '
+                f"itself that it answered among longer ones ({one_line(error, 200)}); set the option cut of Padding"
             ) from error
         for name in names:
             output = found[name]
@@ -122,7 +122,7 @@ def to_cpu(name: str, tensor: torch.Tensor) -> torch.Tensor:
     Half precisions and float8 become float32.
 
     Raises:
-        BrokenModelError: where its dtype or layout has no counterpart.
+        BrokenModelError: where its dtype or layout has no counterpart in numpy.
     """
     if tensor.is_nested:
         raise BrokenModelError(f'the model gave "{name}" as a nested tensor; give a padded one, or to_padded_tensor')
@@ -138,5 +138,5 @@ def to_cpu(name: str, tensor: torch.Tensor) -> torch.Tensor:
 
 
 def fill_up(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    """`tensor` with its last row again and again, up to `rows`."""
+    """`tensor` with its last row repeated, up to `rows`."""
     return torch.cat([tensor, tensor[-1:].expand(rows - len(tensor), *tensor.shape[1:])])

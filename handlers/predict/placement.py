@@ -20,7 +20,7 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 _log = logging.getLogger(__name__)
 _lock = threading.Lock()
-_told_of_cpu = False
+_cpu_logged = False
 # The slots that the models of this process share, and the process that took them: a forked child has none yet.
 _held: list[tuple[int, Slot]] = []
 
@@ -30,7 +30,7 @@ class Placement:
     """Where and how a model runs in every worker process.
 
     Attributes:
-        device: `auto` (a GPU where there is one, else the CPU), `cpu`, `cuda` (a free GPU) or `cuda:N`.
+        device: `auto` (a GPU if there is one, else the CPU), `cpu`, `cuda` (a free GPU) or `cuda:N`.
         precision: float32, or bfloat16 or float16 by autocast.
         compile: whether the model goes through torch.compile first.
         copies: how many processes may share a GPU; a process has one slot for all its models.
@@ -43,9 +43,9 @@ class Placement:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
-            raise UsageError(f'--device "{self.device}" is none of auto, cpu, cuda, cuda:N')
+            raise UsageError(f'--device "{self.device}" is not one of auto, cpu, cuda, cuda:N')
         if self.precision not in ("float32", "bfloat16", "float16"):
-            raise UsageError(f'--precision "{self.precision}" is none of float32, bfloat16, float16')
+            raise UsageError(f'--precision "{self.precision}" is not one of float32, bfloat16, float16')
         if self.copies < 1:
             raise UsageError(f"--model_copies must be 1 or more, not {self.copies}")
 
@@ -66,10 +66,10 @@ class Placement:
             return torch.device("cuda", slot.gpu)
 
     def resolve_alone(self, copies: int, model: str) -> tuple[torch.device, Slot | None]:
-        """The device for one of several `copies` of a model, each with a slot of its own even where they share a process.
+        """The device for one of several `copies` of a model, each with its own slot even where they share a process.
 
-        The slot is to be kept as long as the model. Every model, by its path, has slots of its own: while one takes the
-        place of another both are there.
+        Keep the slot as long as the model. Every model path has its own slots, since both models are in memory while one
+        replaces the other.
         """
         if self._on_cpu():
             return torch.device("cpu"), None
@@ -78,7 +78,7 @@ class Placement:
         return torch.device("cuda", slot.gpu), slot
 
     def take(self, copies: int, identify: Callable[[int], str]) -> Slot:
-        """A free slot on a GPU that will do."""
+        """A free slot on a suitable GPU."""
         return take_slot(visible_gpus(), copies, gpu=self._index, identify=identify)
 
     @property
@@ -87,14 +87,14 @@ class Placement:
         return int(index) if index else None
 
     def _on_cpu(self) -> bool:
-        """Whether it is the CPU; raises where a GPU was asked for and is not there."""
-        global _told_of_cpu
+        """Whether it is the CPU; raises where a GPU was requested and is missing."""
+        global _cpu_logged
         if self.device == "cpu":
             return True
         gpus = visible_gpus()
         if self.device == "auto":
-            if not gpus and not _told_of_cpu:
-                _told_of_cpu = True
+            if not gpus and not _cpu_logged:
+                _cpu_logged = True
                 _log.info("no GPU is visible; the model runs on the CPU")
             return not gpus
         if not gpus or (self._index is not None and self._index >= gpus):

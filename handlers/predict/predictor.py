@@ -1,4 +1,4 @@
-"""The predictor: micro-batches through a model, with bad rows set apart one by one. It knows torch and nothing of Beam."""
+"""The predictor: micro-batches through a model, with bad rows isolated one by one. It uses torch and not Beam."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ R = TypeVar("R")
 MAX_ROWS = 8192
 CPU_BYTES = 16 << 20
 GPU_BYTES = 64 << 20
-SAMPLES = 8  # rows of a micro-batch that a model that seems broken is tried on
+SAMPLES = 8  # rows of a micro-batch on which a suspect model is tried
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Prediction:
 
     Attributes:
         rows: int64 of (scored,), ascending: the rows that the model answered.
-        outputs: the model's outputs for them by name, on the CPU, each of (scored, …); half precisions come as float32.
-            Outputs with one place a token, and those whose length differs by row, are `Ragged`.
+        outputs: the model's outputs for them by name, on the CPU, each of (scored, …); half precisions become float32.
+            Outputs with a token axis, and those whose length differs by row, are `Ragged`.
         failures: the other rows, ascending, each with the error that the model raised on it.
         form: whether the model gives a tensor, a tuple or list, or a mapping.
         stats: what was done.
@@ -65,7 +65,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Applied:
-    """What a function of the user's made of n examples: results by place, and the failures, both ascending."""
+    """The results of a user function for n examples by index, and the failures, both ascending."""
 
     results: list[tuple[int, Any]]
     failures: list[tuple[int, Exception]]
@@ -81,7 +81,7 @@ class Predictor:
         model: a loaded model; it is moved to the device.
         placement: device, precision and compilation.
         batch_size: rows of a micro-batch; None chooses by the bytes of a row.
-        device: where it was settled already; else `placement` settles it.
+        device: if chosen already; else `placement` chooses it.
 
     Raises:
         UsageError: where the device is not there, or all its slots are taken.
@@ -100,14 +100,14 @@ class Predictor:
         self._precision = getattr(torch, placement.precision)
         self._batch_size = model.rows or batch_size
         self._lock = threading.Lock()
-        self._limit: int | None = None  # places (rows × tokens) that fitted into memory, once it has run out
+        self._limit: int | None = None  # tokens (rows × length) that fitted into memory, once it has run out
         self._purge = False
         self._tokens = TokenOutputs()
         self._health = Health()
         module = model.module
         if isinstance(module, torch.nn.Module):
             module = module.to(self.device)
-            for parameter in module.parameters():  # ScriptModules have no requires_grad_ of their own
+            for parameter in module.parameters():  # ScriptModules have no requires_grad_
                 parameter.requires_grad_(False)
         self.module: Any = module
         self._called = torch.compile(module, dynamic=model.rows is None) if placement.compile else module
@@ -137,7 +137,7 @@ class Predictor:
 
         Raises:
             BrokenModelError: where the model gives another number of rows than it was given, or gives no tensors.
-            DeviceLostError: where the accelerator is gone and the process must be left.
+            DeviceLostError: where the accelerator is lost and the process must end.
         """
         work = MicroBatches(inputs, padding or Padding())
         stats = Stats()
@@ -163,7 +163,7 @@ class Predictor:
             blank = {name: torch.zeros_like(tensor) for name, tensor in work.tensors(0, 1).items()}
             return _error_of(lambda: self._forward(blank, 1, arguments or {}))
 
-        found = self._isolate(len(work), lambda start: self._rows(work, start), run, work.cells, zeros, stats)
+        found = self._isolate(len(work), lambda start: self._rows(work, start), run, work.cost, zeros, stats)
         rows, outputs = work.in_order(found.results)
         return Prediction(rows, outputs, sorted(work.failures(found.failures), key=lambda item: item[0]), form, stats)
 
@@ -185,7 +185,7 @@ class Predictor:
 
         Raises:
             BrokenModelError: where the function gives another number of results than it was given examples.
-            DeviceLostError: where the accelerator is gone and the process must be left.
+            DeviceLostError: where the accelerator is lost and the process must end.
         """
         stats = Stats()
 
@@ -211,13 +211,13 @@ class Predictor:
         count: int,
         rows: Callable[[int], int],
         run: Callable[[int, int], R],
-        cells: Callable[[int, int], int],
+        cost: Callable[[int, int], int],
         zeros: Callable[[], Exception | None],
         stats: Stats,
     ) -> Isolated[R]:
-        """Runs rows 0 … count-1 in micro-batches; where one fails it is halved, be it for a bad row or for memory.
+        """Runs rows 0 … count-1 in micro-batches; one that fails, for a bad row or for memory, is halved.
 
-        `rows(start)` is the size of the micro-batch from `start`, `cells` how much memory a range needs in some unit.
+        `rows(start)` is the size of the micro-batch from `start`, `cost` the memory that a range needs, in rows or tokens.
         """
         fitted: list[int] = []
         ran_out = False
@@ -251,7 +251,7 @@ class Predictor:
                 stats.forward_seconds += time.perf_counter() - started
             self._health.answered = True
             stats.micro_batches.append(high - low)
-            fitted.append(cells(low, high))
+            fitted.append(cost(low, high))
             return result
 
         def give_up(low: int, high: int) -> Exception | None:
@@ -319,14 +319,14 @@ class Predictor:
             return form, {name: tensor[:rows] for name, tensor in outputs.items()}
 
     def _call(self, tensors: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]) -> Any:
-        """Calls the model with its inputs by name; a single input goes in first, whatever it is called."""
+        """Calls the model with its inputs by name; a single input goes in first, under any name."""
         names, keywords = self.model.parameters, self.model.keywords
         rest = dict(tensors)
         if len(rest) == 1 and not keywords and next(iter(rest)) not in names[1:]:
             return self._called(rest.popitem()[1], **arguments)
         if not names and not self._takes_any_name:
             return self._called(*rest.values(), **arguments)
-        # By place as far as there is no gap, which every kind of model takes, and by name from there.
+        # By position up to the first gap, which every kind of model takes, and by name from there.
         leading = []
         for name in names:
             if name in keywords or name not in rest:

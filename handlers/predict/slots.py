@@ -1,4 +1,4 @@
-"""Slots: which of the processes of a host may use which GPU.
+"""Slots: which processes of a host may use which GPU.
 
 k copies on M GPUs make k·M slots; slot s is on GPU `s % M`, so that the first M processes have a GPU each. A slot is
 taken by a lock on a file (flock) in a folder of the user on this host. The kernel drops the lock when the process ends,
@@ -43,14 +43,14 @@ def take_slot(
     Args:
         gpus: how many GPUs this process sees; at least one.
         copies: how many processes may share a GPU.
-        gpu: the only one that will do; None for any.
+        gpu: the only one allowed; None for any.
         identify: the name of a GPU on this host by its number in this process, which CUDA_VISIBLE_DEVICES may change.
         folder: where the locks are; a folder of the user's in the temporary directory by default.
 
     Raises:
         UsageError: where all slots are taken, or the folder is not this user's alone.
     """
-    import fcntl  # not there on Windows
+    import fcntl  # not available on Windows
 
     folder = folder or private_folder("torchbeam-slots")
     holders = []
@@ -67,9 +67,9 @@ def take_slot(
             lock.close()
             continue
         lock.truncate(0)
-        lock.write(str(os.getpid()))  # for the message of those who come too late
+        lock.write(str(os.getpid()))  # for the error of processes that find no slot
         lock.flush()
-        # A forked child would share the lock and hold it after its parent is gone. Closing there leaves it ours.
+        # A forked child would share the lock and hold it after its parent is gone. Closing it in the child keeps it ours.
         os.register_at_fork(after_in_child=lock.close)
         return Slot(number, on_gpu, lock)
     what = f"{gpus} GPU(s)" if gpu is None else f"cuda:{gpu}"

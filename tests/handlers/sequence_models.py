@@ -1,4 +1,4 @@
-"""Recurrent models that are told in three ways where their rows end."""
+"""Recurrent models that learn in three ways where their rows end."""
 
 from __future__ import annotations
 

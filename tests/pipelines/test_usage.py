@@ -116,7 +116,7 @@ class TestModels:
         if torch.cuda.is_available():
             pytest.skip("this machine has a GPU")
         assert "sees no GPU" in refused("--device=cuda")
-        assert "none of auto" in refused("--device=tpu")
+        assert "not one of auto" in refused("--device=tpu")
 
 
 class TestOptions:

@@ -15,7 +15,7 @@ class Format:
     Attributes:
         module: has `load(spec, weights, code) -> LoadedModel` and `save(module, folder, example) -> Path`.
         needs_architecture: whether the class of the module must be named.
-        tells_inputs: whether the model itself tells its inputs.
+        tells_inputs: whether the model itself declares its inputs.
         is_directory: whether the weights are the directory itself, so that no file is named.
     """
 

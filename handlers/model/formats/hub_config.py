@@ -1,21 +1,21 @@
-"""What a directory of Hugging Face's libraries tells of itself, as fields of `model.yaml`. Reads JSON alone.
+"""The fields of `model.yaml` that a directory of Hugging Face's libraries gives itself. Reads JSON only.
 
-Known are directories as `save_pretrained` writes them (`config.json`, `*.safetensors`, tokenizer, image processor) and as
-sentence-transformers does (`modules.json` and a folder for each module beside that).
+Supports directories as `save_pretrained` writes them (`config.json`, `*.safetensors`, tokenizer, image processor) and as
+sentence-transformers does (in addition `modules.json` and a folder for each module).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from handlers.errors import UsageError
 
 CONFIG = "config.json"
 MODULES = "modules.json"
-# From the end of the name of an architecture to the task of its head.
+# The task by the suffix of an architecture's name.
 _TASKS = {
     "ForSequenceClassification": "classification",
     "ForImageClassification": "classification",
@@ -23,8 +23,8 @@ _TASKS = {
 _POOLING = {"cls_token": "cls", "mean_tokens": "mean", "max_tokens": "max", "lasttoken": "last"}
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json")
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
-_WARPED_FROM = 384  # the shorter side from which ConvNeXt resizes both sides and crops nothing
-_NO_LIMIT = 1_000_000  # tokenizers that know no limit say 10**30
+_WARPED_FROM = 384  # from this size on ConvNeXt resizes both sides and does not crop
+_NO_LIMIT = 1_000_000  # tokenizers without a limit give 10**30
 
 
 def is_hub_directory(folder: Path) -> bool:
@@ -33,18 +33,18 @@ def is_hub_directory(folder: Path) -> bool:
 
 
 def with_defaults(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """`content` of a `model.yaml` of format huggingface, with what the directory itself tells where it says nothing.
+    """`content` of a `model.yaml` of format huggingface, completed with what the directory itself gives.
 
     Raises:
-        UsageError: where the task or the inputs are not given and cannot be told.
+        UsageError: where the task or the inputs are neither given nor known from the directory.
     """
-    told = _told(folder)
-    if "task" in content and content["task"] != told.get("task"):
-        told.pop("labels", None)
-    found = told | dict(content)
+    known = _known(folder)
+    if "task" in content and content["task"] != known.get("task"):
+        known.pop("labels", None)
+    found = known | dict(content)
     if "task" not in found:
         raise UsageError(
-            f"{folder}: its architecture {_architecture(folder)} tells no task; write task and format: huggingface into a "
+            f"{folder}: its architecture {_architecture(folder)} has no known task; write task and format: huggingface into a "
             "model.yaml, or name it: torchbeam init --task=embedding"
         )
     if "inputs" not in found:
@@ -70,9 +70,9 @@ def _is(given: Any, encoder: str) -> bool:
 
 
 def _with_processor(given: Mapping[str, Any], image: Mapping[str, Any]) -> dict[str, Any]:
-    """An image input with what the processor does; sizes of its own stand for both of the processor's."""
-    own_sizes = {"resize", "crop"} & set(given)
-    return {name: value for name, value in image.items() if name not in ("resize", "crop") or not own_sizes} | dict(
+    """An image input with what the processor does; a size of the input replaces both sizes of the processor."""
+    has_size = {"resize", "crop"} & set(given)
+    return {name: value for name, value in image.items() if name not in ("resize", "crop") or not has_size} | dict(
         given
     )
 
@@ -88,10 +88,10 @@ def _image(folder: Path) -> dict[str, Any]:
         resample = config.get("resample", 2)
         if resample not in (2, 3):
             raise UsageError(
-                f"{folder}: the image processor resizes by filter {resample}; known are 2 (bilinear), 3 (bicubic)"
+                f"{folder}: the image processor resizes by filter {resample}; supported are 2 (bilinear) and 3 (bicubic)"
             )
         fields["interpolation"] = "bicubic" if resample == 3 else "bilinear"
-    if "crop_pct" in config and isinstance(fields.get("resize"), int):  # of ConvNeXt, which ResNet has, too
+    if "crop_pct" in config and isinstance(fields.get("resize"), int):  # of ConvNeXt, also used by ResNet
         short = fields["resize"]
         warped = {"resize": [short, short]}
         fields |= {"resize": int(short / config["crop_pct"]), "crop": short} if short < _WARPED_FROM else warped
@@ -111,11 +111,11 @@ def _size(size: Any, folder: Path) -> int | list[int]:
         return int(size["shortest_edge"])
     if isinstance(size, Mapping) and {"height", "width"} <= set(size):
         return [int(size["height"]), int(size["width"])]
-    raise UsageError(f"{folder}: the image processor has a size that is not known here: {size}")
+    raise UsageError(f"{folder}: the image processor has an unsupported size: {size}")
 
 
 def max_tokens(folder: Path) -> int | None:
-    """How many tokens of a text the model takes at most; None where the directory does not tell."""
+    """The maximum tokens of a text; None where the directory gives no limit."""
     sentence = read_json(folder / "sentence_bert_config.json").get("max_seq_length")
     tokenizer = read_json(folder / "tokenizer_config.json").get("model_max_length")
     positions = read_json(folder / CONFIG).get("max_position_embeddings")
@@ -140,15 +140,30 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _told(folder: Path) -> dict[str, Any]:
-    """The fields that the directory tells."""
+def modules_of(folder: Path) -> list[tuple[str, Path]]:
+    """The modules of a directory of sentence-transformers: the class name and the folder of each.
+
+    Raises:
+        UsageError: for a folder outside of the directory, which its version would not cover.
+    """
+    found = []
+    for module in read_json(folder / MODULES).values():
+        path = module.get("path") if isinstance(module, Mapping) else None
+        if not isinstance(path, str) or PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts:
+            raise UsageError(f"{folder / MODULES} names the module folder {path!r}, which is not in the directory")
+        found.append((str(module.get("type", "")).rsplit(".", 1)[-1], folder / path))
+    return found
+
+
+def _known(folder: Path) -> dict[str, Any]:
+    """The fields that the directory gives."""
     config = read_json(folder / CONFIG)
-    told: dict[str, Any] = {"name": folder.resolve().name, "format": "huggingface"}
+    fields: dict[str, Any] = {"name": folder.resolve().name, "format": "huggingface"}
     architecture = _architecture(folder)
     task = next((task for end, task in _TASKS.items() if architecture.endswith(end)), None)
     if (folder / MODULES).is_file():
         task = "embedding"
-        told |= _pooling(folder)
+        fields |= _pooling(folder)
     if task == "classification":
         labels = _labels(config)
         if config.get("problem_type") == "multi_label_classification":
@@ -156,15 +171,15 @@ def _told(folder: Path) -> dict[str, Any]:
         elif config.get("problem_type") == "regression" or len(labels) == 1:
             task, labels = "regression", []
         if labels:
-            told["labels"] = labels
+            fields["labels"] = labels
     if task is not None:
-        told["task"] = task
+        fields["task"] = task
     if any((folder / name).is_file() for name in _TOKENIZERS):
-        told["inputs"] = [{"name": "text", "encoder": "text"}]
+        fields["inputs"] = [{"name": "text", "encoder": "text"}]
     elif any((folder / name).is_file() for name in _PROCESSORS):
-        told["inputs"] = [{"name": "image", "encoder": "image"}]
-        told["image"] = _image(folder)
-    return told
+        fields["inputs"] = [{"name": "image", "encoder": "image"}]
+        fields["image"] = _image(folder)
+    return fields
 
 
 def _architecture(folder: Path) -> str:
@@ -182,11 +197,10 @@ def _labels(config: Mapping[str, Any]) -> list[str]:
 
 def _pooling(folder: Path) -> dict[str, Any]:
     """Pooling and normalization of a directory of sentence-transformers."""
-    told: dict[str, Any] = {"normalize": False}
-    for module in read_json(folder / MODULES).values():
-        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+    fields: dict[str, Any] = {"normalize": False}
+    for kind, part in modules_of(folder):
         if kind == "Pooling":
-            config = read_json(folder / str(module["path"]) / CONFIG)
+            config = read_json(part / CONFIG)
             modes = [
                 name.removeprefix("pooling_mode_")
                 for name, chosen in config.items()
@@ -195,14 +209,12 @@ def _pooling(folder: Path) -> dict[str, Any]:
             mode = config.get("pooling_mode") if isinstance(config.get("pooling_mode"), str) else None
             found = [mode] if mode else [_POOLING.get(name) for name in modes]
             if len(found) != 1 or found[0] not in _POOLING.values():
-                raise UsageError(
-                    f"{folder / str(module['path'])}: pooling {', '.join(modes) or mode} is not known here"
-                )
-            told["pooling"] = found[0]
+                raise UsageError(f"{part}: pooling {', '.join(modes) or mode} is not supported")
+            fields["pooling"] = found[0]
         elif kind == "Normalize":
-            told["normalize"] = True
+            fields["normalize"] = True
         elif kind not in ("Transformer", "Dense"):
             raise UsageError(
-                f"{folder / MODULES}: the module {kind} is not known here; known are Pooling, Dense, Normalize"
+                f"{folder / MODULES}: the module {kind} is not supported; supported are Pooling, Dense, Normalize"
             )
-    return told
+    return fields

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from handlers.errors import TorchbeamError, UsageError, one_line
-from handlers.model.formats.hub_config import CONFIG, MODULES, read_json
+from handlers.model.formats.hub_config import CONFIG, modules_of, read_json
 from handlers.model.spec import ModelSpec
 from handlers.model_code import ModelCode
 from handlers.predict.loaded import LoadedModel
@@ -25,7 +25,7 @@ _ACTIVATIONS = {"Identity": torch.nn.Identity, "Tanh": torch.nn.Tanh, "ReLU": to
 
 
 class Embedder(torch.nn.Module):
-    """A transformer whose token vectors are pooled to one vector a row; gives `{"embedding": (rows, k)}`.
+    """A transformer whose token vectors are pooled to one vector per row; returns `{"embedding": (rows, k)}`.
 
     Pooling is that of sentence-transformers: `mean` over the real tokens, `cls` (the first), `last` (the last real one) or
     `max`.
@@ -55,7 +55,7 @@ def load(spec: ModelSpec, folder: Path, _code: ModelCode) -> LoadedModel:
         raise UsageError(f"{folder} is refused: {what}; write it again with save_pretrained, which writes safetensors")
     config = read_json(folder / CONFIG)
     if "auto_map" in config:
-        raise UsageError(f"{folder} is refused: its {CONFIG} names code of its own (auto_map), which is never run")
+        raise UsageError(f"{folder} is refused: its {CONFIG} names custom code (auto_map), which is never run")
     for index in folder.glob("*.index.json"):  # whose parts must be files of the directory, which its version covers
         parts = read_json(index).get("weight_map", {})
         if outside := next((part for part in parts.values() if not re.fullmatch(r"\w[\w.\-]*", str(part))), None):
@@ -88,7 +88,7 @@ def save(module: torch.nn.Module, folder: Path, _example: object) -> Path:
 
 
 def _transformers() -> Any:
-    # Read when it is imported; a hub that cannot be reached is waited for otherwise.
+    # Read on import; without it an unreachable hub is waited for.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
         import transformers
@@ -109,11 +109,7 @@ def _architecture(transformers: Any, config: Mapping[str, Any], folder: Path) ->
 
 
 def _embedder(backbone: torch.nn.Module, spec: ModelSpec, folder: Path) -> LoadedModel:
-    layers = [
-        _dense(folder / str(module["path"]))
-        for module in read_json(folder / MODULES).values()
-        if str(module.get("type", "")).endswith("Dense")
-    ]
+    layers = [_dense(part) for kind, part in modules_of(folder) if kind == "Dense"]
     module = Embedder(backbone, spec.pooling or "mean", torch.nn.Sequential(*layers), normalize=bool(spec.normalize))
     return LoadedModel(module.eval(), _parameters(backbone), keywords=frozenset(_parameters(backbone)))
 
@@ -139,7 +135,7 @@ def _parameters(module: torch.nn.Module) -> tuple[str, ...]:
 
 
 def _pooled(tokens: torch.Tensor, mask: torch.Tensor, pooling: str) -> torch.Tensor:
-    """One vector a row of `tokens`, (rows, tokens, k)."""
+    """One vector per row of `tokens`, (rows, tokens, k)."""
     if pooling == "cls":
         return tokens[:, 0]
     if pooling == "last":

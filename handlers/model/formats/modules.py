@@ -1,4 +1,4 @@
-"""Modules made by code: of an architecture, filled with weights, or of a loader of the user's."""
+"""Modules made by code: of an architecture, filled with weights, or of the user's loader."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def filled(spec: ModelSpec, weights: Path, code: ModelCode, fill: Callable[[torc
 
 
 def call(function: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> Any:
-    """Calls a function of the user's; raises `UsageError` that names `what` where it raises."""
+    """Calls a user function; raises `UsageError` that names `what` where it raises."""
     try:
         return contained(lambda: function(*args, **kwargs))
     except TorchbeamError:
@@ -49,7 +49,7 @@ def call(function: Callable[..., Any], what: str, *args: Any, **kwargs: Any) -> 
 
 
 def of_module(module: Any) -> LoadedModel:
-    """A module, or any callable that takes tensors, in evaluation mode; its signature tells how it is called."""
+    """A module, or any callable that takes tensors, in evaluation mode; its signature determines how it is called."""
     if not callable(module):
         raise UsageError(f"the loader gave a {type(module).__name__}, which cannot be called")
     if isinstance(module, torch.nn.Module):
@@ -58,10 +58,10 @@ def of_module(module: Any) -> LoadedModel:
     kinds = inspect.Parameter
     try:
         parameters = inspect.signature(forward).parameters.values()
-    except (TypeError, ValueError):  # a callable of C++ may not tell
+    except (TypeError, ValueError):  # a C++ callable may have no signature
         return LoadedModel(module)
     positional = (kinds.POSITIONAL_ONLY, kinds.POSITIONAL_OR_KEYWORD)
-    # An optional parameter that is taken by name only need not be known here: its input is passed by name anyhow.
+    # An optional keyword-only parameter is not needed here: its input is passed by name anyway.
     by_name = [each.name for each in parameters if each.kind == kinds.KEYWORD_ONLY and each.default is each.empty]
     return LoadedModel(
         module,
@@ -71,7 +71,7 @@ def of_module(module: Any) -> LoadedModel:
 
 
 def program(weights: Path, format: str, load: Callable[[Path], LoadedModel]) -> LoadedModel:
-    """A model that comes as a program; what goes wrong is one line that names the file."""
+    """A model that is a program; an error is one line that names the file."""
     try:
         return load(weights)
     except TorchbeamError:

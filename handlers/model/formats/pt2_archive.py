@@ -1,4 +1,4 @@
-"""What may be in a `.pt2` archive: looked through before `torch.export.load`, which runs what some of it says.
+"""What may be in a `.pt2` archive: checked before `torch.export.load`, which executes some of it.
 
 Read in the sources of PyTorch 2.8 to 2.15. Code can hide in
 
@@ -8,7 +8,7 @@ Read in the sources of PyTorch 2.8 to 2.15. Code can hide in
 - the functions of nodes, which are looked up by name from `torch` on, and those that read and write files;
 - names, which become Python source, and the structure of inputs and outputs, by which modules are imported.
 
-Whatever is not known to be harmless is refused.
+Everything that is not known to be harmless is refused.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _TARGET = re.compile(
 _WORDS = re.compile(r"[\w.\-/ :@+]*")  # without brackets, quotes and `=`, a name cannot become more than a name
 _FREE = frozenset(("as_string", "as_strings", "torch_version", "verifiers"))  # kept, or written as literals
 
-# What may stand in a symbolic size beside numbers, names, words and calls of sympy's classes.
+# What a symbolic size may contain in addition to numbers, names, words and calls of sympy's classes.
 ARITHMETIC = (
     *(ast.Expression, ast.BinOp, ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.Tuple, ast.keyword, ast.Name),
     *(ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.expr_context),
@@ -69,7 +69,7 @@ def check_archive(file: Path, stream: IO[bytes]) -> None:
     reader = torch._C.PyTorchFileReader(stream)
     records = reader.get_all_records()
     if "archive_format" not in records:  # what came before it is a zip file of another layout, read by other code
-        raise UsageError(f"{file} is no program of torch.export.save, or of a torch before 2.8; export it again")
+        raise UsageError(f"{file} is not a program of torch.export.save, or is of a torch before 2.8; export it again")
     stream.seek(0)
     with zipfile.ZipFile(stream) as archive:
         names = archive.namelist()
@@ -77,7 +77,7 @@ def check_archive(file: Path, stream: IO[bytes]) -> None:
     if {name.removeprefix(root) for name in names if name.startswith(root)} != set(records) or len(names) != len(
         records
     ):
-        raise UsageError(f"{file} is refused: it holds files beside those of one program; export it again")
+        raise UsageError(f"{file} is refused: it holds files other than those of one program; export it again")
     for name, expected in (("archive_format", b"pt2"), ("archive_version", b"0")):
         if name not in records or reader.get_record(name) != expected:
             raise UsageError(f"{file} is refused: its {name} is not known, export it with another torch")
@@ -104,7 +104,7 @@ def _check_payloads(file: Path, config: dict[str, Any]) -> None:
 
 
 def _check_program(file: Path, value: Any, field: str) -> None:
-    """Checks all text in a program; `field` is the name of what `value` stands in."""
+    """Checks all text in a program; `field` is the name of the field that contains `value`."""
     if isinstance(value, dict):
         for name, item in value.items():
             if field == "metadata" and isinstance(item, str):
@@ -122,12 +122,12 @@ def _check_text(file: Path, field: str, text: str) -> None:
     if field in ("in_spec", "out_spec"):
         _check_structure(file, json.loads(text) if text else None)
     elif field not in _FREE and not _CHECKS.get(field, _is_word)(text):
-        what = _NAMED.get(field, f"the {field} {{}} in it is no plain name")
+        what = _NAMED.get(field, f"the {field} {{}} in it is not a plain name")
         raise UsageError(f"{file} is refused: {what.format(repr(text[:80]))}")
 
 
 def _check_structure(file: Path, value: Any) -> None:
-    """Checks the structure of inputs or outputs, in which JSON stands in JSON."""
+    """Checks the structure of inputs or outputs, which is JSON nested in JSON."""
     if isinstance(value, dict):
         for name, item in value.items():
             inside = name == "context" and isinstance(item, str)
@@ -179,7 +179,7 @@ def _is_plain(node: ast.AST) -> bool:
 
 
 def _parsed(text: str) -> list[ast.AST]:
-    """The nodes of an expression; a string constant where it is none, which is refused."""
+    """The nodes of an expression; a string constant, which is refused, if it is not an expression."""
     try:
         return list(ast.walk(ast.parse(text, mode="eval")))
     except (SyntaxError, ValueError, RecursionError):
@@ -193,8 +193,8 @@ _CHECKS: dict[str, Callable[[str], bool]] = {
     "guards_code": _is_guard,
 }
 _NAMED = {
-    "target": "it calls {}, which is no operator on tensors that is known here; use a loader for others",
-    "as_operator": "it calls {}, which is no operator on tensors that is known here; use a loader for others",
-    "expr_str": "the size {} in it is no arithmetic",
-    "guards_code": "the guard {} in it is no comparison of sizes",
+    "target": "it calls {}, which is not a known operator on tensors; use a loader for others",
+    "as_operator": "it calls {}, which is not a known operator on tensors; use a loader for others",
+    "expr_str": "the size {} in it is not arithmetic",
+    "guards_code": "the guard {} in it is not a comparison of sizes",
 }

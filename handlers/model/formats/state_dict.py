@@ -31,7 +31,7 @@ def safe_load(file: Path) -> Any:
     """`torch.load` of tensors and plain containers alone; raises `UsageError` for pickled code."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch says twice what a pickle of its own format is
+            warnings.simplefilter("ignore")  # torch warns about pickles in its own format
             return torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError) as error:
         if "weights_only" in str(error) or "Weights only" in str(error):

@@ -1,4 +1,4 @@
-"""Format torch_export: a program of torch.export, in a `.pt2` archive that is searched for pickles first."""
+"""Format torch_export: a program of torch.export, in a `.pt2` archive that is checked for pickles first."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load(_spec: ModelSpec, weights: Path, _code: ModelCode) -> LoadedModel:
 def save(module: torch.nn.Module, folder: Path, example: tuple[torch.Tensor, ...] | None) -> Path:
     """Exports `module` for any number of rows; `example` has one tensor an input, of two rows or more."""
     if not example or any(not tensor.dim() or len(tensor) < 2 for tensor in example):
-        raise UsageError("format torch_export needs example: one tensor an input, with at least two rows")
+        raise UsageError("format torch_export needs example: one tensor per input, with at least two rows")
     rows = torch.export.Dim.DYNAMIC
     exported = torch.export.export(module, example, dynamic_shapes=tuple({0: rows} for _ in example))
     torch.export.save(exported, file := folder / "model.pt2")
@@ -47,10 +47,10 @@ def _load(file: Path) -> LoadedModel:
     values = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
     tensors = {name: values[name] for name in names if isinstance(values.get(name), torch.Tensor)}
     if len(tensors) != len(signature.user_inputs) or any(not tensor.dim() for tensor in tensors.values()):
-        raise UsageError(f"{file} takes inputs that are no tensors of rows; export it with such tensors alone")
-    parts = [] if in_spec is None else [in_spec.child(0), in_spec.child(1)]  # those by position, and those by name
+        raise UsageError(f"{file} takes inputs that are not tensors of rows; export it with such tensors only")
+    parts = [] if in_spec is None else [in_spec.child(0), in_spec.child(1)]  # positional and keyword inputs
     if any(part.num_leaves != part.num_children for part in parts):
-        raise UsageError(f"{file} takes tensors inside lists or mappings; export it with one argument a tensor")
+        raise UsageError(f"{file} takes tensors inside lists or mappings; export it with one argument per tensor")
     fixed = {tensor.shape[0] for tensor in tensors.values() if isinstance(tensor.shape[0], int)}
     if len(fixed) > 1:
         raise UsageError(

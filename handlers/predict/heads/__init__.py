@@ -6,12 +6,12 @@
 | multilabel | (rows, labels) | `predicted_labels`, `probabilities` |
 | regression | (rows,), (rows, 1) or (rows, k) | `prediction` |
 | embedding | (rows, k) | `embedding` |
-| raw | any | one for every output, named like it |
+| raw | any | one per output, with its name |
 
 `predicted_class` is a string where there are labels and int64 where not; `confidence`, `probability_CLASS` (one for every
 class, by label or else by index, where these are wanted), `probabilities` (in the order of the labels), `prediction`
-and `embedding` are float32. What has more than one value a row becomes fixed-size lists, and what has another number of
-values in each row (raw outputs of one a token) lists.
+and `embedding` are float32. What has more than one value a row becomes fixed-size lists, and what differs in length
+by row (raw per-token outputs) becomes lists.
 
 A new head is a module with `decode` and `of_no_rows`, and its line in `TASKS`. Imports torch only when a head is used.
 """
@@ -45,11 +45,11 @@ TASKS = {
 
 
 def decode(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> tuple[Columns, np.ndarray]:
-    """The columns for `outputs`, tensors of (rows, …) or `Ragged` on the CPU by name, and the rows that have none.
+    """The columns for `outputs`, tensors of (rows, …) or `Ragged` on the CPU by name, and the rows that have no valid answer.
 
     Returns:
-        The columns of the good rows, and a mask (bool) of (rows,) of the others: those for which the model gave NaN,
-        logits of which softmax makes NaN, or more than float32 holds. Of raw outputs NaN may be the meaning.
+        The columns of the good rows, and a mask (bool) of (rows,) of the other rows: those for which the model gave NaN,
+        logits of which softmax makes NaN, or more than float32 holds. Raw outputs may contain NaN.
 
     Raises:
         BrokenModelError: where the outputs do not fit the task, or the number of labels.
@@ -62,7 +62,7 @@ def decode(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> tuple[Co
 
 
 def of_no_rows(head: Head) -> Columns:
-    """The columns of a task as far as they are known without asking the model, with no rows."""
+    """The columns of a task as far as they are known without calling the model, with no rows."""
     columns: Columns = _module(head).of_no_rows(head)
     return columns
 

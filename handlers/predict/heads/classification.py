@@ -1,4 +1,4 @@
-"""Task classification: the most likely class, how likely it is, and on demand the probability of every class."""
+"""Task classification: the most likely class, how likely it is, and optionally the probability of every class."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FEW_CLASSES = 10
 
 
 def decode(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> Columns:
-    """`predicted_class` and `confidence`, and a column `probability_CLASS` for every class where these are wanted."""
+    """`predicted_class` and `confidence`, and a column `probability_CLASS` for every class if requested."""
     matrix = matrix_of(head, outputs)
     if not matrix.shape[1]:
-        raise BrokenModelError("the model gave an output of (rows, 0); task classification needs a class at least")
+        raise BrokenModelError("the model gave an output of (rows, 0); task classification needs at least one class")
     single = matrix.shape[1] == 1
     if single:
         positive = matrix.sigmoid() if head.output == "logits" else matrix
@@ -42,7 +42,7 @@ def decode(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> Columns:
 
 
 def _most_likely(matrix: torch.Tensor, logits: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """The greatest probability of each row, and its index. Few classes go fastest along the rows, many along the classes."""
+    """The greatest probability of each row, and its index. Reduces along the faster axis: transposed for few classes."""
     dim = 1
     if matrix.shape[1] <= FEW_CLASSES:
         matrix, dim = matrix.T.contiguous(), 0

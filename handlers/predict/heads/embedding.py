@@ -1,4 +1,4 @@
-"""Task embedding: one vector a row."""
+"""Task embedding: one vector per row."""
 
 from __future__ import annotations
 
@@ -17,5 +17,5 @@ def decode(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> Columns:
 
 
 def of_no_rows(_head: Head) -> Columns:
-    """None: only the model tells how long its vectors are."""
+    """Empty: only the model knows the length of its vectors."""
     return {}

@@ -1,4 +1,4 @@
-"""What `model.yaml` says of the outputs of a model. Imports neither torch nor Arrow."""
+"""The part of `model.yaml` about the outputs of a model. Imports neither torch nor Arrow."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ PROBABILITY = "probability_"  # and the name of the class: the column of its pro
 
 @dataclass(frozen=True)
 class Head:
-    """How the outputs of a model become columns; what `model.yaml` says of them.
+    """How the outputs of a model become columns, as given in `model.yaml`.
 
     Attributes:
         task: one of `TASKS`.

@@ -21,7 +21,7 @@ Columns = dict[str, pa.Array]
 def good_rows(
     head: Head, outputs: Mapping[str, torch.Tensor | Ragged]
 ) -> tuple[Mapping[str, torch.Tensor | Ragged], np.ndarray]:
-    """`outputs` without the rows that have no finite answer, and the mask of these."""
+    """`outputs` without the rows that have no finite answer, and the mask of those rows."""
     bad = not_a_number(head, outputs)
     if not bad.any():
         return outputs, bad
@@ -35,7 +35,7 @@ def not_a_number(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> np
         return np.zeros(len(next(iter(outputs.values()))), dtype=bool)
     main = main_output(outputs)
     bad = torch.zeros(len(main), dtype=torch.bool)
-    # A sum is finite only where all are, and one sum over all is fast.
+    # A sum is finite only if all values are, and one sum is fast.
     if main.is_floating_point() and not bool(torch.isfinite(main.sum(dtype=torch.float32))):
         values = main.reshape(len(main), -1)
         bad = (torch.isinf(values.float()) & ~torch.isinf(values)).any(dim=1)

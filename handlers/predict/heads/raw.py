@@ -20,7 +20,7 @@ def decode(_head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> Columns
 
 
 def of_no_rows(_head: Head) -> Columns:
-    """None: only the model tells what it gives."""
+    """Empty: only the model knows its outputs."""
     return {}
 
 
@@ -28,7 +28,7 @@ def _column(name: str, output: torch.Tensor | Ragged) -> pa.Array:
     tensor = output.values if isinstance(output, Ragged) else output
     if tensor.is_complex() or 0 in tensor.shape[1:]:
         what = f"of {str(tensor.dtype).removeprefix('torch.')} and (rows{''.join(f', {n}' for n in tensor.shape[1:])})"
-        raise BrokenModelError(f'the model gave "{name}" {what}, for which there is no type of column')
+        raise BrokenModelError(f'the model gave "{name}" {what}, which has no column type')
     values = nested(tensor.contiguous().numpy())
     if isinstance(output, Ragged):
         return pa.ListArray.from_arrays(pa.array(output.offsets.astype(np.int32)), values)

@@ -18,5 +18,5 @@ def decode(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> Columns:
 
 
 def of_no_rows(_head: Head) -> Columns:
-    """None: only the model tells what it gives."""
+    """Empty: only the model knows its outputs."""
     return {}

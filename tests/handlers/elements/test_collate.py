@@ -111,7 +111,7 @@ def _told(answer):
 
 
 class TestPlainNumbers:
-    """Rows of plain numbers take a shorter way, which must not be told from the other."""
+    """Rows of plain numbers take a shorter way, which must give the same result."""
 
     @pytest.mark.parametrize("spec", SPECS, ids=str)
     def test_a_value_is_the_same_first_and_later(self, model, spec):

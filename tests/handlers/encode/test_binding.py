@@ -111,12 +111,12 @@ class TestDtypes:
     def test_more_categories_than_the_dtype_has_numbers(self) -> None:
         fields = {"columns": ["f_2"], "encoder": "categorical", "dtype": "int8"}
         assert bind(**fields, num_categories=128).dtype == torch.int8
-        assert "more categories than int8 has numbers" in refusal(**fields, num_categories=129)
-        assert "more categories than int8 has numbers" in refusal(**fields, num_categories=5, unknown=128)
+        assert "more categories than int8 can hold" in refusal(**fields, num_categories=129)
+        assert "more categories than int8 can hold" in refusal(**fields, num_categories=5, unknown=128)
 
     def test_words_that_yaml_takes_for_flags(self) -> None:
         batch = pa.record_batch({"x": ["yes", "no", None]})
-        assert 'quote words that YAML takes for flags, as "yes"' in refusal(
+        assert 'quote words that YAML reads as booleans, as "yes"' in refusal(
             batch, encoder="categorical", categories=[True, False]
         )
 
@@ -158,5 +158,5 @@ class TestExportedSignature:
             bind_inputs([], EXPORTED, numbers.append_column("c", pa.array([1])))
         with pytest.raises(UsageError, match='no column is named "z"'):
             bind_inputs([], (TensorInfo("a"), TensorInfo("z")), numbers)
-        with pytest.raises(UsageError, match="does not tell its inputs"):
+        with pytest.raises(UsageError, match="does not declare its inputs"):
             bind_inputs([], (), numbers)

@@ -319,7 +319,7 @@ class TestCategories:
         assert encode(array, **fields, unknown=7)[0].flatten().tolist()[:2] == [0, 7]
         assert encode(array, **fields, unknown=7)[1] == {2: "NullValue"}
         assert encode(array, **fields, fill="b", unknown=7)[0].flatten().tolist() == [0, 7, 1]
-        assert 'holds "z", which is none of the categories' in message(array, 1, **fields)
+        assert 'holds "z", which is not one of the categories' in message(array, 1, **fields)
 
     def test_values_that_are_no_category_of_that_kind(self) -> None:
         array = pa.array(["1", "x", "1.5", None])

@@ -200,7 +200,7 @@ class TestBinding:
         [
             ({}, "needs crop, or resize as"),
             ({"resize": 8}, "needs crop, or resize as"),
-            ({"crop": 8, "mean": [0.5]}, "mean and std belong together"),
+            ({"crop": 8, "mean": [0.5]}, "mean and std must be given together"),
             ({"crop": 8, "mean": [0.5], "std": [0.5]}, "mean has 1 values; mode RGB has 3 channels"),
             ({"crop": 0}, "greater than 0"),
             ({"crop": 8, "interpolation": "nearest"}, "bilinear"),
@@ -210,3 +210,9 @@ class TestBinding:
     def test_fields(self, fields: dict[str, Any], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             input_spec(name="x", encoder="image", **fields)
+
+
+def test_a_long_strip_that_resizing_would_blow_up_fails_its_row() -> None:
+    strip = encoded(np.zeros((1, 2000, 3), np.uint8), "PNG")
+    _, failures = encode([strip], resize=16, crop=16, max_pixels=10_000)
+    assert failures == {0: "TooManyPixelsError"}

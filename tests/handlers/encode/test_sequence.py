@@ -91,7 +91,8 @@ def test_refusals(columns: dict[str, Any], fields: dict[str, Any], message: str)
     [
         ({"max_length": 2, "min_length": 3}, "max_length 2 is less than min_length 3"),
         ({"unknown": 1}, "unknown needs categories"),
-        ({"categories": ["a", "a"]}, "categories holds a value twice"),
+        ({"categories": ["a", "a"]}, "categories contains a value twice"),
+        ({"num_categories": 3, "pad_value": float("inf")}, "must be a whole number"),
         ({"pad": "both"}, "left"),
         ({"shape": [3]}, "Extra inputs"),
     ],

@@ -134,7 +134,7 @@ class TestColumns:
             score(model, pa.record_batch({"a": ["x"], "b": ["y"]}))
         with pytest.raises(UsageError, match="no column holds text"):
             score(model, pa.record_batch({"a": [1]}))
-        with pytest.raises(UsageError, match="has 3 columns; say with join"):
+        with pytest.raises(UsageError, match="has 3 columns; set join"):
             score(self.save(tmp_path, columns=["a", "b", "c"]), pa.record_batch({name: ["x"] for name in "abc"}))
         with pytest.raises(UsageError, match="tokenizer must name a folder in the model directory"):
             self.save(tmp_path, tokenizer="../elsewhere")
@@ -238,3 +238,17 @@ def test_elements_through_the_same_encoder(model: ModelDir) -> None:
     results = list(handler.run_inference([{"text": text} for text in TEXTS], loaded))
     found = [result.inference["confidence"] for result in results]
     assert np.allclose(found, by_hand(TEXTS).max(1), atol=1e-6)
+
+
+def test_bytes_that_are_not_utf8_fail_their_row_alone(model: ModelDir) -> None:
+    data = b"good\xff\xfefilm"
+    offsets = pa.py_buffer(np.array([0, 4, 6, 10], np.int32).tobytes())
+    array = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(data)])
+    sample = pa.RecordBatch.from_pydict({"text": ["good"]})
+    predictor = Predictor(model.load())
+    (bound,) = bind_inputs(model.spec.inputs, predictor.model.inputs, sample, predictor.model.parameters)
+    encoded = bound.prepare(model.local()).encode(pa.RecordBatch.from_arrays([array], names=["text"]))
+    assert {row: failure.type for row, failure in encoded.failures.items()} == {1: "UnicodeDecodeError"}
+    ids = encoded.tensors["input_ids"]
+    assert isinstance(ids, Ragged)
+    assert ids.rows()[0].tolist() == text_models.tokenizer()("good")["input_ids"]

@@ -1,4 +1,4 @@
-"""Model directories: written, read back, checked and told apart by their contents."""
+"""Model directories: written, read back, checked and distinguished by their contents."""
 
 import hashlib
 import importlib
@@ -127,9 +127,9 @@ class TestSaving:
 
     def test_a_place_that_holds_something_else(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").write_text("mine")
-        with pytest.raises(UsageError, match="is there and is no model directory"):
+        with pytest.raises(UsageError, match="is there and is not a model directory"):
             ModelDir.save(small_models.Linear(), tmp_path, inputs=[{"name": "x"}])
-        with pytest.raises(UsageError, match="is there and is no model directory"):
+        with pytest.raises(UsageError, match="is there and is not a model directory"):
             ModelDir.save(small_models.Linear(), tmp_path / "notes.txt", inputs=[{"name": "x"}])
         assert names_in(tmp_path) == ["notes.txt"]
 

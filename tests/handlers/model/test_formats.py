@@ -104,7 +104,7 @@ class TestExport:
 
     @pytest.mark.parametrize("example", [None, (), (torch.zeros(1, 2),), (torch.tensor(1.0),)], ids=str)
     def test_an_example_must_be_given(self, save: Save, example: Any) -> None:
-        with pytest.raises(UsageError, match="needs example: one tensor an input, with at least two rows"):
+        with pytest.raises(UsageError, match="needs example: one tensor per input, with at least two rows"):
             save(format="torch_export", example=example)
 
 
@@ -291,7 +291,7 @@ class TestPickles:
                 json.loads(content, object_hook=lambda item: item | {"expr_str": code} if "expr_str" in item else item)
             ).encode()
 
-        assert "is no arithmetic" in self.refused(rewritten(program, tmp_path / "m.pt2", change), mark)
+        assert "is not arithmetic" in self.refused(rewritten(program, tmp_path / "m.pt2", change), mark)
 
     def test_compiled_code(self, tmp_path: Path, program: Path, mark: Path) -> None:
         extra = {"data/aotinductor/model/m.so": b"\x7fELF"}

@@ -91,8 +91,8 @@ class TestFields:
         assert "weights" in refusal_of(weights=weights)
 
     def test_ways_to_load_that_contradict_each_other(self) -> None:
-        assert "format has no meaning beside loader" in refusal_of(loader="a:b")
-        assert "architecture has no meaning beside loader" in refusal_of(loader="a:b", format=...)
+        assert "format has no meaning together with loader" in refusal_of(loader="a:b")
+        assert "architecture has no meaning together with loader" in refusal_of(loader="a:b", format=...)
         assert "architecture has no meaning for torch_export" in refusal_of(format="torch_export")
 
     def test_two_inputs_of_one_name(self) -> None:
@@ -125,7 +125,7 @@ class TestInputs:
         both = {"encoder": "categorical", "num_categories": 3, "categories": ["a"]}
         assert "needs either categories or num_categories" in refusal_of_input(**both)
         assert "categories is empty" in refusal_of_input(encoder="categorical", categories=[])
-        assert "categories holds a value twice" in refusal_of_input(encoder="categorical", categories=["a", "a"])
+        assert "categories contains a value twice" in refusal_of_input(encoder="categorical", categories=["a", "a"])
         assert "inputs.0.categories" in refusal_of_input(encoder="categorical", categories=["a", 1])
         assert "num_categories" in refusal_of_input(encoder="categorical", num_categories=0)
 

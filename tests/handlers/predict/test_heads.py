@@ -153,7 +153,7 @@ class TestRaw:
         ],
     )
     def test_what_no_column_holds(self, tensor: torch.Tensor, what: str) -> None:
-        with pytest.raises(BrokenModelError, match=f'"output" {what}, for which there is no type of column'):
+        with pytest.raises(BrokenModelError, match=f'"output" {what}, which has no column type'):
             decode("raw", tensor)
 
     def test_a_tensor_that_is_not_contiguous(self) -> None:

@@ -140,7 +140,7 @@ def test_a_gpu_that_is_not_there_is_an_error(monkeypatch):
 
 def test_auto_falls_back_to_the_cpu_and_says_so_once(monkeypatch, caplog):
     monkeypatch.setattr(placement, "visible_gpus", lambda: 0)
-    monkeypatch.setattr(placement, "_told_of_cpu", False)
+    monkeypatch.setattr(placement, "_cpu_logged", False)
     with caplog.at_level(logging.INFO, "handlers.predict.placement"):
         assert Placement().resolve() == torch.device("cpu")
         assert Placement().resolve() == torch.device("cpu")

@@ -311,7 +311,7 @@ class Together(torch.nn.Module):
 def test_outputs_of_which_nothing_can_be_told_are_an_error_that_says_so():
     found = predictor(Together(), parameters=("ids",))
     ragged = {"ids": Ragged.of([torch.ones(2), torch.ones(3)])}
-    with pytest.raises(BrokenModelError, match=r'"output" has one place a token .*two rows, please.* option cut of'):
+    with pytest.raises(BrokenModelError, match=r'"output" has a token axis .*two rows, please.* option cut of'):
         found.predict(ragged)
     result = found.predict(ragged, padding=Padding(cut=("output",)))
     assert [row.tolist() for row in result.outputs["output"].rows()] == [[2, 2], [2, 2, 2]]
