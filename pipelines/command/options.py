@@ -287,8 +287,9 @@ class Command:
     Attributes:
         prog: its name.
         description: for `--help`, as are `usage` and `exit_codes`.
-        strict: whether its required options must be there; else they are empty.
-        interrupted: what is said of an interruption; may be empty.
+        strict: whether required options must be given; otherwise they default to an empty string.
+        interrupted: the message after "interrupted"; may be empty.
+        runs_beam: whether unknown options are passed to Beam.
     """
 
     prog: str
@@ -297,15 +298,17 @@ class Command:
     exit_codes: str
     strict: bool = True
     interrupted: str = "nothing was published"
+    runs_beam: bool = True
 
 
 def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:
     """A parser with the flags of `groups`, each under its title."""
+    passed_on = "All other options are Beam's own and go to the runner as they are. " if command.runs_beam else ""
     made = Parser(
         prog=command.prog,
         description=command.description,
         usage=f"{command.prog} {command.usage} [options]",
-        epilog=f"All other options are Beam's own and go to the runner as they are. Exit codes: {command.exit_codes}.",
+        epilog=f"{passed_on}Exit codes: {command.exit_codes}.",
         allow_abbrev=False,
     )
     for group in groups:
@@ -367,3 +370,16 @@ def pick(kind: type[T], values: argparse.Namespace) -> T:
         value = getattr(values, item.name)
         found[item.name] = "" if value is None and item.default is dataclasses.MISSING else value
     return kind(**found)
+
+
+def parse_one(kind: type[T], argv: Sequence[str], command: Command) -> T:
+    """The options of a command that has one group of them and passes none to Beam.
+
+    Raises:
+        UsageError: for an unknown option or an invalid value.
+        SystemExit: for `--help`.
+    """
+    values, unknown = parser(command, (kind,)).parse_known_args(argv)
+    if unknown:
+        raise UsageError(f'unknown option "{unknown[0]}"; see --help')
+    return pick(kind, values)
