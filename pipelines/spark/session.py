@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import apache_beam as beam
@@ -121,7 +122,7 @@ class _Job(threading.Thread):
 
     def run(self) -> None:
         try:
-            with _temporary_files_in(self._folder):
+            with _replaced(tempfile, "tempdir", str(self._folder)):
                 self.result = self._pipeline.run()
             self.submitted.set()
             self.result.wait_until_finish()
@@ -132,13 +133,16 @@ class _Job(threading.Thread):
 
 
 @contextmanager
-def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """Beam leaves what it makes for a submission in folders that nobody removes."""
-    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    """Sets a global of `module` for the time of the context."""
+    # Beam creates temporary folders that it never removes, and starts threads whose errors nobody catches, deep inside
+    # `pipeline.run()`. It takes neither a folder nor an exception handler, so only these two globals reach them.
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        tempfile.tempdir = before
+        setattr(module, name, before)
 
 
 def _cancel(job: _Job) -> None:
@@ -168,7 +172,7 @@ def spark_session(submission: Submission, options: PipelineOptions, *, verbose: 
     """
     for line in submission.warnings:
         print(f"torchbeam score: warning: {redact(line)}", file=sys.stderr)
-    with _threads_of_workers_here(submission.threads), _hushed_threads():
+    with _threads_of_workers_here(submission.threads), _without_grpc_tracebacks():
         if submission.job_server is None or submission.java is None:
             with tempfile.TemporaryDirectory(prefix="torchbeam-spark-") as folder:
                 yield Session(options, None, SparkProgress(None), Path(folder))
@@ -201,24 +205,23 @@ def _threads_of_workers_here(threads: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _hushed_threads() -> Iterator[None]:
-    """Threads of Beam's own that lose the job server at the end of a run print a traceback each; nobody needs them."""
-    before = threading.excepthook
+def _without_grpc_tracebacks() -> Iterator[None]:
+    """Hides the tracebacks of Beam's threads that lose the job server at the end of a run."""
+    show = threading.excepthook
     others = set(threading.enumerate())
 
     def hook(happened: threading.ExceptHookArgs) -> None:
         if not issubclass(happened.exc_type, grpc.RpcError):
-            before(happened)
+            show(happened)
 
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        end = time.monotonic() + _POLL_SECONDS
-        for thread in set(threading.enumerate()) - others:
-            with suppress(AssertionError, RuntimeError):  # those that are not Python's own cannot be waited for
-                thread.join(max(end - time.monotonic(), 0))
-        threading.excepthook = before
+    with _replaced(threading, "excepthook", hook):
+        try:
+            yield
+        finally:
+            end = time.monotonic() + _POLL_SECONDS
+            for thread in set(threading.enumerate()) - others:
+                with suppress(AssertionError, RuntimeError):  # dummy threads cannot be joined
+                    thread.join(max(end - time.monotonic(), 0))
 
 
 def _jar(server: JobServer) -> Path:
