@@ -26,7 +26,7 @@ COMMAND = Command(
 
 @dataclass(frozen=True)
 class DescribeOptions(TrustedModel):
-    """The model, and how it is shown."""
+    """The model to describe, and the format."""
 
     TITLE = "describe"
 

@@ -82,7 +82,7 @@ def remote_paths(options: ScoreOptions) -> dict[str, str]:
 
 
 def connect(options: ScoreOptions) -> None:
-    """Sees that the object stores can be reached, where there are any, and gives them the options of Beam."""
+    """Checks that the object stores of the run can be reached, and passes them the options of Beam."""
     if paths := remote_paths(options):
         from handlers.model import stores
         from pipelines import runners

@@ -209,8 +209,8 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
 
 
 def _run_on_dataflow(job: Job, wait: bool) -> bool:
-    """Submits a job, and follows it to its end where that is wanted; gives whether it has ended."""
-    from pipelines.dataflow import job as dataflow_job  # its clients of Google's services take a second to import
+    """Submits a job and, with `wait`, follows it to its end; returns whether it has ended."""
+    from pipelines.dataflow import job as dataflow_job  # imports clients of Google, which takes a second
 
     pipeline = _checked_pipeline(job.launch.options)
     build(pipeline, job)
@@ -225,7 +225,7 @@ def _run_on_dataflow(job: Job, wait: bool) -> bool:
 def _checked_pipeline(options: PipelineOptions) -> beam.Pipeline:
     try:
         return beam.Pipeline(options=options)
-    except ValueError as error:  # options that do not go together; a runner's own checks are made here, too
+    except ValueError as error:  # incompatible options, also from the checks of a runner
         raise UsageError(errors.one_line(error)) from None
 
 

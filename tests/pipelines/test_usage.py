@@ -226,8 +226,8 @@ class TestOutputs:
         assert table.read_bytes() == before
 
     def test_outputs_in_the_model(self, refused: Refused, copy: Path) -> None:
-        assert "lies in the model" in refused(model=copy, output=copy / "scored")
-        assert "lies in the model" in refused(model=copy, report=copy / "report.json")
+        assert "is in the model" in refused(model=copy, output=copy / "scored")
+        assert "is in the model" in refused(model=copy, report=copy / "report.json")
         assert "no report of a run" in refused("--overwrite", model=copy, report=copy / "model.yaml")
 
     def test_the_input_is_a_run_in_the_output(
@@ -256,7 +256,7 @@ class TestOutputs:
 
     def test_a_link_to_nothing(self, refused: Refused, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(tmp_path / "gone")
-        assert "link is no folder" in refused(output=tmp_path / "link")
+        assert "link is not a folder" in refused(output=tmp_path / "link")
 
 
 class TestInputs:

@@ -194,7 +194,7 @@ class TestDoctor:
     def test_yarn(self, lines: Callable[..., Any], fake_java: FakeJava) -> None:
         fake_java('openjdk version "17.0.1"')
         found = lines("3.5.0", "--spark_master_url=yarn", "--spark_version=3.5.0")
-        assert found["master"] == ("ok", "yarn: it is not asked from here")
+        assert found["master"] == ("ok", "yarn: not queried from here")
         assert found["spark"][0] == "ok"
         assert "cores" not in found
 
