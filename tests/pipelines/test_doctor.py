@@ -283,7 +283,7 @@ class TestSpark:
         code, lines = examine(runner="SparkRunner", spark_master_url=url, input=good_rows)
         assert code == 2
         assert "--shared_filesystem" in lines["paths"][1]
-        assert "no host that is known here" in lines["master"][1]
+        assert "not a known host" in lines["master"][1]
 
     def test_streaming(self, examine: Examine) -> None:
         code, lines = examine("--streaming", runner="SparkRunner")
