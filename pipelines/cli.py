@@ -11,6 +11,7 @@ from pipelines.command import process
 
 COMMANDS = {
     "score": "score a table with a PyTorch model",
+    "evaluate": "compare labels with predictions: metrics and a report",
     "doctor": "check for problems before a run",
     "describe": "describe a model directory",
     "init": "make a model directory from a Hugging Face directory",

@@ -1,4 +1,4 @@
-"""What the runners ask for: Beam's pipeline options, and paths that their workers can reach."""
+"""The requirements of runners: Beam's pipeline options, and paths that their workers can reach."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def in_process(runner: str) -> bool:
 
 
 def pipeline_options(runner: str, arguments: Sequence[str]) -> PipelineOptions:
-    """Beam's options for a runner and the arguments that are not ours.
+    """Beam's options for a runner, from the arguments that are not ours.
 
     Raises:
-        UsageError: for a runner that Beam does not know, and for an argument that neither we nor Beam do.
+        UsageError: for a runner that Beam does not know, and for an argument that neither we nor Beam know.
     """
     name = IN_PROCESS[0] if in_process(runner) else runner
     try:
@@ -55,11 +55,11 @@ def pipeline_options(runner: str, arguments: Sequence[str]) -> PipelineOptions:
 
 
 def _check_in_process(options: PipelineOptions) -> None:
-    """Refuses what Beam would trip over once all rows are scored, or before the first."""
+    """Refuses options that would make Beam fail during or after the run."""
     profiling = options.view_as(ProfilingOptions)
     for name in ("profile_cpu", "profile_memory"):
         if getattr(profiling, name) and not profiling.profile_location:
-            raise UsageError(f"--{name} needs --profile_location, a folder for what it finds")
+            raise UsageError(f"--{name} needs --profile_location, a folder for the profiles")
     workers = options.view_as(DirectOptions).direct_num_workers
     if workers < 0:
         raise UsageError(f"--direct_num_workers must be a whole number of 0 or more, not {workers}")
@@ -67,17 +67,17 @@ def _check_in_process(options: PipelineOptions) -> None:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a run is started: Beam's options, and on Spark what was settled for it."""
+    """How a run is started: Beam's options, and the submission for Spark."""
 
     options: PipelineOptions
     spark: Submission | None = None
 
 
 def settle(run: RunOptions, arguments: Sequence[str]) -> Launch:
-    """Finds what a runner needs beside the arguments, and checks quickly what would fail or hang.
+    """Adds what a runner needs besides the arguments, and quickly checks for what would fail or hang.
 
     Raises:
-        UsageError: with what is wrong and what to do.
+        UsageError: with the problem and its fix.
     """
     options = pipeline_options(run.runner, arguments)
     if run.runner != "SparkRunner":
@@ -91,7 +91,7 @@ def settle(run: RunOptions, arguments: Sequence[str]) -> Launch:
 
 
 class InProcess:
-    """A run in this process, which ends with it."""
+    """A run in this process."""
 
     def __init__(self, options: PipelineOptions, run_id: str) -> None:
         self.options = options
@@ -102,31 +102,31 @@ class InProcess:
         pipeline.run().wait_until_finish()
 
     def so_far(self) -> Counts | None:
-        """What has been done; None where this process cannot know."""
+        """The counts so far; None if this process does not know them."""
         return progress.so_far(self._run_id)
 
     def state(self) -> str:
-        """What the run is about, in a few words; nothing where the counts say all."""
+        """The state in a few words; empty, since the counts suffice."""
         return ""
 
 
 class Elsewhere(InProcess):
-    """A run on another runner of Beam, of which nothing is known before its end."""
+    """A run on another runner of Beam, whose progress is unknown."""
 
     def so_far(self) -> None:
-        """Nothing."""
+        """None."""
         return
 
 
 def session(launch: Launch, runner: str, run_id: str, *, verbose: bool) -> AbstractContextManager[Any]:
-    """Where the pipeline of a run is run and watched: `run(pipeline)`, `so_far()`, `state()`, and Beam's `options`."""
+    """Runs and watches the pipeline of a run: `run(pipeline)`, `so_far()`, `state()`, and Beam's `options`."""
     if launch.spark is not None:
         return spark_session(launch.spark, launch.options, verbose=verbose)
     return nullcontext((InProcess if in_process(runner) else Elsewhere)(launch.options, run_id))
 
 
 def check_paths(run: RunOptions, arguments: Sequence[str], paths: Sequence[str | None]) -> None:
-    """Refuses local paths where workers run on other machines, unless they are said to be shared."""
+    """Refuses local paths if workers run on other machines, unless they are declared as shared."""
     local = [path for path in paths if path is not None and not is_remote(path) and not is_bigquery(path)]
     if not local or run.shared_filesystem or in_process(run.runner):
         return
@@ -134,17 +134,17 @@ def check_paths(run: RunOptions, arguments: Sequence[str], paths: Sequence[str |
     if where:
         raise UsageError(
             f'"{local[0]}" is a local path, but the workers are on other machines ({where}); use a path that all of '
-            "them reach, as gs://…, or say with --shared_filesystem that it is the same everywhere"
+            "them reach, such as gs://…, or declare with --shared_filesystem that it is the same everywhere"
         )
 
 
 def _remote_workers(runner: str, arguments: Sequence[str]) -> str | None:
-    """The master whose workers are on other machines; None where they are on this one.
+    """The master whose workers are on other machines; None if they are on this one.
 
-    A master that listens on a loopback address has no others.
+    A master that listens on a loopback address has only local workers.
     """
     if runner == dataflow.RUNNER:
-        return None if dataflow.stands_in(arguments) else "Dataflow"
+        return None if dataflow.is_emulated(arguments) else "Dataflow"
     parsed = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     parsed.add_argument("--spark_master_url", default="local")
     parsed.add_argument("--flink_master", default="[auto]")
@@ -156,10 +156,10 @@ def _remote_workers(runner: str, arguments: Sequence[str]) -> str | None:
 
 
 def _refuse_unknown(arguments: Sequence[str], *, strict: bool) -> None:
-    """Refuses arguments that Beam would ignore in silence.
+    """Refuses arguments that Beam would silently ignore.
 
-    Job servers of portable runners have options of their own that are not known here, so there only what looks like
-    a misspelt option of ours or Beam's is refused.
+    Job servers of portable runners have further options that are not known here, so for them only arguments that look
+    like a misspelt option of ours or Beam's are refused.
     """
     known = Parser(allow_abbrev=False, add_help=False, conflict_handler="resolve")
     for kind in PipelineOptions.__subclasses__():

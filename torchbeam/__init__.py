@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from handlers.model.directory import ModelDir
     from handlers.model.state_dict import StateDict
+    from handlers.model.trust import Trust
     from handlers.predict.placement import Placement
     from handlers.tensors import Padding, Ragged
     from handlers.version import __version__
@@ -67,6 +68,7 @@ __all__ = [
     "StateDict",
     "TorchModelHandler",
     "TorchbeamError",
+    "Trust",
     "UsageError",
     "WriteChunks",
     "__version__",
@@ -104,6 +106,7 @@ _HOMES = {
     "StateDict": "handlers.model.state_dict",
     "TorchModelHandler": "handlers.elements.handler",
     "TorchbeamError": "handlers.errors",
+    "Trust": "handlers.model.trust",
     "UsageError": "handlers.errors",
     "WriteChunks": "transforms.sinks.write",
     "__version__": "handlers.version",

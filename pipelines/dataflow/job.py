@@ -1,4 +1,4 @@
-"""Submitting a pipeline to Dataflow, and following it there."""
+"""Submits a pipeline to Dataflow and follows the job."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _CONSOLE = "https://console.cloud.google.com/dataflow/jobs"
 
 @dataclass(frozen=True)
 class Submitted:
-    """A job that Dataflow has taken.
+    """A submitted job.
 
     Attributes:
-        result: Beam's handle of it.
-        job_id: None where only the graph was written, for the launcher of a template.
-        name: of the job.
-        console: its web page.
+        result: Beam's handle of the job.
+        job_id: the job id; None if only the graph was written, for the launcher of a template.
+        name: the name of the job.
+        console: the URL of its web page.
     """
 
     result: DataflowPipelineResult
@@ -50,8 +50,8 @@ def submit(pipeline: beam.Pipeline) -> Submitted:
     """Stages what the workers need and submits the job.
 
     Raises:
-        TorchbeamError: where Dataflow, or the storage that is staged to, does not take it.
-        StillRunning: where this process was told to stop, and Dataflow may have taken it.
+        TorchbeamError: if Dataflow or the staging storage rejects the job.
+        StillRunning: if this process was interrupted; Dataflow may have accepted the job.
     """
     options = pipeline.options
     cloud = options.view_as(GoogleCloudOptions)
@@ -61,7 +61,7 @@ def submit(pipeline: beam.Pipeline) -> Submitted:
             result = cast("DataflowPipelineResult", pipeline.run())
         except KeyboardInterrupt:
             jobs = f"{_CONSOLE}?project={cloud.project}"
-            raise StillRunning(f"look whether the job was taken already: {jobs}") from None
+            raise StillRunning(f"check whether the job was submitted already: {jobs}") from None
         except Exception as error:
             raise TorchbeamError(f"Dataflow did not take the job: {type(error).__name__}: {one_line(error)}") from error
     if cloud.template_location is not None:
@@ -72,10 +72,10 @@ def submit(pipeline: beam.Pipeline) -> Submitted:
 
 
 def _stage_package(options: beam.options.pipeline_options.PipelineOptions, folder: Path) -> None:
-    """Sends this package along where nothing else brings it to the workers.
+    """Stages this package if the workers do not get it otherwise.
 
-    An image of the user's has it, and so has what `--setup_file` builds. The images of Beam do not: pip installs the
-    wheel there, and with it PyTorch, whenever a worker starts.
+    A custom image has it, and so does the package that `--setup_file` builds. The images of Beam do not: there pip
+    installs the wheel, and PyTorch with it, when a worker starts.
     """
     setup = options.view_as(SetupOptions)
     worker = options.view_as(WorkerOptions)
@@ -85,7 +85,7 @@ def _stage_package(options: beam.options.pipeline_options.PipelineOptions, folde
 
 
 def announce(submitted: Submitted, options: beam.options.pipeline_options.PipelineOptions, report: str) -> None:
-    """Says on stdout what was submitted, and where its report will be."""
+    """Prints the submitted job and the path of its report on stdout."""
     cloud = options.view_as(GoogleCloudOptions)
     if submitted.job_id is None:
         print(f"graph    {cloud.template_location}, for the launcher to submit")
@@ -96,12 +96,12 @@ def announce(submitted: Submitted, options: beam.options.pipeline_options.Pipeli
 
 
 def follow(submitted: Submitted, rows: int | None) -> None:
-    """Shows progress until the job ends; `rows` are those of the input, where that is known.
+    """Shows progress until the job ends; `rows` is the number of input rows, if known.
 
     Raises:
-        DataflowRuntimeException: where the job failed or was cancelled, with the last error of the service.
-        StillRunning: where this process was told to stop.
-        NotFollowedError: where Dataflow does not tell any more what has become of the job.
+        DataflowRuntimeException: if the job failed or was cancelled, with the last error of the service.
+        StillRunning: if this process was interrupted.
+        NotFollowedError: if Dataflow stopped responding, so the state of the job is unknown.
     """
     try:
         with Watch(_Progress(submitted.result), rows):
@@ -123,7 +123,7 @@ def _has_ended(result: DataflowPipelineResult) -> bool:
 
 
 class _Progress:
-    """What a job has done by its metrics, which are asked for now and then; tells each new state of it on stderr."""
+    """The progress of a job from its metrics, which are polled; prints each new state on stderr."""
 
     def __init__(self, result: DataflowPipelineResult) -> None:
         self._result = result
@@ -132,18 +132,18 @@ class _Progress:
         self._next = 0.0
 
     def state(self) -> str:
-        """Nothing, since each state is told once."""
+        """Empty, since each state is printed once."""
         return ""
 
     def so_far(self) -> Counts:
-        """What has been done."""
+        """The counts so far."""
         if time.monotonic() >= self._next:
-            with suppress(Exception):  # only what is shown depends on it; the job is waited for elsewhere
-                self._ask()
+            with suppress(Exception):  # only the display depends on it
+                self._poll()
             self._next = time.monotonic() + PROGRESS_SECONDS
         return self._counts
 
-    def _ask(self) -> None:
+    def _poll(self) -> None:
         state = self._result.state
         if state not in (self._state, PipelineState.UNRECOGNIZED):
             self._state = state

@@ -1,4 +1,4 @@
-"""A wheel of this package as it is imported here, for workers that do not have it."""
+"""Builds a wheel of this package as it is imported here, for workers that do not have it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ PACKAGES = ("handlers", "pipelines", "torchbeam", "transforms")
 
 
 def build_wheel(folder: Path) -> Path:
-    """Writes the wheel to `folder` and gives its path.
+    """Writes the wheel to `folder` and returns its path.
 
-    It is made of the files that were imported, be they installed or a source tree that is installed for editing, so
-    that workers run what this process does. Building it anew would need the source tree and a build system.
+    It contains the imported files, from an installation or an editable source tree, so that workers run the same code as
+    this process. A regular build would need the source tree and a build system.
 
     Raises:
-        UsageError: where the package is run without being installed, so that nothing says what it depends on.
+        UsageError: if the package is not installed, so that its dependencies are unknown.
     """
     try:
         installed = distribution("torchbeam")

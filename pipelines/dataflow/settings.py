@@ -1,6 +1,6 @@
-"""What a run on Dataflow needs in its arguments: checked and completed before anything heavy is imported.
+"""Checks and completes the arguments of a run on Dataflow before heavy imports.
 
-What `settle` adds goes to Beam as if the user had written it; an option that the user did write is left as it is.
+`settle` adds arguments for Beam; it never changes an option that the user gave.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pipelines.command.options import ModelOptions
 
 RUNNER = "DataflowRunner"
 
-# In the one process of a GPU worker this many chunks are on their way at once, so that some are read, encoded and
-# written while the model has the GPU. Dataflow's own default, 12 threads, would hold the memory of 12 micro-batches on it.
+# The single process of a GPU worker processes this many chunks at once, so that some are read, encoded and written while
+# the model uses the GPU. Dataflow's default of 12 threads would need the GPU memory of 12 micro-batches.
 GPU_THREADS = 4
 
 ONE_PROCESS = "no_use_multiple_sdk_containers"
@@ -28,22 +28,22 @@ _BUCKET_PATH = re.compile(r"gs://[a-z0-9][-_a-z0-9.]+[a-z0-9]/.*")
 
 
 class StillRunning(KeyboardInterrupt):
-    """This process was told to stop; the job goes on."""
+    """This process was interrupted; the job continues."""
 
 
 class NotFollowedError(TorchbeamError):
-    """What becomes of the job cannot be told here any more; it may go on."""
+    """The state of the job is unknown from now on; it may continue."""
 
 
 def settle(model: ModelOptions, arguments: Sequence[str]) -> tuple[ModelOptions, tuple[str, ...]]:
-    """Checks the options of a run on Dataflow, and gives them with the defaults that GPU work needs.
+    """Checks the options of a run on Dataflow and adds defaults for GPUs.
 
     Args:
         model: our options of the model.
-        arguments: Beam's, as the user wrote them.
+        arguments: Beam's arguments, as the user gave them.
 
     Raises:
-        UsageError: for what is missing and for what Dataflow would refuse, or ignore, only after the workers have started.
+        UsageError: for missing options, and for options that Dataflow would refuse or ignore only after workers start.
     """
     given = _parse(arguments)
     added = _check_launch(given)
@@ -51,20 +51,20 @@ def settle(model: ModelOptions, arguments: Sequence[str]) -> tuple[ModelOptions,
     if gpu is None:
         return model, (*arguments, *added)
     if _slots(model, given, gpu) == 1 and not _has_experiment(given, ONE_PROCESS):
-        # Dataflow starts a Python process for each vCPU of a worker. Each would load the model, and there is a slot
-        # for one of them alone: the others would fail.
+        # Dataflow starts a Python process for each vCPU of a worker. Each would load the model, but only one of them
+        # gets the GPU: the others would fail.
         added.append(f"--experiments={ONE_PROCESS}")
     if given.threads is None and _slots(model, given, gpu) == 1:
         added.append(f"--number_of_worker_harness_threads={GPU_THREADS}")
-    # A GPU was asked for: a worker that does not see one must fail, not score on its CPU at the price of a GPU.
+    # A GPU was requested: a worker that does not see one must fail, not score on its CPU at the price of a GPU.
     device = "cuda" if model.device == "auto" else model.device
     return replace(model, device=device), (*arguments, *added)
 
 
 def check_credentials(arguments: Sequence[str]) -> None:
-    """Raises `UsageError` where this machine has no credentials of Google.
+    """Raises `UsageError` if this machine has no Google credentials.
 
-    Beam goes on without any, and then asks for buckets that it may not see, for minutes.
+    Without credentials Beam continues and then retries access to buckets for minutes.
     """
     given = _parse(arguments)
     if given.no_auth or _on_this_machine(given):
@@ -80,19 +80,19 @@ def check_credentials(arguments: Sequence[str]) -> None:
         ) from None
 
 
-def stands_in(arguments: Sequence[str]) -> bool:
-    """Whether a server on this machine stands in for Dataflow, with files staged to its disk."""
+def is_emulated(arguments: Sequence[str]) -> bool:
+    """Whether the Dataflow endpoint is an emulator on this machine, with files staged to its disk."""
     given = _parse(arguments)
     return _on_this_machine(given) and not is_remote(given.temp_location or "")
 
 
 def from_template(arguments: Sequence[str]) -> bool:
-    """Whether a launcher of templates wrote the arguments; it may pass some that this version of Beam does not know."""
+    """Whether a template launcher passed the arguments, which may include some that this version of Beam does not know."""
     return _parse(arguments).template_location is not None
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The few of Beam's options that matter here. Beam is not asked, because importing it takes seconds."""
+    """The few Beam options that matter here, parsed without Beam, whose import takes seconds."""
     parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False, exit_on_error=False)
     for name in ("project", "region", "temp_location", "template_location", "setup_file", "flexrs_goal", "dry_run"):
         parser.add_argument(f"--{name}")
@@ -110,7 +110,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _check_launch(given: argparse.Namespace) -> list[str]:
-    """Checks what every job needs; gives the arguments to add."""
+    """Checks what every job needs; returns the arguments to add."""
     if given.dry_run is not None:
         raise UsageError("--dry_run leaves nothing to follow or to report; torchbeam doctor checks without a run")
     if given.streaming:
@@ -124,7 +124,7 @@ def _check_launch(given: argparse.Namespace) -> list[str]:
     if missing:
         wanted = ", ".join(f"--{name}" for name in missing)
         raise UsageError(f"Dataflow needs {wanted}; for example --{missing[0]}={examples[missing[0]]}")
-    # An endpoint on this machine is a stand-in for Dataflow, which stages to local folders.
+    # An endpoint on this machine is an emulator, which stages to local folders.
     if not _on_this_machine(given) and not _BUCKET_PATH.fullmatch(given.temp_location):
         raise UsageError(
             f'--temp_location "{given.temp_location}" is no path in a bucket; write it as gs://my-bucket/tmp'
@@ -133,7 +133,7 @@ def _check_launch(given: argparse.Namespace) -> list[str]:
         file = Path(given.setup_file)
         if file.name not in ("setup.py", "pyproject.toml") or not file.is_file():
             raise UsageError(f'--setup_file "{file}" is no setup.py or pyproject.toml that can be read')
-        if not file.is_absolute():  # Beam changes to the folder before the file's name, which "setup.py" has not
+        if not file.is_absolute():  # Beam changes to the folder in the path, and "setup.py" has none
             added.append(f"--setup_file={file.absolute()}")
     return added
 
@@ -143,8 +143,8 @@ def _on_this_machine(given: argparse.Namespace) -> bool:
 
 
 def _check_accelerator(model: ModelOptions, given: argparse.Namespace) -> str | None:
-    """The GPUs of a worker in Dataflow's notation; None where it has none."""
-    # Dataflow knows the option of a pool by its older name, too.
+    """The GPUs of a worker in Dataflow's notation; None if it has none."""
+    # Dataflow also accepts the older name of the pool option.
     options = [*_split(given.dataflow_service_options), *_split(given.experiments)]
     pool = [option.partition("=")[2] for option in options if option.startswith("worker_accelerator=")]
     of_all_steps = [hint.partition("=")[2] for hint in given.resource_hints if hint.startswith("accelerator=")]
@@ -176,7 +176,7 @@ def _check_accelerator(model: ModelOptions, given: argparse.Namespace) -> str | 
 
 
 def _slots(model: ModelOptions, given: argparse.Namespace, accelerator: str) -> int:
-    """How many processes of a worker can have the model on a GPU; checks that Dataflow starts no more."""
+    """How many processes of a worker can load the model on a GPU; checks that Dataflow starts no more."""
     count = int(_part(accelerator, "count", r"\d+") or 1)
     slots = model.model_copies * count
     if slots == 1:

@@ -1,4 +1,4 @@
-"""All options of a scoring run, as `score` and `doctor` take them. Imports neither torch nor Beam."""
+"""All options of a scoring run, for `score` and `doctor`. Imports neither torch nor Beam."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from transforms.bigquery import is_bigquery
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """All options of the command; `beam` are those that go to the runner as they are."""
+    """All options of the command; `beam` are passed to Beam unchanged."""
 
     source: SourceOptions
     model: ModelOptions
@@ -38,7 +38,7 @@ class ScoreOptions:
 
     @staticmethod
     def parse(argv: list[str], command: Command) -> ScoreOptions:
-        """Builds the options from arguments; raises `UsageError`, or SystemExit(0) for `--help`."""
+        """Parses arguments; raises `UsageError`, or SystemExit(0) for `--help`."""
         groups = (SourceOptions, ModelOptions, SinkOptions, RunOptions)
         values, others = parser(command, groups).parse_known_args(argv)
         if others and not others[0].startswith("-"):
@@ -47,15 +47,15 @@ class ScoreOptions:
         return ScoreOptions(source, model, sink, run, tuple(others))  # type: ignore[arg-type]
 
     def settled(self) -> ScoreOptions:
-        """The same with what the runner needs; raises `UsageError` for what it would refuse only later."""
+        """The options completed for the runner; raises `UsageError` for what the runner would refuse later."""
         if self.run.runner in IN_PROCESS:
             return self
-        report = self.sink.report and _absolute(self.sink.report)
-        absolute = replace(  # local paths that hold wherever a worker is started
+        report = self.sink.report and absolute_path(self.sink.report)
+        absolute = replace(  # absolute paths, which do not depend on the worker's folder
             self,
-            source=replace(self.source, input=_absolute(self.source.input)),
-            model=replace(self.model, model=_absolute(self.model.model)),
-            sink=replace(self.sink, output=_absolute(self.sink.output), report=report),
+            source=replace(self.source, input=absolute_path(self.source.input)),
+            model=replace(self.model, model=absolute_path(self.model.model)),
+            sink=replace(self.sink, output=absolute_path(self.sink.output), report=report),
         )
         if self.run.runner != dataflow.RUNNER:
             return absolute
@@ -63,8 +63,9 @@ class ScoreOptions:
         return replace(absolute, model=model, beam=beam)
 
 
-def _absolute(path: str) -> str:
-    # Not through Path: what a slash at the end, or a pattern, means is the source's to say.
+def absolute_path(path: str) -> str:
+    """A local path that holds wherever a worker is started; others as they are."""
+    # Not with Path: it removes a trailing slash, which the source interprets.
     if not path or is_remote(path) or is_bigquery(path):
         return path
     return os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118
@@ -81,9 +82,12 @@ def remote_paths(options: ScoreOptions) -> dict[str, str]:
     return {name: path for name, path in paths.items() if is_remote(path)}
 
 
-def connect(options: ScoreOptions) -> None:
-    """Checks that the object stores of the run can be reached, and passes them the options of Beam."""
-    if paths := remote_paths(options):
+def connect(options: ScoreOptions, **others: str) -> None:
+    """Checks that the object stores of the run can be reached, and passes them the options of Beam.
+
+    `others` are further paths, by the names of their flags.
+    """
+    if paths := remote_paths(options) | {name: path for name, path in others.items() if is_remote(path)}:
         from handlers.model import stores
         from pipelines import runners
 

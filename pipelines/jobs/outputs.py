@@ -1,4 +1,4 @@
-"""Where a run writes to: checked on the driver, before anything is read."""
+"""Checks and claims the output of a run on the driver, before anything is read."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from transforms.sources import Input
 
 @dataclass(frozen=True)
 class Output:
-    """Where a run writes to, claimed for it.
+    """The claimed output of a run.
 
     Attributes:
-        folder: local or remote.
-        tables: that the files are loaded into, if any.
-        claim: that the run holds on `folder`.
+        folder: the folder of its files, local or remote.
+        tables: the tables that the files are loaded into, if any.
+        claim: the claim of the run on `folder`.
     """
 
     folder: str
@@ -45,16 +45,16 @@ class Output:
 
 @contextmanager
 def claimed_output(options: ScoreOptions, tell: Callable[[str], None]) -> Iterator[Output]:
-    """Settles the output of a run and keeps other runs out of it, until the run has ended.
+    """Checks the output of a run and keeps other runs out of it until the run has ended.
 
-    Where it ends with an error, what it has written there is removed, with the folders that were made for it.
+    If the run fails, its files and the folders that were created for it are removed.
 
     Args:
-        options: of the run.
-        tell: is given lines for the user.
+        options: the options of the run.
+        tell: called with lines for the user.
 
     Raises:
-        UsageError: where the output cannot be written, holds a run already, or is claimed by another one.
+        UsageError: if the output cannot be written, contains a run already, or is claimed by another run.
     """
     folder, tables = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
     runners.check_paths(
@@ -77,7 +77,7 @@ def claimed_output(options: ScoreOptions, tell: Callable[[str], None]) -> Iterat
 
 @contextmanager
 def _held(claim: OutputClaim, folder: str, options: ScoreOptions, tell: Callable[[str], None]) -> Iterator[None]:
-    """Holds a claim, and removes what runs that were killed have left. Other machines may have rights that this one lacks."""
+    """Holds a claim, and removes what killed runs have left. Workers may have permissions that this machine lacks."""
     with ExitStack() as stack:
         try:
             dead = stack.enter_context(held(claim, tell))
@@ -111,7 +111,7 @@ def _remove_abandoned(folder: str, run_id: str, dead: Claim | None, tell: Callab
 
 
 def _written(sink: SinkOptions, folder: str) -> list[str]:
-    """The folders that a run makes, if they are not there."""
+    """The folders that a run creates if they do not exist."""
     names = [] if is_bigquery(sink.output) else [PREDICTIONS, DEAD_LETTERS]
     return [folder, *(join(folder, name) for name in names), *([folder_of(sink.report)] if sink.report else [])]
 
@@ -120,7 +120,7 @@ def settle_output(options: ScoreOptions, pipeline_options: PipelineOptions) -> t
     """The folder that files are written to, and the tables that they are loaded into, if any.
 
     Raises:
-        UsageError: where it cannot be written.
+        UsageError: if the output cannot be written.
     """
     sink = options.sink
     if is_bigquery(sink.output):
@@ -131,17 +131,17 @@ def settle_output(options: ScoreOptions, pipeline_options: PipelineOptions) -> t
             _check_kinds(Path(folder))
     folders = {"--output": folder} | ({"--report": folder_of(sink.report)} if sink.report else {})
     for option, written in folders.items():
-        # Workers elsewhere may have rights of their own.
+        # Workers on other machines may have other permissions.
         if not is_remote(written) or runners.in_process(options.run.runner):
             check_writable(option, written)
     return folder, tables
 
 
 def check_writable(option: str, folder: str) -> None:
-    """Writes a small file where `folder` is, or will be, and removes it; a local folder is not made.
+    """Writes a small file to `folder`, or to its first existing parent, and removes it; creates no local folder.
 
     Raises:
-        UsageError: it may not be written, or not be removed.
+        UsageError: if the file cannot be written or removed.
     """
     if is_remote(folder):
         stores.check_writable(option, folder)
@@ -149,7 +149,7 @@ def check_writable(option: str, folder: str) -> None:
     here = Path(folder).absolute()
     there = next(each for each in (here, *here.parents) if os.path.lexists(each))
     if not there.is_dir():
-        raise UsageError(f"{option} {folder} cannot be written: {there} is no folder")
+        raise UsageError(f"{option} {folder} cannot be written: {there} is not a folder")
     try:
         with tempfile.NamedTemporaryFile(prefix="_tmp-", dir=there) as file:
             file.write(b"Whether this can be written and removed.\n")
@@ -158,14 +158,14 @@ def check_writable(option: str, folder: str) -> None:
 
 
 def check_apart(source: Input, model: str, folder: str, report: str | None) -> None:
-    """Refuses outputs that would take the place of what the run reads, or become part of it.
+    """Refuses outputs that would replace what the run reads, or become part of it.
 
     Raises:
-        UsageError: names both.
+        UsageError: with the names of both.
     """
     for option, path in (("--output", folder), ("--report", report)):
-        if path and _lies_in(path, model):
-            raise UsageError(f"{option} {path} lies in the model, --model {model}; write elsewhere")
+        if path and _is_in(path, model):
+            raise UsageError(f"{option} {path} is in the model, --model {model}; write elsewhere")
     replaced = tuple(f"{_real(join(folder, name))}/" for name in (PREDICTIONS, DEAD_LETTERS))
     report_file = _real(report) if report else None
     for path in sorted({split.path for split in source.splits}):
@@ -176,20 +176,20 @@ def check_apart(source: Input, model: str, folder: str, report: str | None) -> N
             raise UsageError(f"{path}, of the input, is part of a run in --output {folder}; write elsewhere")
 
 
-def _lies_in(path: str, folder: str) -> bool:
+def _is_in(path: str, folder: str) -> bool:
     return f"{_real(path)}/".startswith(f"{_real(folder)}/")
 
 
 def _real(path: str) -> str:
-    """A path as it can be compared: without links, where it is local."""
+    """A path that can be compared: without links if it is local."""
     return path.rstrip("/") if is_remote(path) else os.path.realpath(path)
 
 
 def check_free(sink: SinkOptions, folder: str, tables: Tables | None) -> None:
-    """Refuses an output that holds a run already. The claim comes before: a run that ends in between is found.
+    """Refuses an output that contains a run already. Requires the claim, so that no run can end in between.
 
     Raises:
-        UsageError: says how to replace it.
+        UsageError: with the option to replace it.
     """
     if tables is not None:
         if sink.report is not None and exists(sink.report):
@@ -204,7 +204,7 @@ def check_free(sink: SinkOptions, folder: str, tables: Tables | None) -> None:
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"--output {output} cannot be looked into: {stores.explain(error)}") from error
+        raise UsageError(f"--output {output} cannot be listed: {stores.explain(error)}") from error
     if others:
         raise UsageError(
             f"--output {output} holds files of another run; write elsewhere, or replace it with --overwrite"
@@ -212,22 +212,22 @@ def check_free(sink: SinkOptions, folder: str, tables: Tables | None) -> None:
 
 
 def _check_kinds(output: Path) -> None:
-    """Refuses what is in the way of the names that a run gives."""
+    """Refuses files and folders that conflict with the names of a run's outputs."""
     for name in (PREDICTIONS, DEAD_LETTERS):
         if (output / name).exists() and not (output / name).is_dir():
-            raise UsageError(f"--output {output} cannot be written: {output / name} is no folder")
+            raise UsageError(f"--output {output} cannot be written: {output / name} is not a folder")
     if (output / FAILED_FILES).is_dir():
         raise UsageError(f"--output {output} cannot be written: {output / FAILED_FILES} is a folder")
 
 
 def _check_report(path: str, sink: SinkOptions) -> None:
-    """Refuses to replace a finished run without being told to, and a file that is no report in any case."""
+    """Refuses to replace a finished run without --overwrite, and always a file that is not a report."""
     if not is_remote(path) and Path(path).is_dir():
         raise UsageError(f"the report cannot be written: {path} is a folder; name a file with --report")
     named = f"--report {path}" if path == sink.report else path
     if run_of(path) is None:
         raise UsageError(
-            f"{named} is there and is no report of a run, so it is not replaced; name another with --report"
+            f"{named} exists and is not a report of a run, so it is not replaced; name another with --report"
         )
     if sink.overwrite:
         return
@@ -242,11 +242,11 @@ def _tables(sink: SinkOptions, temp_location: str | None) -> tuple[str, Tables]:
         raise UsageError(f"{what} is loaded from Parquet; leave out --output_format={sink.output_format}")
     if sink.report is None:
         raise UsageError(f"{what} needs --report=FILE, which says that the run is finished")
-    # BigQuery loads from Cloud Storage only; a server that stands in for it may read the disk.
+    # BigQuery loads from Cloud Storage only; an emulator may read local files.
     if temp_location is None or not (temp_location.startswith("gs://") or os.environ.get(EMULATOR)):
         raise UsageError(f"{what} needs --temp_location=gs://bucket/folder, for the files that are loaded from there")
     if exists(sink.report):
         _check_report(sink.report, sink)
     tables = plan_tables(sink.output, overwrite=sink.overwrite)
-    # A folder of the table's own, so that two runs into the table meet there, and runs into others do not.
+    # One folder for each table, so that two runs into one table compete for its claim.
     return join(temp_location, f"torchbeam-{tables.predictions_table}"), tables

@@ -1,4 +1,4 @@
-"""The scoring job: what is settled on the driver, the pipeline, and its run."""
+"""The scoring job: its preparation on the driver, its pipeline, and its run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.options.pipeline_options import PipelineOptions
 
-from handlers import errors
 from handlers.batching import Batching, ResourceHints
 from handlers.columnar.chunks import chunk_schema, dead_letter_schema, merge, rows_within
 from handlers.columnar.plan import Plan
@@ -20,10 +18,9 @@ from handlers.model.directory import ModelDir
 from handlers.model.spec import ModelSpec
 from handlers.predict.placement import Placement
 from pipelines import runners
-from pipelines.command.errors import cause_of
 from pipelines.command.options import ModelOptions
-from pipelines.command.watch import Watch
 from pipelines.dataflow import settings as dataflow
+from pipelines.jobs.execution import Execution, execute
 from pipelines.jobs.options import ScoreOptions
 from pipelines.jobs.outputs import Output, check_apart
 from transforms.accounting import Counts, FileOutcomes
@@ -35,12 +32,12 @@ from transforms.sinks.temporary import temporary_folder
 from transforms.sinks.write import WriteChunks
 from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_split
 
-SAMPLE_SPLITS = 20  # of which some may be empty; where all are, further ones are looked into
+SAMPLE_SPLITS = 20  # some may be empty; if all are, further ones are read
 
 
 @dataclass(frozen=True)
 class Job:
-    """A scoring run whose every setting is known to be right, as far as the driver can tell."""
+    """A scoring run whose settings are all checked, as far as the driver can."""
 
     input: Input
     score: Score
@@ -51,11 +48,11 @@ class Job:
 
 
 def prepare(options: ScoreOptions, model: ModelDir, output: Output) -> Job:
-    """Checks and settles everything that can be before the pipeline starts.
+    """Checks and prepares everything that is possible before the pipeline starts.
 
     Raises:
-        UsageError: for whatever the user must mend.
-        BrokenModelError: where the model cannot score anything.
+        UsageError: for anything that the user must fix.
+        BrokenModelError: if the model cannot score anything.
     """
     launch = runners.settle(options.run, options.beam)
     source = settle_input(options, model.spec)
@@ -85,7 +82,7 @@ def placement(options: ModelOptions) -> Placement:
 
 
 def settle_input(options: ScoreOptions, spec: ModelSpec | None = None) -> Input:
-    """The files of the input, their columns and splits; the model, where it is known, says which columns hold numbers."""
+    """The files of the input, their columns and splits; `spec`, if known, defines which columns are numeric."""
     return plan_input(
         options.source.input,
         options.source.input_format,
@@ -95,12 +92,12 @@ def settle_input(options: ScoreOptions, spec: ModelSpec | None = None) -> Input:
 
 
 def placement_here(options: ScoreOptions) -> Placement:
-    """Where the model runs in this process. On a cluster the workers have the GPUs, and the driver need not have one."""
+    """Where the model runs in this process. On a cluster the driver uses the CPU, since it may have no GPU."""
     return placement(options.model) if runners.in_process(options.run.runner) else Placement("cpu")
 
 
 def scoring(options: ScoreOptions, model: ModelDir, source: Input, sample: pa.RecordBatch, run_id: str = "") -> Score:
-    """The transform of a run, which settles the columns of its output with the rows of `sample`."""
+    """The transform of a run, which determines its output columns from the rows of `sample`."""
     return Score(
         model,
         source.schema,
@@ -118,7 +115,7 @@ def scoring(options: ScoreOptions, model: ModelDir, source: Input, sample: pa.Re
 
 
 def settle_columns(plan: Plan, source: Input, tables: Tables | None) -> tuple[pa.Schema, pa.Schema]:
-    """The columns of the predictions and of the dead letters; raises `UsageError` where tables that are there have others."""
+    """The columns of the predictions and of the dead letters; raises `UsageError` if existing tables have others."""
     predictions, dead_letters = plan.output, dead_letter_schema(source.schema)
     if tables is not None:
         predictions, dead_letters = loadable(predictions), loadable(dead_letters)
@@ -127,7 +124,7 @@ def settle_columns(plan: Plan, source: Input, tables: Tables | None) -> tuple[pa
 
 
 def build(pipeline: beam.Pipeline, job: Job) -> None:
-    """Puts the pipeline of a job together."""
+    """Builds the pipeline of a job."""
     publication, score = job.publication, job.score
     folder = temporary_folder(publication.output, publication.run_id)
     read = pipeline | "Read" >> ReadChunks(
@@ -158,7 +155,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     files = read.files | "Files" >> FileOutcomes()
     counts = (
         scored.counts,
-        read.dead_letters | "RowsUnreadable" >> beam.Map(_dead_at_read),
+        read.dead_letters | "RowsUnreadable" >> beam.Map(dead_at_read),
         files.counts,
     ) | "AllCounts" >> beam.Flatten()
     _ = {
@@ -170,36 +167,27 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
 
 
 def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
-    """Runs a job to its end and gives its report; on Dataflow only with `wait`, else None once it is submitted.
+    """Runs a job to its end and returns its report; on Dataflow without `wait`, submits it and returns None.
 
     Raises:
-        UsageError: where Beam refuses the options.
-        TorchbeamError: where it failed.
+        UsageError: if Beam refuses the options.
+        TorchbeamError: if the job failed.
     """
     job = replace(job, publication=replace(job.publication, started=time.time()))
     publication = job.publication
+    run = Execution(
+        job.launch, publication.runner, publication.run_id, job.input.rows, publication.report_file, job.verbose
+    )
+    if publication.runner == dataflow.RUNNER:
+        job.claim.hand_over()
     try:
-        if publication.runner == dataflow.RUNNER:
-            job.claim.hand_over()
-            if not _run_on_dataflow(job, wait):
-                job.claim.left = True
-                return None
-        else:
-            with (
-                runners.session(job.launch, publication.runner, publication.run_id, verbose=job.verbose) as session,
-                Watch(session, job.input.rows),
-            ):
-                pipeline = _checked_pipeline(session.options)
-                build(pipeline, job)
-                session.run(pipeline)
+        ended = execute(lambda pipeline: build(pipeline, job), run, wait=wait)
     except (dataflow.StillRunning, dataflow.NotFollowedError):
-        job.claim.left = True  # as is what the job has written
+        job.claim.left = True  # and so are the files of the job
         raise
-    except BaseException as error:
-        cause = cause_of(error)
-        if cause is error:
-            raise
-        raise cause from error
+    if not ended:
+        job.claim.left = True
+        return None
     try:
         return read_report(publication.report_file)
     except Exception as error:
@@ -208,31 +196,10 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
         ) from error
 
 
-def _run_on_dataflow(job: Job, wait: bool) -> bool:
-    """Submits a job and, with `wait`, follows it to its end; returns whether it has ended."""
-    from pipelines.dataflow import job as dataflow_job  # imports clients of Google, which takes a second
-
-    pipeline = _checked_pipeline(job.launch.options)
-    build(pipeline, job)
-    submitted = dataflow_job.submit(pipeline)
-    dataflow_job.announce(submitted, job.launch.options, job.publication.report_file)
-    if submitted.job_id is None or not wait:
-        return False
-    dataflow_job.follow(submitted, job.input.rows)
-    return True
-
-
-def _checked_pipeline(options: PipelineOptions) -> beam.Pipeline:
-    try:
-        return beam.Pipeline(options=options)
-    except ValueError as error:  # incompatible options, also from the checks of a runner
-        raise UsageError(errors.one_line(error)) from None
-
-
 def sample_rows(source: Input, max_bytes: int = Batching.chunk_bytes) -> pa.RecordBatch:
-    """The first rows of the input that can be read; none where it has none. They have provenance.
+    """The first readable rows of the input, with provenance; empty if it has none.
 
-    At most `SAMPLE_ROWS`, and where they are large no more than have `max_bytes`, or one.
+    At most `SAMPLE_ROWS` rows and `max_bytes` bytes, but at least one row if there is one.
     """
     chunks: list[pa.RecordBatch] = []
     rows = size = 0
@@ -258,7 +225,8 @@ def sample_rows(source: Input, max_bytes: int = Batching.chunk_bytes) -> pa.Reco
     return sample.slice(0, rows_within(sample, 0, SAMPLE_ROWS, max_bytes))
 
 
-def _dead_at_read(letters: pa.RecordBatch) -> Counts:
+def dead_at_read(letters: pa.RecordBatch) -> Counts:
+    """The counts of rows that could not be read."""
     errors_by_type: dict[str, int] = {}
     for kind in letters.column("dead_letter").field("type").to_pylist():
         errors_by_type[f"read/{kind}"] = errors_by_type.get(f"read/{kind}", 0) + 1
