@@ -12,24 +12,24 @@ from pipelines.command import process
 COMMANDS = {
     "score": "score a table with a PyTorch model",
     "evaluate": "compare labels with predictions: metrics and a report",
-    "doctor": "check before a run what would fail in it",
-    "describe": "tell what a model directory holds",
-    "init": "make a model directory of one of Hugging Face's",
+    "doctor": "check for problems before a run",
+    "describe": "describe a model directory",
+    "init": "make a model directory from a Hugging Face directory",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a command and gives its exit code."""
+    """Runs a command and returns its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help"):
         print("usage: torchbeam COMMAND [options]\n\ncommands:")
         for name, what in COMMANDS.items():
             print(f"  {name:12}{what}")
-        print("\ntorchbeam COMMAND --help tells the options of a command.")
+        print("\ntorchbeam COMMAND --help lists the options of a command.")
         return 0 if arguments else 2
     if arguments[0] not in COMMANDS:
         print(
-            f'torchbeam: there is no command "{redact(arguments[0])}"; there are: {", ".join(COMMANDS)}',
+            f'torchbeam: unknown command "{redact(arguments[0])}"; use one of: {", ".join(COMMANDS)}',
             file=sys.stderr,
         )
         return 2

@@ -1,79 +1,83 @@
-"""`python -m pipelines.describe`: what a model directory holds: size, inputs, outputs, costs, version."""
+"""`python -m pipelines.describe`: describes a model directory: size, inputs, outputs, cost of a row, version."""
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 from dataclasses import dataclass
 from typing import Any
 
-from handlers.errors import TorchbeamError, UsageError, one_line
-from handlers.isolation import contained
+from handlers.errors import TorchbeamError, UsageError
 from handlers.model.directory import ModelDir
-from handlers.redact import remember
 from pipelines.command import process
-from pipelines.command.options import Command, TrustedModel, flag, parser, pick
+from pipelines.command.errors import FINISHED
+from pipelines.command.options import Command, TrustedModel, flag, parse_one
 
 PROG = "torchbeam describe"
 COMMAND = Command(
     prog=PROG,
-    description="Tell what a model directory holds: parameters, inputs, outputs, the cost of a row, the version.",
+    description="Describe a model directory: parameters, inputs, outputs, the cost of a row, the version.",
     usage="--model=DIR [--json]",
-    exit_codes="0 told, 2 the directory cannot be used, with what it lacks",
+    exit_codes="0 described, 2 wrong usage or the directory cannot be used, 130 interrupted",
+    interrupted="",
+    runs_beam=False,
 )
 
 
 @dataclass(frozen=True)
 class DescribeOptions(TrustedModel):
-    """What is described."""
+    """The model to describe, and the format."""
 
     TITLE = "describe"
 
     json: bool = flag("write JSON")
+    verbose: bool = flag("show the tracebacks of errors")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and gives its exit code."""
+    """Runs the command and returns its exit code."""
+    return process.execute(COMMAND, argv, _parse, _run)
+
+
+def _parse(argv: list[str], command: Command) -> DescribeOptions:
+    return parse_one(DescribeOptions, argv, command)
+
+
+def _run(options: DescribeOptions) -> int:
     try:
-        arguments = sys.argv[1:] if argv is None else argv
-        remember(arguments)
-        values, others = parser(COMMAND, (DescribeOptions,)).parse_known_args(arguments)
-        if others:
-            raise UsageError(f'unknown option "{others[0]}"; see --help')
-        options = pick(DescribeOptions, values)
-        found = contained(_summary, options)
-    except TorchbeamError as error:
-        print(f"{PROG}: error: {one_line(error, 1000)}", file=sys.stderr)
-        return 2
+        found = _summary(options)
+    except UsageError:
+        raise
+    except TorchbeamError as error:  # the directory cannot be used, so the command was given the wrong one
+        raise UsageError(str(error)) from error
     print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else "\n".join(_lines(found)))
-    return 0
+    return FINISHED
 
 
 def _summary(options: DescribeOptions) -> dict[str, Any]:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     model = ModelDir(options.model, options.trust)
     model.set_environment()
-    from handlers.model.summary import summary  # torch takes its time, and reads the environment
+    from handlers.model.summary import summary  # imports torch, which reads the environment
 
     return summary(model)
 
 
 def _lines(found: dict[str, Any]) -> list[str]:
-    """For people: one line a thing, aligned."""
+    """One aligned line for each property."""
     lines = [
         ("name", found["name"]),
         ("task", found["task"]),
         ("format", found["format"]),
         ("version", found["version"]),
-        ("license", found["license"] or "not told"),
+        ("license", found["license"] or "unknown"),
     ]
     if "parameters" in found:
         lines.append(("parameters", f"{found['parameters']:,} ({found['trainable_parameters']:,} trainable)"))
         lines += [(f"  {name}", f"{count:,}") for name, count in found["parameters_by_module"].items()]
         lines.append(("memory", f"{found['bytes'] / 1e6:,.1f} MB"))
     flops = found["flops_per_row"]
-    lines.append(("FLOPs a row", "not told" if flops is None else f"{flops:,}"))
+    lines.append(("FLOPs a row", "unknown" if flops is None else f"{flops:,}"))
     lines += [(f"input {each['name']}", _input(each)) for each in found["inputs"]]
     lines += [(f"feature {name}", text) for name, text in found["features"].items()]
     for each in found["outputs"]:
@@ -91,12 +95,12 @@ def _lines(found: dict[str, Any]) -> list[str]:
 
 
 def _input(each: dict[str, Any]) -> str:
-    """An input in words: its encoder, its columns and its options."""
+    """One line about an input: its encoder, columns and options."""
     columns = f" of {', '.join(each['columns'])}" if each.get("columns") else ""
     options = {key: value for key, value in each.items() if key not in ("name", "columns", "encoder")}
-    told = ", ".join(f"{key} {value}" for key, value in options.items() if value not in (None, ""))
-    return f"{each.get('encoder', 'numeric')}{columns}{f' ({told})' if told else ''}"
+    shown = ", ".join(f"{key} {value}" for key, value in options.items() if value not in (None, ""))
+    return f"{each.get('encoder', 'numeric')}{columns}{f' ({shown})' if shown else ''}"
 
 
 if __name__ == "__main__":
-    process.run(main)
+    process.run(main, PROG)

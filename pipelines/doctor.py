@@ -1,7 +1,7 @@
-"""`python -m pipelines.doctor`: what would fail in a run, found before it, and how to mend it.
+"""`python -m pipelines.doctor`: finds problems before a run and says how to fix them.
 
-It takes the options of `score`, and looks at what it is given: without `--input` nothing is said of columns. The checks
-are in `pipelines.checks.steps` and `pipelines.spark.checks`; this module has the command and the order of its checks.
+It takes the options of `score` and checks what is given: without `--input` it does not check columns. The checks are in
+`pipelines.checks.steps` and `pipelines.spark.checks`; this module has the command and the order of its checks.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ T = TypeVar("T")
 PROG = "torchbeam doctor"
 COMMAND = Command(
     prog=PROG,
-    description="Check before a run what would fail in it, and say how to mend it. Takes the options of score.",
+    description="Check for problems before a run and say how to fix them. Takes the options of score.",
     usage="[--runner=…] [--model=…] [--input=…] [--output=…]",
-    exit_codes="0 nothing is in the way of the run, 2 something is, 130 interrupted",
+    exit_codes="0 no problem was found, 2 a problem was found, 130 interrupted",
     strict=False,
     interrupted="",
 )
@@ -40,7 +40,7 @@ _SHOWN = ("apache-beam", "torch", "pyarrow")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and gives its exit code."""
+    """Runs the command and returns its exit code."""
     return process.execute(COMMAND, argv, ScoreOptions.parse, _run)
 
 
@@ -48,7 +48,7 @@ def _run(options: ScoreOptions) -> int:
     try:
         with shared_s3():
             return _examine(options)
-    except OSError as error:  # checks catch their own; this one is of stdout
+    except OSError as error:  # checks catch their errors; this one is of stdout
         raise TorchbeamError(f"the output of this command cannot be written: {error.strerror}") from error
 
 
@@ -57,9 +57,9 @@ def _examine(options: ScoreOptions) -> int:
     checkup.check("versions", _versions)
     if options.run.runner == dataflow.RUNNER:
         checkup.check("credentials", lambda: _credentials(options.beam))
-    # Before a path is looked into: a store that does not answer would be waited for without an end.
+    # Before any path is read: reading from a store that does not respond would never end.
     stores = checkup.check("stores", lambda: _stores(options)) if remote_paths(options) else None
-    # Before torch is imported: the environment variables of the model, OMP_NUM_THREADS and its like, are read then.
+    # Before torch is imported, which reads the model's environment variables, such as OMP_NUM_THREADS.
     of_model = stores if "model" in remote_paths(options) else None
     model = checkup.check("model", lambda: _reached(of_model, lambda: _open_model(options.model)))
 
@@ -91,7 +91,7 @@ def _examine(options: ScoreOptions) -> int:
 
 
 def _versions() -> Finding[None]:
-    """The versions of Python and of the libraries are those that the package is made for."""
+    """The package supports the versions of Python and of the libraries."""
     found = [f"Python {platform.python_version()}"]
     wrong = []
     try:
@@ -116,26 +116,26 @@ def _versions() -> Finding[None]:
 
 
 def _credentials(arguments: Sequence[str]) -> Finding[None]:
-    """There are credentials of Google."""
+    """Google credentials are available."""
     dataflow.check_credentials(arguments)
     return Finding("there are Google credentials", None)
 
 
 def _stores(options: ScoreOptions) -> Finding[None]:
-    """Every object store answers."""
+    """Every object store responds."""
     connect(options)
     return Finding(f"{', '.join(remote_paths(options).values())} can be reached", None)
 
 
-def _reached(stores: Outcome[None] | None, ask: Callable[[], Finding[T]]) -> Finding[T]:
-    """What `ask` finds, unless the stores that it would ask do not answer."""
+def _reached(stores: Outcome[None] | None, run: Callable[[], Finding[T]]) -> Finding[T]:
+    """Runs the check `run`, unless the stores that it uses do not respond."""
     if stores is not None:
         _ = stores.value
-    return ask()
+    return run()
 
 
 def _open_model(options: ModelOptions) -> Finding[ModelDir]:
-    """The model directory is whole and valid."""
+    """The model directory is complete and valid."""
     if not options.model:
         raise SkipError("no --model was given")
     model = ModelDir(options.model, options.trust)

@@ -1,9 +1,8 @@
-"""`python -m pipelines.init`: writes the `model.yaml` of a directory that tells what it is, such as one of Hugging Face's."""
+"""`python -m pipelines.init`: makes a model directory from a Hugging Face directory by writing its `model.yaml`."""
 
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,26 +10,29 @@ from typing import Any
 
 import yaml
 
-from handlers.errors import TorchbeamError, UsageError, one_line
+from handlers.errors import TorchbeamError, UsageError
 from handlers.model.directory import MODEL_FILE, ModelDir
 from handlers.model.formats.hub_config import is_hub_directory, with_defaults
 from handlers.model.spec import spec_of
 from handlers.predict.heads import TASKS
 from pipelines.command import process
-from pipelines.command.options import Command, flag, names, option, parser, path, pick
+from pipelines.command.errors import FINISHED
+from pipelines.command.options import Command, flag, names, option, parse_one, path
 
 PROG = "torchbeam init"
 COMMAND = Command(
     prog=PROG,
-    description="Make a model directory of a directory that save_pretrained or sentence-transformers wrote.",
+    description="Make a model directory from a directory that save_pretrained or sentence-transformers wrote.",
     usage="--from=DIR --output=DIR",
-    exit_codes="0 written, 2 wrong usage",
+    exit_codes="0 written, 2 wrong usage, 130 interrupted",
+    interrupted="",
+    runs_beam=False,
 )
 
 
 @dataclass(frozen=True)
 class InitOptions:
-    """What is made, of what."""
+    """The source directory and the model directory to write."""
 
     TITLE = "init"
 
@@ -38,49 +40,52 @@ class InitOptions:
         "the directory: config.json, *.safetensors, tokenizer or image processor", parse=path, flag="from"
     )
     output: str = option(
-        "the model directory to write; it may be that of --from, which then gets a model.yaml", parse=path
+        "the model directory to write; may be the directory of --from, which then gets a model.yaml", parse=path
     )
-    task: str | None = option(
-        "what the outputs mean (default: what the architecture tells)", None, choices=tuple(TASKS)
-    )
-    name: str | None = option("what the model is called (default: the name of --from)", None)
-    columns: tuple[str, ...] = option(
-        "the columns that it takes, between commas (default: text or image)", (), parse=names
-    )
-    overwrite: bool = flag("replace a model.yaml that is there")
+    task: str | None = option("what the outputs mean (default: from the architecture)", None, choices=tuple(TASKS))
+    name: str | None = option("name of the model (default: the name of --from)", None)
+    columns: tuple[str, ...] = option("input columns, separated by commas (default: text or image)", (), parse=names)
+    overwrite: bool = flag("replace an existing model.yaml")
+    verbose: bool = flag("show the tracebacks of errors")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and gives its exit code."""
+    """Runs the command and returns its exit code."""
+    return process.execute(COMMAND, argv, _parse, _run)
+
+
+def _parse(argv: list[str], command: Command) -> InitOptions:
+    return parse_one(InitOptions, argv, command)
+
+
+def _run(options: InitOptions) -> int:
     try:
-        values, others = parser(COMMAND, (InitOptions,)).parse_known_args(sys.argv[1:] if argv is None else argv)
-        if others:
-            raise UsageError(f'unknown option "{others[0]}"; see --help')
-        model = make(pick(InitOptions, values))
-    except TorchbeamError as error:
-        print(f"{PROG}: error: {one_line(error, 1000)}", file=sys.stderr)
-        return 2
+        model = make(options)
+    except UsageError:
+        raise
+    except TorchbeamError as error:  # the directory cannot be used, so the command was given the wrong one
+        raise UsageError(str(error)) from error
     print(f"{model.path}: {model.spec.name}, task {model.spec.task}, version {model.version}")
     print(f"score with it: torchbeam score --input=… --model={model.path} --output=…")
-    return 0
+    return FINISHED
 
 
 def make(options: InitOptions) -> ModelDir:
     """Writes the model directory.
 
     Raises:
-        UsageError: where `source` is no such directory, tells too little, or `output` is taken.
+        UsageError: if `source` is not such a directory or lacks what is needed, or `output` is in use.
     """
     source, target = Path(options.source), Path(options.output)
     if not source.is_dir() or not is_hub_directory(source):
         raise UsageError(
-            f"--from {source} is no directory of save_pretrained or sentence-transformers (no config.json)"
+            f"--from {source} is not a directory that save_pretrained or sentence-transformers wrote (no config.json)"
         )
     in_place = target.exists() and target.samefile(source)
     if (target / MODEL_FILE).exists() and not options.overwrite:
-        raise UsageError(f"{target / MODEL_FILE} is there already; replace it with --overwrite")
+        raise UsageError(f"{target / MODEL_FILE} exists already; replace it with --overwrite")
     if target.exists() and not in_place and not (target / MODEL_FILE).exists() and any(target.iterdir()):
-        raise UsageError(f"--output {target} is not empty and no model directory; write to a new one")
+        raise UsageError(f"--output {target} is not empty and not a model directory; write to a new one")
     given: dict[str, Any] = {"format": "huggingface"}
     given |= {"name": options.name} if options.name else {}
     given |= {"task": options.task} if options.task else {}
@@ -102,4 +107,4 @@ def make(options: InitOptions) -> ModelDir:
 
 
 if __name__ == "__main__":
-    process.run(main)
+    process.run(main, PROG)

@@ -1,7 +1,7 @@
 """`python -m pipelines.score`: scores a table with a PyTorch model and accounts for every row.
 
-This module holds the command: arguments, exit codes, what is shown. The job itself is in `pipelines.jobs.scoring`, which
-is imported only once the arguments are known to be right, since Beam and torch take seconds to import.
+This module has the command: arguments, exit codes, output. The job is in `pipelines.jobs.scoring`, which is imported only
+after the arguments are checked, since Beam and torch take seconds to import.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ COMMAND = Command(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and gives its exit code."""
+    """Runs the command and returns its exit code."""
     return process.execute(COMMAND, argv, ScoreOptions.parse, _run)
 
 
 def _run(options: ScoreOptions) -> int:
-    """Runs the job; FINISHED also where it goes on elsewhere."""
+    """Runs the job; returns FINISHED also if it continues elsewhere."""
     options = options.settled()
-    # Before torch is imported, which reads these then. By default its threads wait for one another in a busy loop, and
-    # on a machine that has other work, too, that costs two thirds of the throughput; asleep they wait for free.
+    # Before torch is imported, which reads this variable. By default its threads wait for each other in a busy loop,
+    # which costs two thirds of the throughput on a machine with other load; passive waiting costs nothing.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.run.runner == dataflow.RUNNER:
         dataflow.check_credentials(options.beam)
-    with shared_s3():  # imports Beam, which wrong usage need not wait for
+    with shared_s3():  # imports Beam, which is slow, so usage is checked before
         return _score(options)
 
 
@@ -65,7 +65,7 @@ def _score(options: ScoreOptions) -> int:
         report = score_job.run(job, wait=options.run.wait)
     if report is None:
         return FINISHED
-    with suppress(OSError, ValueError, SystemExit):  # the run is finished, whoever reads of it
+    with suppress(OSError, ValueError, SystemExit):  # the run is finished, even if nobody reads the summary
         show_summary(report, job.publication)
     return _exit_code(report, options.run.max_failure_rate)
 

@@ -26,7 +26,7 @@ class Counts:
 
     Attributes:
         dead_by_error: rows by `"stage/ErrorType"`.
-        noted: what encoders count beside, by name, as `texts_truncated`.
+        noted: further counts of the encoders by name, such as `texts_truncated`.
     """
 
     rows_read: int = 0
@@ -56,15 +56,15 @@ def _sums(one: Mapping[str, int], other: Mapping[str, int]) -> dict[str, int]:
 
 
 def total(counts: Iterable[Counts]) -> Counts:
-    """All of `counts` added up."""
+    """The sum of `counts`."""
     return sum(counts, Counts())
 
 
 class FileRecord(Protocol):
-    """What a source says when it is done with a file, or with one split of it.
+    """What a source reports when it has finished a file, or one split of it.
 
-    `rows` were read and handed on; `error` is None where the split was read to its end; `whole` where it is all of the
-    file.
+    `rows` were read and passed on; `error` is None if the split was read to its end; `whole` is true if the split is the
+    whole file.
     """
 
     @property
@@ -93,17 +93,17 @@ class FileOutcome:
 
 
 def file_outcome(path: str, records: Iterable[FileRecord]) -> FileOutcome:
-    """Puts the splits of the file `path` together; a file with any error is dead."""
+    """Combines the splits of the file `path`; a file with any error is dead."""
     records = list(records)
     errors = sorted(record.error for record in records if record.error is not None)
     return FileOutcome(path, sum(record.rows for record in records), errors[0] if errors else None)
 
 
 class FileAccounts(NamedTuple):
-    """What `FileOutcomes` gives.
+    """The outputs of `FileOutcomes`.
 
     Attributes:
-        counts: `Counts` of the files, and of the rows that were read of them.
+        counts: `Counts` of the files and of the rows read from them.
         failed: the `FileOutcome` of every file with an error.
     """
 
@@ -116,7 +116,7 @@ class FileOutcomes(beam.PTransform[Any, Any]):
     """`PCollection[Sequence[FileRecord]]`, records of splits in groups of any size, to `FileAccounts`."""
 
     def expand(self, records: PCollection[Any]) -> FileAccounts:
-        """Only files of several splits are shuffled, by path; all others are settled where they were read."""
+        """Shuffles only files of several splits, by path."""
         found = records | "Whole" >> beam.ParDo(_WholeFiles()).with_outputs(  # type: ignore[no-untyped-call]
             _FAILED, _PARTS, main="counts"
         )
@@ -159,7 +159,7 @@ def _file_counts(outcomes: Sequence[FileOutcome]) -> Counts:
 
 
 def report(counts: Counts, *, model_name: str, model_version: str, runner: str, seconds: float) -> dict[str, Any]:
-    """What `report.json` says about a run. Raises `AccountingError` where a row is missing or there twice."""
+    """The content of `report.json`. Raises `AccountingError` if a row is missing or counted twice."""
     accounted = counts.rows_scored + counts.rows_dropped + counts.rows_dead
     if counts.rows_read != accounted:
         raise AccountingError(

@@ -1,7 +1,7 @@
-"""Avro's types and Arrow's, both ways.
+"""Conversion between Avro types and Arrow types.
 
-Values are exchanged as Avro stores them (a timestamp is a long) and become Arrow's types by a change of type alone. So
-nanoseconds, and dates that Python has none for, come through.
+Values are exchanged as Avro stores them (a timestamp is a long) and viewed as Arrow types without conversion. So
+nanoseconds, and dates outside the range of Python's `datetime`, are kept.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LOGICAL = {
     ("long", "local-timestamp-micros"): pa.timestamp("us"),
     ("long", "local-timestamp-nanos"): pa.timestamp("ns"),
 }
-# Avro's names are letters, digits and underscores. This is where others, Apache Iceberg among them, keep the real one.
+# Avro names are letters, digits and underscores. Apache Iceberg and others keep the original name in this attribute.
 REAL_NAME = "iceberg-field-name"
 
 _MAX_DIGITS = 76
@@ -48,7 +48,7 @@ _EXACT = Context(prec=_MAX_DIGITS + 1)
 
 
 def storage(kind: pa.DataType, name: Callable[[str], str] = str) -> pa.DataType:
-    """The type, of the same layout as `kind`, whose values are what Avro stores, with members named by `name`."""
+    """The type of the same layout as `kind` whose values Avro stores; `name` maps the names of members."""
     types = pa.types
     if types.is_struct(kind):
         return pa.struct([(name(each.name), storage(each.type, name)) for each in kind])
@@ -72,14 +72,14 @@ class Values:
 
     Attributes:
         type: their Arrow type.
-        prepare: makes what Arrow takes of a value that is not null; None where that is the value itself.
+        prepare: converts a non-null value to one that Arrow takes; None if no conversion is needed.
     """
 
     type: pa.DataType
     prepare: Callable[[Any], Any] | None = None
 
     def array(self, values: Iterable[Any]) -> pa.Array:
-        """The Arrow array of `values`, without logical types; raises where one of them does not fit."""
+        """The Arrow array of `values`, without logical types; raises if one of them does not fit."""
         if (prepare := self.prepare) is not None:
             values = [None if value is None else prepare(value) for value in values]
         stored = storage(self.type)
@@ -88,23 +88,23 @@ class Values:
 
 
 def columns_of(schema: Any) -> dict[str, tuple[str, Values]]:
-    """The columns of a file: by name, the field of its records that each is, and what the values of that become.
+    """The columns of a file: by name, the field of its records and the Arrow type of its values.
 
-    Raises an exception where `schema`, as JSON has it, is none of a record.
+    Raises `ValueError` if `schema`, in its JSON form, is not a record.
     """
     record: Any = expand_schema(schema)
     if not isinstance(record, dict) or record["type"] != "record":
-        raise ValueError("its rows are no records")
+        raise ValueError("its rows are not records")
     return {real_name(each): (each["name"], values_of(each["type"])) for each in record["fields"]}
 
 
 def real_name(field: dict[str, Any]) -> str:
-    """The name of the column that `field` of a record is."""
+    """The column name of `field` of a record."""
     return str(field.get(REAL_NAME, field["name"]))
 
 
 def values_of(schema: Any) -> Values:
-    """What the values of a type become; its named types are written out, but for those within themselves."""
+    """How values of a type convert to Arrow; named types must be expanded, except recursive ones."""
     if isinstance(schema, list):
         return _union([each for each in schema if each not in ("null", {"type": "null"})])
     if isinstance(schema, str):
@@ -142,7 +142,7 @@ def _record(fields: list[dict[str, Any]]) -> Values:
 
 
 def _union(branches: list[Any]) -> Values:
-    """Of one type, that; of numbers, the widest; of others, the text of each value."""
+    """One type: that type; numbers: the widest; anything else: text."""
     if not branches:
         return Values(pa.null())
     if len(branches) == 1:
@@ -155,7 +155,7 @@ def _union(branches: list[Any]) -> Values:
 
 
 def _decimals(schema: dict[str, Any]) -> Values | None:
-    """What decimals become; None for those that are none by Avro's rules, or of more digits than Arrow has."""
+    """How decimals convert; None if they are invalid in Avro, or have more digits than Arrow supports."""
     precision, scale = schema.get("precision"), schema.get("scale", 0)
     if not (isinstance(precision, int) and isinstance(scale, int) and 0 <= scale <= precision <= _MAX_DIGITS):
         return None
@@ -181,7 +181,7 @@ def _each(prepare: Callable[[Any], Any] | None) -> Callable[[Any], Any] | None:
 
 
 def _as_text(value: Any) -> str:
-    """Text as it is, other values as JSON, with bytes in base64."""
+    """Text unchanged; other values as JSON, with bytes in base64."""
     if isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False, default=lambda data: base64.b64encode(data).decode())
@@ -191,7 +191,7 @@ _TEXT = Values(pa.string(), _as_text)
 
 
 def without_logical_types(schema: Any) -> Any:
-    """`schema`, as JSON has it, such that fastavro gives values as they are stored."""
+    """`schema`, in its JSON form, without logical types, so that fastavro returns values as they are stored."""
     if isinstance(schema, list):
         return [without_logical_types(each) for each in schema]
     if not isinstance(schema, dict):
@@ -208,9 +208,9 @@ def without_logical_types(schema: Any) -> Any:
 
 
 def avro_schema(schema: pa.Schema) -> dict[str, Any]:
-    """The schema, as JSON has it, of files of rows of `schema`; every column may be null.
+    """The Avro schema, in its JSON form, for rows of `schema`; every column is nullable.
 
-    Raises `UsageError` for a type that Avro has nothing for, and for columns whose names become the same.
+    Raises `UsageError` for a type without an Avro equivalent, and for columns whose Avro names collide.
     """
     return _avro_record(schema, "row")
 
@@ -231,7 +231,7 @@ def _avro_record(fields: Iterable[pa.Field], name: str) -> dict[str, Any]:
 
 
 def avro_name(name: str) -> str:
-    """`name` as Avro allows it: what it does not is written as `_x` and its hexadecimal number, as Iceberg does it."""
+    """`name` as a valid Avro name: other characters become `_x` and their code point in hexadecimal, as in Iceberg."""
     plain = re.sub(r"[^A-Za-z0-9_]", lambda found: f"_x{ord(found[0]):X}", name)
     return f"_{plain}" if not plain or plain[0].isdigit() else plain
 
@@ -241,7 +241,7 @@ def _nullable(kind: pa.DataType, name: str, column: str) -> Any:
 
 
 def _avro_type(kind: pa.DataType, name: str, column: str) -> Any:
-    """The Avro type of values of `kind`, which named types in it begin their names with."""
+    """The Avro type for `kind`; `name` is the prefix of the named types in it."""
     plain, types = as_avro(kind), pa.types
     if types.is_struct(plain):
         return _avro_record(plain, name)
@@ -263,12 +263,12 @@ def _avro_type(kind: pa.DataType, name: str, column: str) -> Any:
 
 
 def cannot_hold(column: str, kind: pa.DataType) -> UsageError:
-    """The error for a column whose values Avro has nothing for."""
+    """The error for a column without an equivalent Avro type."""
     return UsageError(f"--output_format=avro cannot hold column {column} ({kind}): write parquet")
 
 
 def stored_columns(batch: pa.RecordBatch) -> list[list[Any]]:
-    """The columns of `batch` as `fastavro` takes them for files of `avro_schema`."""
+    """The columns of `batch` in the form that `fastavro` writes with `avro_schema`."""
     columns = []
     for column in batch.columns:
         plain = as_avro(column.type)
@@ -278,7 +278,7 @@ def stored_columns(batch: pa.RecordBatch) -> list[list[Any]]:
 
 
 def as_avro(kind: pa.DataType) -> pa.DataType:
-    """The Arrow type that values of `kind` have once they come back from Avro."""
+    """The Arrow type of values of `kind` after a round trip through Avro."""
     types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
         return as_avro(kind.storage_type)

@@ -1,4 +1,4 @@
-"""What the BigQuery source and sink share: names, the REST client, and whom to ask in place of Google."""
+"""What the BigQuery source and sink share: names, the REST client, and the emulator."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import os
 from typing import Any
 
 PREFIX = "bigquery:"
-# The environment variable that names another server than Google's.
+# The environment variable with the address of an emulator.
 EMULATOR = "BIGQUERY_EMULATOR_HOST"
-# For how long a server that cannot be reached is asked again, in seconds: before the run somebody waits for the answer.
+# How long calls to an unreachable server are retried, in seconds. Short, since the user waits for them before a run.
 BEFORE_RUN = 30
 WAY_OUT = "check the name, the credentials of this process and its roles (see docs/bigquery.md)"
 
 
 def is_bigquery(name: str) -> bool:
-    """Whether `name`, of an input or output, stands for something in BigQuery."""
+    """Whether the input or output `name` is in BigQuery."""
     return name.startswith(PREFIX)
 
 
 def rest_client(project: str | None) -> Any:
-    """A client of all but reading, whose jobs run in `project`; None for that of the credentials."""
+    """The client for everything except reading; its jobs run in `project`, by default the project of the credentials."""
     from google.auth.credentials import AnonymousCredentials
     from google.cloud.bigquery import Client
 
@@ -29,12 +29,12 @@ def rest_client(project: str | None) -> Any:
 
 
 def rest_retry() -> Any:
-    """For how long a call of `rest_client` is tried again before the run."""
+    """The retry policy for calls of `rest_client` before the run."""
     from google.cloud.bigquery.retry import DEFAULT_RETRY
 
     return DEFAULT_RETRY.with_timeout(BEFORE_RUN)
 
 
 def billed_project() -> str | None:
-    """The project that pays for reading, where the environment says it; else the client or the table tells."""
+    """The project billed for reads, from the environment; None if it is not set there."""
     return os.environ.get("GOOGLE_CLOUD_PROJECT")

@@ -1,7 +1,7 @@
-"""Small text files that are written only while they are as they were last seen: compare and swap, on disks and in stores.
+"""Compare-and-swap for small text files, on local disks and in object stores.
 
-What a store offers for it is used: a match of the generation in `gs://`, of the ETag in `s3://`, a lock and a hard link
-on a disk. Where there is nothing of the kind, a file is compared and then written, which is not atomic.
+It uses what the store offers: a generation match in `gs://`, an ETag match in `s3://`, a lock and a hard link on a local
+disk. Elsewhere a file is compared and then written, which is not atomic.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _ATTEMPTS = 20
 
 
 class ChangedError(Exception):
-    """The file is not as it was last seen: it was written, made or removed by another."""
+    """The file changed since it was last read: another process wrote, created or removed it."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A file as it was read; `version` is what the store calls this state of it."""
+    """The content of a file when it was read; `version` is the generation or ETag in the store."""
 
     text: str
     version: str = ""
@@ -40,8 +40,8 @@ class ConditionalFile(ABC):
 
     Attributes:
         path: local or remote.
-        atomic: whether of two that write at the same moment one fails for certain. An S3 store that has no conditional
-            writes is found out by the first write.
+        atomic: whether one of two concurrent writes always fails. For an S3 store without conditional writes this becomes
+            false with the first write.
     """
 
     def __init__(self, path: str) -> None:
@@ -50,15 +50,15 @@ class ConditionalFile(ABC):
 
     @abstractmethod
     def read(self) -> Seen | None:
-        """The file as it is; None where there is none."""
+        """Reads the file; None if there is no file."""
 
     @abstractmethod
     def write(self, text: str, seen: Seen | None) -> None:
-        """Writes `text` if the file still is as `seen`, or is not there for None; raises `ChangedError` otherwise."""
+        """Writes `text` if the file still equals `seen`, or does not exist for None; raises `ChangedError` otherwise."""
 
     @abstractmethod
     def remove(self, seen: Seen) -> None:
-        """Removes the file if it still is as `seen`; raises `ChangedError` otherwise."""
+        """Removes the file if it still equals `seen`; raises `ChangedError` otherwise."""
 
     def _expect(self, seen: Seen | None) -> None:
         found = self.read()
@@ -66,14 +66,14 @@ class ConditionalFile(ABC):
             raise ChangedError(self.path)
 
     def _expect_own(self, text: str) -> None:
-        """Lets pass what was written by a request whose answer was lost, and that was repeated."""
+        """Accepts the write of a retried request whose first response was lost."""
         found = self.read()
         if found is None or found.text != text:
             raise ChangedError(self.path)
 
 
 def conditional_file(path: str) -> ConditionalFile:
-    """The file at `path`, by what its file system can do."""
+    """The file at `path`, with the operations of its file system."""
     kinds: dict[str | None, type[ConditionalFile]] = {None: _LocalFile, "gs": _GcsFile, "s3": _S3File}
     return kinds.get(FileSystems.get_scheme(path), _OtherFile)(path)
 
@@ -104,7 +104,7 @@ class _LocalFile(ConditionalFile):
 
     @contextmanager
     def _locked(self, seen: Seen) -> Iterator[None]:
-        """Keeps others from changing the file. The file itself is locked, so that no lock file is left behind."""
+        """Locks the file. The file itself is locked, so that no lock file is left behind."""
         try:
             with Path(self.path).open() as file:
                 with suppress(ImportError, OSError):  # Windows, or no locks: compared, but not atomic
@@ -125,13 +125,13 @@ def _write_with_folder(file: Path, text: str) -> None:
         try:
             file.write_text(text)
             return
-        except FileNotFoundError:  # another run has made the folder, failed, and removed it in between
+        except FileNotFoundError:  # another run created the folder, failed, and removed it in between
             if attempt == _ATTEMPTS - 1:
                 raise
 
 
 def _link(whole: Path, target: Path) -> None:
-    """Gives a file its name if nothing has it; it is there with all of its text at once."""
+    """Gives a complete file its name, unless the name exists."""
     try:
         os.link(whole, target)
     except FileExistsError:
@@ -153,7 +153,7 @@ class _GcsFile(ConditionalFile):
         options = FileSystems.get_filesystem(path)._pipeline_options  # type: ignore[attr-defined]
         bucket, self._name = gcsio.parse_gcs_path(path)
         self._bucket: Any = gcsio.GcsIO(pipeline_options=options).client.bucket(bucket)
-        # A conditional request may be repeated without harm.
+        # A conditional request is safe to retry.
         self._limits = {"timeout": _TIMEOUT, "retry": DEFAULT_RETRY.with_timeout(_RETRY_SECONDS)}
 
     def read(self) -> Seen | None:
@@ -170,7 +170,7 @@ class _GcsFile(ConditionalFile):
         from google.api_core.exceptions import NotFound, PreconditionFailed
 
         blob = self._bucket.blob(self._name)
-        generation = int(seen.version) if seen else 0  # 0: there is none
+        generation = int(seen.version) if seen else 0  # 0: no file
         try:
             blob.upload_from_string(text, "application/json", if_generation_match=generation, **self._limits)
         except (NotFound, PreconditionFailed):
@@ -213,7 +213,7 @@ class _S3File(ConditionalFile):
             try:
                 self._client.put_object(**content, **condition)
                 return
-            except ParamValidationError:  # a boto3 from before conditional writes
+            except ParamValidationError:  # boto3 is too old for conditional writes
                 self.atomic = False
             except ClientError as error:
                 code = error.response.get("Error", {}).get("Code", "")
@@ -228,13 +228,13 @@ class _S3File(ConditionalFile):
         self._expect_own(text)
 
     def remove(self, seen: Seen) -> None:
-        # Not conditional: fewer stores have that than have conditional writes, and a claim changes hands rarely.
+        # Not conditional: fewer stores support that than conditional writes, and claims rarely change owners.
         self._expect(seen)
         self._client.delete_object(**self._object)
 
 
 class _OtherFile(ConditionalFile):
-    """A file of another file system of Beam, or of the user's own."""
+    """A file of another file system of Beam, or of a file system that the user registered."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)

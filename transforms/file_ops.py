@@ -1,6 +1,6 @@
-"""Files and folders, on a disk or in an object store, by path.
+"""Files and folders, on a local disk or in an object store, by path.
 
-Beam's own functions take a path for a pattern, and a local folder may be named `[x]`.
+Beam's functions treat a path as a pattern, and a local folder may be named `[x]`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def name_of(path: str) -> str:
 
 
 def folder_of(path: str) -> str:
-    """Where a file is."""
+    """The folder of a file."""
     return posixpath.dirname(path) or "."
 
 
 def exists(path: str) -> bool:
-    """Whether there is a file, or on a disk a folder, at `path`."""
+    """Whether there is a file, or a local folder, at `path`."""
     return bool(FileSystems.exists(path)) if is_remote(path) else Path(path).exists()
 
 
@@ -45,16 +45,16 @@ def _matches(pattern: str) -> Iterator[str]:
 
 
 def files_in(folder: str, pattern: str) -> list[str]:
-    """The files of a folder whose names fit `pattern`; none where there is no such folder."""
+    """The files of a folder whose names match `pattern`; empty if the folder does not exist."""
     if not is_remote(folder):
         return [join(folder, path.name) for path in Path(folder).glob(pattern)]
     return list(_matches(join(escape(folder), pattern)))
 
 
 def written_below(folder: str, prefix: str) -> dict[str, float | None]:
-    """When something below each folder in `folder` whose name begins with `prefix` was last written, in Unix time.
+    """The time of the last write below each subfolder whose name begins with `prefix`, in Unix time.
 
-    The key is the name of the folder, the value None where the file system does not tell.
+    The keys are folder names; a value is None if the file system has no times.
     """
     times: dict[str, list[float]] = {}
     if not is_remote(folder):
@@ -71,7 +71,7 @@ def written_below(folder: str, prefix: str) -> dict[str, float | None]:
 
 
 def present(paths: Iterable[str]) -> set[str]:
-    """Those of `paths` that are there; remote folders are listed, which takes fewer calls than asking for each file."""
+    """The `paths` that exist; remote folders are listed, which takes fewer calls than one for each file."""
     local = {path for path in paths if not is_remote(path) and exists(path)}
     remote = {path for path in paths if is_remote(path)}
     folders = {folder_of(path) for path in remote}
@@ -79,18 +79,18 @@ def present(paths: Iterable[str]) -> set[str]:
 
 
 def remove(paths: Sequence[str]) -> None:
-    """Removes files, which on a disk may be gone already."""
+    """Removes files; local files may be missing already."""
     for path in paths:
         if not is_remote(path):
             Path(path).unlink(missing_ok=True)
-    # Of the remote file systems only Google's takes what is to be deleted for a pattern.
+    # Of the remote file systems only Google's treats the paths to delete as patterns.
     remote = [escape(path) if path.startswith("gs://") else path for path in paths if is_remote(path)]
     if remote:
         FileSystems.delete(remote)
 
 
 def remove_tree(folder: str) -> None:
-    """Removes a folder with all that is in it; none there is no error."""
+    """Removes a folder and its content; a missing folder is not an error."""
     if not is_remote(folder):
         shutil.rmtree(folder, ignore_errors=True)
         return
@@ -102,7 +102,7 @@ def remove_tree(folder: str) -> None:
 
 
 def rename(moves: Sequence[tuple[str, str]]) -> None:
-    """Gives each file, by its present path, another path; folders are made."""
+    """Renames files, given as (old path, new path); creates folders."""
     local = [(source, target) for source, target in moves if not is_remote(target)]
     for source, target in local:
         _rename_local(source, target)
@@ -120,7 +120,7 @@ def _rename_local(source: str, target: str) -> None:
 
 
 def create(path: str) -> pa.NativeFile:
-    """Opens `path`, local or remote, for writing; its folders are made."""
+    """Opens `path`, local or remote, for writing; creates its folders."""
     if not is_remote(path):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         return pa.OSFile(path, "wb")

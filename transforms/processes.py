@@ -1,4 +1,4 @@
-"""Whether a process that left its mark in a file is still there."""
+"""Whether a process that is recorded in a file is still running."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Process:
-    """A process, so that another one can say later whether it lives.
+    """A process, identified so that another process can check later whether it is alive.
 
     Attributes:
-        id: its number.
-        started: when it began, as the kernel counts; empty where that cannot be known.
-        space: where the number holds: the host, since its last start, and the namespace of its processes.
+        id: the process id.
+        started: its start time, in clock ticks since boot; empty if unknown.
+        space: the scope of the process id: the host name, boot id and PID namespace.
     """
 
     id: int
@@ -30,11 +30,11 @@ class Process:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is, or was, a process that this one could see."""
+        """Whether its process id belongs to the host and PID namespace of this process."""
         return self.space == _space()
 
     def is_alive(self) -> bool:
-        """Whether it lives; asks for a process that `is_here`."""
+        """Whether it is running; only valid if `is_here`."""
         try:
             os.kill(self.id, 0)
         except ProcessLookupError:
@@ -50,9 +50,9 @@ _ENDED = "ended"
 
 def _space() -> str:
     parts = [socket.gethostname()]
-    with suppress(OSError):  # of Linux
+    with suppress(OSError):  # Linux only
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
-    with suppress(OSError):  # containers may share a name, and not the numbers of their processes
+    with suppress(OSError):  # containers may share a host name but not process ids
         parts.append(Path("/proc/self/ns/pid").readlink().name)
     return " ".join(parts)
 
@@ -62,4 +62,4 @@ def _started(number: int) -> str:
         fields = Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return _ENDED if fields[0] in "ZX" else fields[19]  # one that its parent has not asked about yet
+    return _ENDED if fields[0] in "ZX" else fields[19]  # a zombie has ended

@@ -1,7 +1,6 @@
-"""How far a run is, for people to look at while it lasts; never for its accounts.
+"""Progress of a run for display; never used for the report.
 
-Counted in the memory of one process, which is the user's own where the runner works in process, and doubled by every
-retried bundle.
+Counted in the memory of one process, the user's process for an in-process runner; a retried bundle counts twice.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ _runs: dict[str, Counts] = {}
 
 
 def add(run_id: str, counts: Counts) -> None:
-    """Adds what was just done."""
+    """Adds to the counts of a run."""
     with _lock:
         _runs[run_id] = _runs.get(run_id, Counts()) + counts
 
 
 def so_far(run_id: str) -> Counts:
-    """What this process has done of the run."""
+    """The counts of the run in this process so far."""
     return _runs.get(run_id, Counts())

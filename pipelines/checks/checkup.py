@@ -1,4 +1,4 @@
-"""A series of checks: each says how it went in one line, and what depends on one that failed is skipped."""
+"""A series of checks: each reports its outcome in one line; checks that depend on a failed one are skipped."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class State(StrEnum):
-    """How a check went."""
+    """The outcome of a check."""
 
     OK = "ok"
     WARNING = "warning"
@@ -34,12 +34,12 @@ class State(StrEnum):
 
 
 class SkipError(Exception):
-    """Raised by a check that cannot be made; the message says what is missing for it."""
+    """Raised by a check that cannot run; the message says what it lacks."""
 
 
 @dataclass(frozen=True)
 class Finding(Generic[T]):
-    """What a check found, in one line, and what later checks need of it."""
+    """The result of a check: one line, and the value that later checks use."""
 
     text: str
     value: T
@@ -48,7 +48,7 @@ class Finding(Generic[T]):
 
 @dataclass(frozen=True)
 class Outcome(Generic[T]):
-    """A check that was made, or skipped."""
+    """A check that ran or was skipped."""
 
     name: str
     state: State
@@ -57,7 +57,7 @@ class Outcome(Generic[T]):
 
     @property
     def value(self) -> T:
-        """What the check found; where it found nothing, who asks is skipped, too."""
+        """The value of the check; raises `SkipError` if it has none, which skips the check that needs it."""
         if self.finding is None:
             raise SkipError(f'needs "{self.name}"' if self.state is State.PROBLEM else self.text)
         return self.finding.value
@@ -65,20 +65,20 @@ class Outcome(Generic[T]):
 
 @dataclass
 class Checkup:
-    """Makes checks and shows each outcome at once on stdout: a table in a terminal, else plain lines."""
+    """Runs checks and prints each outcome on stdout: a table in a terminal, otherwise plain lines."""
 
     counts: Counter[State] = field(default_factory=Counter)
     console: Console = field(default_factory=Console)
 
-    def check(self, name: str, ask: Callable[[], Finding[T]]) -> Outcome[T]:
-        """Makes one check. Whatever it raises is its outcome, except an interrupt."""
+    def check(self, name: str, run: Callable[[], Finding[T]]) -> Outcome[T]:
+        """Runs one check. An error that it raises is its outcome, except an interrupt."""
         outcome: Outcome[T]
         try:
-            finding = ask()
+            finding = run()
             outcome = Outcome(name, State.WARNING if finding.warning else State.OK, finding.text, finding)
         except SkipError as reason:
             outcome = Outcome(name, State.SKIPPED, str(reason))
-        except (Exception, SystemExit) as error:  # also of the user's own code, which is imported here
+        except (Exception, SystemExit) as error:  # also from the user's code, which is imported here
             _log.info("%s", name, exc_info=error)
             kind = "" if isinstance(error, TorchbeamError) else f"{type(error).__name__}: "
             outcome = Outcome(name, State.PROBLEM, kind + one_line(error, 1000))

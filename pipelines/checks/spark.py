@@ -1,4 +1,4 @@
-"""The checks of the doctor for Spark, in their order."""
+"""The checks of the doctor for Spark, in order."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from pipelines.spark.master import Master, ask_master, is_standalone
 
 
 def examine(checkup: Checkup, runner: Outcome[PipelineOptions], run: RunOptions, arguments: Sequence[str]) -> None:
-    """Makes the checks for a run on Spark.
+    """Runs the checks for a run on Spark.
 
     Args:
-        checkup: where the checks are made.
-        runner: the check that found Beam's options.
-        run: our own options of the run.
-        arguments: those that go to Beam.
+        checkup: runs the checks.
+        runner: the check that parsed Beam's options.
+        run: our options of the run.
+        arguments: the arguments for Beam.
     """
     checkup.check("streaming", lambda: Finding(checks.check_streaming(runner.value), None))
     endpoint = runner.finding.value.view_as(PortableOptions).job_endpoint if runner.finding else None
-    if endpoint:  # a job server of the user's own: it has the Java, the jar and the master
+    if endpoint:  # the user's job server, which has the Java, the jar and the master
         checkup.check("server", lambda: Finding(checks.check_endpoint(endpoint), None))
         checkup.check("workers", lambda: _workers(submit.settle(runner.value, arguments, None, None)))
         return
@@ -56,16 +56,16 @@ def _java(options: PipelineOptions) -> Finding[Java]:
 
 
 def _master(url: str, ui: str | None) -> Finding[Master | None]:
-    """The standalone master; None for other kinds, of which nothing can be asked from here."""
+    """The standalone master; None for other kinds, which cannot be queried from here."""
     checks.check_master_url(url)
     if not is_standalone(url):
         here = submit.is_local(url)
-        return Finding(f"{url}: {'Spark runs in the job server, here' if here else 'it is not asked from here'}", None)
+        return Finding(f"{url}: {'Spark runs in the job server, here' if here else 'not queried from here'}", None)
     master = ask_master(url, ui)
     if master.ui is None:
         unknown = (
             f"{url} answers, but its web page was not found on its host, ports 8080 to 8083, so its Spark version and its "
-            "cores are not known; say where it is with --spark_master_ui"
+            "cores are not known; name the page with --spark_master_ui"
         )
         return Finding(unknown, master, warning=True)
     return Finding(f"{url} answers: Spark {master.version or 'of unknown version'}, {master.ui}", master)
@@ -78,16 +78,16 @@ def _cores(options: PipelineOptions, master: Master | None) -> Finding[None]:
 
 
 def _jar(options: PipelineOptions, version: str | None) -> Finding[JobServer]:
-    """The job server's jar, for the Spark of the cluster where that is known."""
+    """The job server's jar, for the Spark version of the cluster if that is known."""
     server = find_job_server(options.view_as(SparkRunnerOptions).spark_job_server_jar, version)
     if server.jar is None:
-        return Finding("Beam's own, which it downloads; which Spark is in it is not known before", server)
+        return Finding("Beam's own, which it downloads; its Spark version is not known before that", server)
     return Finding(f"{server.jar}: Spark {server.spark_version or '?'}, Beam {server.beam_version or '?'}", server)
 
 
 def _versions(server: JobServer, cluster: str | None) -> Finding[None]:
     if cluster is None:
-        raise SkipError("the Spark version of the cluster is not known; say it with --spark_version")
+        raise SkipError("the Spark version of the cluster is not known; give it with --spark_version")
     return Finding(checks.check_versions(server, cluster), None, warning=server.spark_version is None)
 
 
@@ -95,8 +95,8 @@ def _workers(submission: submit.Submission) -> Finding[None]:
     """How Python workers are started."""
     portable = runners.pipeline_options("SparkRunner", submission.arguments).view_as(PortableOptions)
     if portable.environment_type != "PROCESS":
-        where = {"LOOPBACK": "in this process", "DOCKER": "in containers of the executors, which are not looked at"}
-        return Finding(f"{portable.environment_type}: {where.get(portable.environment_type, 'not looked at')}", None)
+        where = {"LOOPBACK": "in this process", "DOCKER": "in containers of the executors, which are not checked"}
+        return Finding(f"{portable.environment_type}: {where.get(portable.environment_type, 'not checked')}", None)
     config = json.loads(portable.environment_config or "{}")
     command = portable.lookup_environment_option("process_command") or config["command"]
     return Finding(

@@ -1,4 +1,4 @@
-"""The checks of the doctor that hold for every runner. They ask what `score` asks before a run, piece by piece."""
+"""The checks of the doctor for every runner: the checks that `score` makes before a run, one by one."""
 
 from __future__ import annotations
 
@@ -32,26 +32,26 @@ _SHOWN = 6  # names of columns in a line
 
 @dataclass(frozen=True)
 class Source:
-    """An input that can be read, and its first rows."""
+    """A readable input and its first rows."""
 
     input: Input
     sample: pa.RecordBatch
 
 
 def runner(options: ScoreOptions) -> Finding[PipelineOptions]:
-    """Beam knows the runner and all options that are not ours."""
+    """Beam knows the runner and all options that we do not."""
     return Finding(options.run.runner, runners.pipeline_options(options.run.runner, options.beam))
 
 
 def ignored(options: ScoreOptions) -> Finding[None]:
-    """Options that were given and would have no effect."""
-    ResourceHints(options.model.accelerator, options.model.min_ram)  # which a run refuses, ignored or not
+    """Options that would have no effect."""
+    ResourceHints(options.model.accelerator, options.model.min_ram)  # raises for invalid hints, also for ignored ones
     lines = ignored_options(options.run, options.model, options.beam)
-    return Finding(". ".join(lines) or f"{options.run.runner} heeds all that were given", None, bool(lines))
+    return Finding(". ".join(lines) or f"{options.run.runner} uses all options that were given", None, bool(lines))
 
 
 def paths(options: ScoreOptions) -> Finding[None]:
-    """Local paths, where the workers are on other machines."""
+    """Workers on other machines can reach the paths."""
     given = [options.source.input, options.sink.output, options.model.model, options.sink.report]
     runners.check_paths(options.run, options.beam, [path for path in given if path])
     if not any(given):
@@ -60,7 +60,7 @@ def paths(options: ScoreOptions) -> Finding[None]:
 
 
 def device(options: ScoreOptions) -> Finding[None]:
-    """The GPUs of this machine, and whether the model gets what --device asks for."""
+    """The GPUs of this machine, and whether the device of --device is available."""
     names = [torch.cuda.get_device_name(gpu) for gpu in range(visible_gpus())]
     seen = f"{len(names)} GPU(s) here: {', '.join(sorted(set(names)))}" if names else "no GPU here"
     placement = score_job.placement(options.model)
@@ -70,7 +70,7 @@ def device(options: ScoreOptions) -> Finding[None]:
 
 
 def load(options: ScoreOptions, model: ModelDir) -> Finding[Predictor]:
-    """The model's code can be imported and its weights fit it."""
+    """The model's code can be imported and its weights match it."""
     predictor = Predictor(model.load(), score_job.placement_here(options), options.model.batch_size)
     module = predictor.module
     numbers = sum(each.numel() for each in module.parameters()) if isinstance(module, torch.nn.Module) else 0
@@ -78,7 +78,7 @@ def load(options: ScoreOptions, model: ModelDir) -> Finding[Predictor]:
 
 
 def read_input(options: ScoreOptions, model: Outcome[ModelDir]) -> Finding[Source]:
-    """The input is there, and its first rows can be read."""
+    """The input exists, and its first rows can be read."""
     if not options.source.input:
         raise SkipError("no --input was given")
     source = score_job.settle_input(options, model.finding.value.spec if model.finding else None)
@@ -89,12 +89,12 @@ def read_input(options: ScoreOptions, model: Outcome[ModelDir]) -> Finding[Sourc
         f"{len(source.schema.names)} columns"
     )
     if not sample.num_rows:
-        return Finding(f"{what}; there is no row to be read in the first files", Source(source, sample), warning=True)
+        return Finding(f"{what}; the first files have no readable rows", Source(source, sample), warning=True)
     return Finding(what, Source(source, sample))
 
 
 def columns(options: ScoreOptions, model: ModelDir, predictor: Predictor, source: Source) -> Finding[Plan]:
-    """The columns fit the signature, and the functions of the user run."""
+    """The columns match the signature, and the user's functions run."""
     plan = score_job.scoring(options, model, source.input, source.sample).settle(predictor)
     inputs = [f"{bound.spec.name} takes {_names(bound.columns)}" for bound in plan.inputs]
     made = [name for name in plan.output.names if name not in plan.carried] if plan.output else []
@@ -102,10 +102,10 @@ def columns(options: ScoreOptions, model: ModelDir, predictor: Predictor, source
 
 
 def score_rows(model: ModelDir, predictor: Predictor, source: Source, plan: Plan) -> Finding[None]:
-    """What becomes of the first rows of the input; zeros are scored where there are none."""
+    """Scores the first rows of the input, or rows of zeros if it has none."""
     sample = source.sample
     if not sample.num_rows:
-        return _answers(predictor, {name: zeros for bound in plan.inputs for name, zeros in bound.zeros(2).items()})
+        return _score_zeros(predictor, {name: zeros for bound in plan.inputs for name, zeros in bound.zeros(2).items()})
     scored = Scorer(model, plan, predictor).score(sample)
     what = f"of the first {sample.num_rows:,} rows {scored.predictions.num_rows:,} are scored"
     if scored.dropped:
@@ -118,18 +118,18 @@ def score_rows(model: ModelDir, predictor: Predictor, source: Source, plan: Plan
 
 
 def score_zeros(predictor: Predictor) -> Finding[None]:
-    """Without an input: rows of zeros, where the model itself tells the shapes that it takes."""
+    """Without an input: scores rows of zeros, if the model defines the shapes of its inputs."""
     shapes = {info.name: info.shape for info in predictor.model.inputs if info.shape is not None}
     if not shapes or len(shapes) < len(predictor.model.inputs):
-        raise SkipError("no --input was given, which tells how many values the model takes")
+        raise SkipError("no --input was given, and the model does not define how many values it takes")
     dtypes = {info.name: info.dtype or torch.float32 for info in predictor.model.inputs}
-    return _answers(predictor, {name: torch.zeros(2, *shape, dtype=dtypes[name]) for name, shape in shapes.items()})
+    return _score_zeros(predictor, {name: torch.zeros(2, *shape, dtype=dtypes[name]) for name, shape in shapes.items()})
 
 
 def write_output(
     options: ScoreOptions, source: Outcome[Source] | None = None, plan: Outcome[Plan] | None = None
 ) -> Finding[None]:
-    """The output is free, takes the place of nothing that is read, and a file can be written where it will be."""
+    """The output is not in use, replaces nothing that is read, and can be written."""
     if not options.sink.output:
         raise SkipError("no --output was given")
     folder, tables = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
@@ -142,15 +142,15 @@ def write_output(
     check_writable("--output", folder)
     if options.sink.report:
         check_writable("--report", folder_of(options.sink.report))
-    left = f"; {dead} has ended without cleaning up, which the next run does" if dead else ""
+    left = f"; {dead} ended without cleaning up; the next run does it" if dead else ""
     return Finding(f"{options.sink.output} can be written{left}", None)
 
 
-def _answers(predictor: Predictor, zeros: Mapping[str, torch.Tensor | Ragged]) -> Finding[None]:
+def _score_zeros(predictor: Predictor, zeros: Mapping[str, torch.Tensor | Ragged]) -> Finding[None]:
     if failures := predictor.predict(dict(zeros)).failures:
         error = failures[0][1]
         raise BrokenModelError(f"the model fails on rows of zeros: {type(error).__name__}: {one_line(error)}")
-    return Finding("the model answers rows of zeros", None)
+    return Finding("the model scores rows of zeros", None)
 
 
 def _names(names: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""What an error means for a command: its cause out of what a runner made of it, its line, its exit code."""
+"""Errors of a command: the cause inside a runner's error, the line to print, the exit code."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ def exit_code(error: BaseException) -> int:
 
 
 def line_of(error: BaseException) -> str:
-    """What a command says of `error`, on one line; of one that nobody expected, also how to find where."""
+    """The line to print for `error`; for an unexpected error it also names --verbose."""
     if isinstance(error, TorchbeamError | OSError):
         return one_line(error, _LINE)
     return one_line(TorchbeamError(f"{type(error).__name__}: {error}; --verbose shows where"), _LINE)
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """What went wrong in a pipeline, out of what its runner raised.
+    """The cause of the error that a runner raised.
 
-    An error of this package keeps its type, be it raised in this process or told of by the traceback that runners make
-    the text of their own error. Another one becomes a `TorchbeamError` that says its type and message.
+    An error of this package keeps its type, whether it was raised in this process or is in a traceback that the runner
+    put in the message of its error. Any other error becomes a `TorchbeamError` with its type and message.
     """
     if isinstance(error, TorchbeamError):  # of a worker in this process
         error.args = (_STEP.sub("", str(error)), *error.args[1:])

@@ -6,11 +6,11 @@ from urllib.parse import urlsplit
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host name or address stands for this machine only, so that nothing elsewhere reaches it."""
+    """Whether a host name or address is a loopback address, which other machines cannot reach."""
     name = host.strip("[]").lower()
     if name == "localhost" or name.endswith(".localhost"):
         return True
-    import ipaddress  # takes milliseconds to import, and --help is to be fast
+    import ipaddress  # a slow import, and --help must be fast
 
     try:
         return ipaddress.ip_address(name).is_loopback
@@ -19,8 +19,8 @@ def is_loopback(host: str) -> bool:
 
 
 def host_of(address: str) -> str:
-    """The host of a URL, or of `host:port`; empty where there is none."""
+    """The host of a URL, or of `host:port`; empty if there is none."""
     try:
         return urlsplit(address if "//" in address else f"//{address}").hostname or ""
-    except ValueError:  # brackets that are not those of an IPv6 address
+    except ValueError:  # brackets without an IPv6 address
         return ""

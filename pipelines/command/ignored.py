@@ -1,4 +1,4 @@
-"""Options that a runner leaves aside without a word: they are told, so that nobody waits for what does not come."""
+"""Warns about options that the chosen runner silently ignores."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from apache_beam.options.pipeline_options import (
 from pipelines.command.options import IN_PROCESS, ModelOptions, RunOptions
 
 _DATAFLOW, _FLINK, _SPARK = "DataflowRunner", "FlinkRunner", "SparkRunner"
-# Beam's groups of options that are one runner's.
+# Beam's option groups that only one runner uses.
 _OWNERS: dict[type[PipelineOptions], tuple[str, ...]] = {
     DirectOptions: IN_PROCESS,
     FlinkRunnerOptions: (_FLINK,),
     SparkRunnerOptions: (_SPARK,),
     WorkerOptions: (_DATAFLOW,),
 }
-# Of WorkerOptions these are heeded by others, too.
+# Other runners use these of WorkerOptions, too.
 _COMMON = ("--sdk_", "--default_sdk_", "--max_cache_", "--element_processing_", "--worker_harness_container_image")
-# Spark's own settings are Java properties of the job server.
+# Spark's settings are Java properties of the job server.
 _SETTING = "--job_server_jvm_properties=-D"
 _INSTEAD = {
     ("--accelerator", _SPARK): f"ask for GPUs with {_SETTING}spark.executor.resource.gpu.amount=1",
-    ("--min_ram", _SPARK): f"say it with {_SETTING}spark.executor.memory=…",
-    ("--num_workers", _SPARK): f"say how many cores the job takes with {_SETTING}spark.cores.max=…",
+    ("--min_ram", _SPARK): f"use {_SETTING}spark.executor.memory=…",
+    ("--num_workers", _SPARK): f"set the cores of the job with {_SETTING}spark.cores.max=…",
 }
 
 
 def ignored_options(run: RunOptions, model: ModelOptions, beam: Sequence[str]) -> list[str]:
-    """A line for each option that was given and that `runner` ignores, with what to use in its place.
+    """A line for each given option that the runner ignores, with what to use instead.
 
     Args:
         run: the options of the run.
         model: the options of the model, for its resource hints.
-        beam: the arguments that go to Beam.
+        beam: the arguments for Beam.
     """
     runner = run.runner
     ours = {

@@ -38,13 +38,13 @@ def option(
     """A dataclass field that is a command-line flag.
 
     Args:
-        help: what it means, for `--help`.
-        default: its value where it is not given; none for a required one.
-        parse: makes a value of the text; raises ValueError with what is wrong with it.
-        choices: the texts that are allowed.
-        metavar: what stands for the value in `--help`.
-        repeatable: whether it may be given many times; the values are a tuple.
-        flag: the name of the flag, where it cannot be that of the field.
+        help: the text for `--help`.
+        default: the default value; a field without one is required.
+        parse: converts the text to a value; raises ValueError with the reason.
+        choices: the allowed texts.
+        metavar: the name of the value in `--help`.
+        repeatable: whether the flag may be given several times; the values are a tuple.
+        flag: the name of the flag, if it differs from the field.
     """
     metadata = {"help": help, "parse": parse, "choices": choices, "metavar": metavar, "repeatable": repeatable}
     metadata["flag"] = flag
@@ -52,7 +52,7 @@ def option(
 
 
 def flag(help: str) -> Any:
-    """A field that is a switch: `--name`, or `--name=true` where a launcher needs a value."""
+    """A field that is a switch: `--name`, or `--name=true` for launchers that need a value."""
     return field(default=False, metadata={"help": help, "parse": _boolean, "choices": None, "switch": True})
 
 
@@ -92,17 +92,17 @@ def rate(text: str) -> float:
 def path(text: str) -> str:
     """A path, table or query."""
     if not text.strip():
-        raise ValueError("is empty; leave it out or give it a value")
+        raise ValueError("is empty; remove it or give it a value")
     if "\0" in text:
-        raise ValueError("holds a NUL")
+        raise ValueError("contains a NUL character")
     return text
 
 
 def names(text: str) -> tuple[str, ...]:
-    """Names between commas."""
+    """Names separated by commas."""
     found = tuple(name.strip() for name in text.split(",") if name.strip())
     if not found:
-        raise ValueError("must be column names between commas, or *")
+        raise ValueError("must be column names separated by commas, or *")
     return found
 
 
@@ -114,17 +114,17 @@ def function(text: str) -> str:
 
 
 def spark_version(text: str) -> str | None:
-    """A whole Spark version; None for `3`, which Beam has as its default."""
+    """A full Spark version; None for `3`, which is Beam's default."""
     if text == "3":
         return None
     if not re.fullmatch(r"3\.\d+\.\d+\S*", text):
-        raise ValueError(f'must be a whole version of Spark 3, as 3.5.7, not "{text}"')
+        raise ValueError(f'must be a full version of Spark 3, such as 3.5.7, not "{text}"')
     return text
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What is scored."""
+    """The input."""
 
     TITLE = "source"
 
@@ -138,23 +138,23 @@ class SourceOptions:
         None,
         choices=("parquet", "csv", "jsonl", "avro", "text", "image"),
     )
-    limit: int | None = option("score only about N rows, to try a model out", None, parse=positive, metavar="N")
+    limit: int | None = option("score only about N rows, to try a model", None, parse=positive, metavar="N")
 
 
 @dataclass(frozen=True)
 class TrustedModel:
-    """A model, and how far it is trusted."""
+    """A model and how far it is trusted."""
 
     model: str = option("model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://", parse=path)
     model_version: str | None = option(
-        "the only version that is scored with, 12 to 64 hexadecimal digits; any other is refused",
+        "the required version of the model, 12 to 64 hexadecimal digits; any other is refused",
         None,
         parse=check_version,
         metavar="VERSION",
     )
-    no_model_code: bool = flag("refuse a model directory that brings code of its own; see docs/security.md")
+    no_model_code: bool = flag("refuse a model directory that contains code; see docs/security.md")
     allow_env: tuple[str, ...] = option(
-        "an environment variable that env_vars of the model may set, beside the usual ones; may be repeated",
+        "an environment variable that env_vars of the model may set, besides the default ones; may be repeated",
         (),
         parse=check_name,
         repeatable=True,
@@ -169,28 +169,28 @@ class TrustedModel:
 
 @dataclass(frozen=True)
 class ModelOptions(TrustedModel):
-    """What it is scored with."""
+    """The model, and how it runs."""
 
     TITLE = "model"
 
     batch_size: int | None = option(
-        "rows of a micro-batch, one call of the model; auto chooses by the bytes of a row (default: auto)",
+        "rows of a micro-batch, which is one model call; auto chooses by the bytes of a row (default: auto)",
         None,
         parse=positive_or_auto,
         metavar="N",
     )
-    device: str = option("auto, cpu, cuda or cuda:N; auto is a GPU where there is one (default: auto)", "auto")
+    device: str = option("auto, cpu, cuda or cuda:N; auto is a GPU if there is one (default: auto)", "auto")
     precision: Literal["float32", "bfloat16", "float16"] = option(
         "float32, or bfloat16 or float16 by autocast (default: float32)",
         "float32",
         choices=("float32", "bfloat16", "float16"),
     )
-    compile: bool = flag("run the model through torch.compile first")
+    compile: bool = flag("compile the model with torch.compile")
     model_copies: int = option("processes that may share one GPU (default: 1)", 1, parse=positive, metavar="N")
     accelerator: str | None = option(
-        "resource hint of the inference step, as type:nvidia-l4;count:1;install-nvidia-driver", None
+        "resource hint of the inference step, such as type:nvidia-l4;count:1;install-nvidia-driver", None
     )
-    min_ram: str | None = option("resource hint of the inference step, with its unit, as 16GB", None)
+    min_ram: str | None = option("resource hint of the inference step with a unit, such as 16GB", None)
     preprocess: tuple[str, ...] = option(
         "module:function on rows, after those of the model; may be repeated",
         (),
@@ -209,13 +209,13 @@ class ModelOptions(TrustedModel):
 
 @dataclass(frozen=True)
 class SinkOptions:
-    """Where it goes."""
+    """The output."""
 
     TITLE = "sink"
 
     output: str = option(
         "directory of the run, local, gs:// or s3://; or bigquery:project.dataset.table, with dead letters in "
-        "<table>_dead_letters, by way of files under --temp_location=gs://…",
+        "<table>_dead_letters, loaded from files under --temp_location=gs://…",
         parse=path,
     )
     output_format: str = option(
@@ -224,20 +224,20 @@ class SinkOptions:
         choices=("parquet", "csv", "jsonl", "avro"),
     )
     columns: tuple[str, ...] = option(
-        "input columns carried into the output, between commas, * for all (default: *)", ("*",), parse=names
+        "input columns to copy into the output, separated by commas, * for all (default: *)", ("*",), parse=names
     )
     probabilities: bool = flag(
         "task classification: a column probability_CLASS for every class, as evaluate reads them"
     )
     overwrite: bool = flag("replace a finished run under --output")
     report: str | None = option(
-        "where the report goes (default: <output>/report.json); required for a table", None, parse=path, metavar="FILE"
+        "path of the report (default: <output>/report.json); required for a table", None, parse=path, metavar="FILE"
     )
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """How it runs."""
+    """How the run is executed."""
 
     TITLE = "run"
 
@@ -251,20 +251,22 @@ class RunOptions:
         parse=rate,
         metavar="RATE",
     )
-    wait: bool = flag("on Dataflow: follow the job to its end, and end as it does; else return once it is submitted")
+    wait: bool = flag(
+        "on Dataflow: wait until the job ends and return its exit code; otherwise return once it is submitted"
+    )
     shared_filesystem: bool = flag("local paths are the same on all machines of the cluster")
     spark_version: str | None = option(
-        "Spark version of the cluster, as 3.5.7, where its master does not tell; chooses the job server",
+        "Spark version of the cluster, such as 3.5.7, if its master does not report it; selects the job server",
         None,
         parse=spark_version,
         metavar="VERSION",
     )
     spark_master_ui: str | None = option(
-        "web page of the Spark master (default: looked for on its host, ports 8080 to 8083)", None, metavar="HOST:PORT"
+        "web page of the Spark master (default: searched on its host, ports 8080 to 8083)", None, metavar="HOST:PORT"
     )
     chunk_bytes: int = option(
-        "memory of a chunk, the rows that go through the run together, with its unit, from 1MB to 1GB; a run takes some "
-        "times as much beside the model (default: 64MiB)",
+        "memory of a chunk, the rows that are processed together, with a unit, from 1MB to 1GB; a run needs a few times "
+        "as much besides the model (default: 64MiB)",
         Batching.chunk_bytes,
         parse=chunk_bytes,
         metavar="SIZE",
@@ -273,22 +275,23 @@ class RunOptions:
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are one line and end with exit code 2, as all wrong usage does."""
+    """Raises `UsageError` instead of exiting, so that errors are one line with exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Raises it."""
+        """Raises `UsageError`."""
         raise UsageError(message)
 
 
 @dataclass(frozen=True)
 class Command:
-    """What a command says of itself.
+    """The description of a command.
 
     Attributes:
         prog: its name.
-        description: for `--help`, as are `usage` and `exit_codes`.
-        strict: whether its required options must be there; else they are empty.
-        interrupted: what is said of an interruption; may be empty.
+        description: for `--help`, like `usage` and `exit_codes`.
+        strict: whether required options must be given; otherwise they default to an empty string.
+        interrupted: the message after "interrupted"; may be empty.
+        runs_beam: whether unknown options are passed to Beam.
     """
 
     prog: str
@@ -297,15 +300,17 @@ class Command:
     exit_codes: str
     strict: bool = True
     interrupted: str = "nothing was published"
+    runs_beam: bool = True
 
 
 def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:
     """A parser with the flags of `groups`, each under its title."""
+    passed_on = "All other options are passed to Beam unchanged. " if command.runs_beam else ""
     made = Parser(
         prog=command.prog,
         description=command.description,
         usage=f"{command.prog} {command.usage} [options]",
-        epilog=f"All other options are Beam's own and go to the runner as they are. Exit codes: {command.exit_codes}.",
+        epilog=f"{passed_on}Exit codes: {command.exit_codes}.",
         allow_abbrev=False,
     )
     for group in groups:
@@ -339,7 +344,7 @@ class _Once(argparse.Action):
         self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
     ) -> None:
         if getattr(namespace, self.dest) is not None:
-            raise UsageError(f"{option_string} is given twice; a pattern or a directory stands for many files")
+            raise UsageError(f"{option_string} is given twice; use a pattern or a directory for several files")
         setattr(namespace, self.dest, values)
 
 
@@ -361,9 +366,22 @@ def _checked(name: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def pick(kind: type[T], values: argparse.Namespace) -> T:
-    """The options of one dataclass out of all that were parsed; required ones that need not be there are empty."""
+    """The options of one dataclass from all parsed ones; missing required ones are empty."""
     found = {}
     for item in fields(kind):  # type: ignore[arg-type]
         value = getattr(values, item.name)
         found[item.name] = "" if value is None and item.default is dataclasses.MISSING else value
     return kind(**found)
+
+
+def parse_one(kind: type[T], argv: Sequence[str], command: Command) -> T:
+    """The options of a command that has one group of them and passes none to Beam.
+
+    Raises:
+        UsageError: for an unknown option or an invalid value.
+        SystemExit: for `--help`.
+    """
+    values, unknown = parser(command, (kind,)).parse_known_args(argv)
+    if unknown:
+        raise UsageError(f'unknown option "{unknown[0]}"; see --help')
+    return pick(kind, values)

@@ -1,9 +1,9 @@
-"""A command as the whole of a process: options, errors and exit codes, signals, streams that are gone, and its end.
+"""Runs a command as a process: options, errors and exit codes, signals, closed streams, and its end.
 
 A command is `main(argv) = execute(COMMAND, argv, parse, run)`, and `run(main)` for the process.
 
-The command runs in a child of this process, which waits for it. So there is somebody to tell of an end that no Python
-code sees: a model that calls `os._exit`, a crash in native code, `kill -9` where memory runs out.
+The command runs in a child of this process, which waits for it. So the parent can report an end that no Python code
+sees: a model that calls `os._exit`, a crash in native code, `kill -9` when memory runs out.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from pipelines.command.errors import FAILED, INTERRUPTED, exit_code, line_of
 from pipelines.command.options import Command
 from pipelines.command.supervisor import die_with_parent
 
-# Each interrupts the command, which then cleans up: Ctrl-C, a scheduler that ends the job, a terminal that is closed.
+# Each interrupts the command, which then cleans up: Ctrl-C, a scheduler that ends the job, a closed terminal.
 _ENDING = (signal.SIGINT, signal.SIGTERM, *((signal.SIGHUP,) if hasattr(signal, "SIGHUP") else ()))
-# Ctrl-C reaches parent and child, and the parent hands on what it gets. What comes again this soon is the same signal.
+# Ctrl-C reaches parent and child, and the parent forwards its signals. A second signal this soon is the same one.
 _SAME_SECONDS = 1.0
 _CLEAR_LINE = "\r\x1b[K\x1b[?25h"  # of a progress bar, which hides the cursor
 
 
 class Options(Protocol):
-    """What the options of every command say."""
+    """What the options of every command have."""
 
     @property
     def verbose(self) -> bool:
@@ -48,13 +48,13 @@ def execute(
     parse: Callable[[list[str], Command], OptionsT],
     run: Callable[[OptionsT], int],
 ) -> int:
-    """Runs a command in this process and gives its exit code; every error is one line on stderr.
+    """Runs a command in this process and returns its exit code; every error is one line on stderr.
 
     Args:
-        command: what it says of itself.
-        argv: the arguments; those of the process where it is None.
-        parse: makes the options; raises `UsageError`, and SystemExit for `--help`.
-        run: does the work and gives the exit code.
+        command: its description.
+        argv: the arguments; None for the arguments of the process.
+        parse: parses the options; raises `UsageError`, and SystemExit for `--help`.
+        run: does the work and returns the exit code.
     """
     verbose = False
     try:
@@ -76,22 +76,22 @@ def execute(
 
 
 class _Redacted(logging.Formatter):
-    """Keeps secrets out of the logs of Beam, Java and others, and out of tracebacks."""
+    """Masks secrets in the logs of Beam, Java and other libraries, and in tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
 
 
 def set_up_logging(verbose: bool) -> None:
-    """Shows the logs where they are asked for, else errors of others only."""
+    """Shows all logs if `verbose`, otherwise only errors of other libraries than Beam."""
     shown = logging.StreamHandler()
     shown.setFormatter(_Redacted("%(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.INFO if verbose else logging.ERROR, handlers=[shown])
     if not verbose:
-        # A failed bundle logs its traceback on every level of the runner, and a refused job the answer of the service
-        # as critical; the command says the same in one line.
+        # Every layer of the runner logs the traceback of a failed bundle, and a refused job logs the response of the
+        # service as critical; the command reports the same in one line.
         logging.getLogger("apache_beam").setLevel(logging.CRITICAL + 1)
-        # Its S3 client logs tracebacks, too, without a logger of its own.
+        # Its S3 client logs tracebacks, too, through the root logger.
         logging.getLogger().addFilter(lambda record: "apache_beam" not in record.pathname)
 
 
@@ -99,8 +99,8 @@ def run(main: Callable[[], int], prog: str = "torchbeam") -> NoReturn:
     """Runs a command in a child of this process and ends this one with its exit code.
 
     Args:
-        main: the command; gives its exit code. It is forked, so nothing that has threads should be imported yet.
-        prog: the name of the command, for the line that tells of an end without an exit code of its own.
+        main: the command; returns its exit code. It runs in a fork, so nothing that starts threads may be imported yet.
+        prog: the name of the command, for the error line if the child ends without an exit code.
     """
     if not hasattr(os, "fork"):
         _interrupt_on_signals()
@@ -117,7 +117,7 @@ def run(main: Callable[[], int], prog: str = "torchbeam") -> NoReturn:
         _end(_exit_code(main), done_in_child)
     for number in _ENDING:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, lambda number, _: _hand_on(number, child))
+            signal.signal(number, lambda number, _: _forward(number, child))
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     os.set_blocking(done, False)
@@ -132,13 +132,13 @@ def run(main: Callable[[], int], prog: str = "torchbeam") -> NoReturn:
     os._exit(FAILED)
 
 
-def _hand_on(number: int, child: int) -> None:
+def _forward(number: int, child: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(child, number)
 
 
 def _interrupt_on_signals() -> None:
-    """Lets every signal to end raise KeyboardInterrupt, once; those that the starter has ignored (nohup) stay so."""
+    """Makes every ending signal raise KeyboardInterrupt, once; signals that are ignored (nohup) stay ignored."""
     last = -_SAME_SECONDS
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
@@ -153,7 +153,7 @@ def _interrupt_on_signals() -> None:
 
 
 def _how_it_ended(status: int) -> str:
-    """What is told of a process that ended by itself: `status` is its exit code, or a signal as a negative number."""
+    """The message about a child that ended early: `status` is its exit code, or a signal as a negative number."""
     what = "the process ended without finishing the run"
     if status >= 0:
         return (
@@ -162,7 +162,7 @@ def _how_it_ended(status: int) -> str:
         )
     try:
         name = signal.Signals(-status).name
-    except ValueError:  # of those for real time
+    except ValueError:  # a real-time signal
         name = f"signal {-status}"
     if -status == signal.SIGKILL:
         return (
@@ -179,20 +179,20 @@ def _exit_code(main: Callable[[], int]) -> int:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except KeyboardInterrupt:
         return INTERRUPTED
-    except OSError as error:  # of stdout, where its reader has left or its disk is full
+    except OSError as error:  # of stdout: its reader has ended or its disk is full
         with suppress(OSError, ValueError):
             print(f"the output of this command cannot be written: {error.strerror}", file=sys.stderr)
         return FAILED
 
 
 def _end(code: int, done: int | None = None) -> NoReturn:
-    """Ends this process; a byte in the pipe `done` tells its parent that this was meant."""
+    """Ends this process; a byte in the pipe `done` tells its parent that this was intended."""
     _flush()
     if done is not None:
         with suppress(OSError):
             os.write(done, b"1")
-    # Not sys.exit: threads of a runner that was interrupted or failed, or of libraries that were asked and did not
-    # answer, would keep the process alive.
+    # Not sys.exit: threads of an interrupted runner, or of libraries that wait for a response, would keep the process
+    # alive.
     os._exit(code)
 
 

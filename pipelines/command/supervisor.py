@@ -1,7 +1,7 @@
-"""Ends a process with the one that started it, whatever ended that one; `kill -9` leaves no other way.
+"""Ends a process when its parent ends, even if the parent was killed by `kill -9`.
 
-As a command it runs a program under this rule; `supervised_command` gives its arguments. Only the standard library is
-imported: one of these runs for every worker.
+As a command it runs a program under this rule; `supervised_command` returns its arguments. It imports only the standard
+library, since one of these runs for every worker.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-# Between a SIGTERM and the SIGKILL to a program that ignores it.
+# Between SIGTERM and SIGKILL for a program that ignores SIGTERM.
 GRACE_SECONDS = 10
 
 _POLL_SECONDS = 0.5
@@ -25,11 +25,11 @@ _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 
 def end_with_parent(end: Callable[[], object], parent: int) -> None:
-    """Calls `end`, and leaves, once the process that started this one is gone.
+    """Calls `end` and exits once the parent process has ended.
 
     Args:
-        end: what is done before.
-        parent: the id of that process, from itself: it may be gone by now, and then another is the parent.
+        end: called before the exit.
+        parent: the process id of the parent, as the parent passed it: by now another process may be the parent.
     """
 
     def watch() -> None:
@@ -42,68 +42,68 @@ def end_with_parent(end: Callable[[], object], parent: int) -> None:
 
 
 def die_with_parent(parent: int) -> None:
-    """Lets the system kill this process once the one that forked it is gone; nothing is cleaned up.
+    """Has the system kill this process, without cleanup, once its parent has ended.
 
-    On Linux by the kernel, which also ends a process that hangs in native code.
+    On Linux the kernel does it, which also ends a process that hangs in native code.
 
     Args:
-        parent: the id of that process, from itself.
+        parent: the process id of the parent, as the parent passed it.
     """
     if sys.platform == "linux":
         import ctypes
 
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it went before the kernel was asked
+        if os.getppid() != parent:  # it ended before the call
             os._exit(1)
     else:
         end_with_parent(lambda: None, parent)
 
 
 class EndedBySignal:
-    """A child of this process that is ended where a signal tells this one to end, also while the child is started.
+    """Ends a child process when this process gets a signal, also while the child starts.
 
     Args:
         end: ends the child.
-        signals: that tell to end.
+        signals: the signals to handle.
 
     Attributes:
-        told_to_end: whether one of them came.
+        signalled: whether one of them arrived.
     """
 
     def __init__(self, end: Callable[[subprocess.Popen[bytes]], object], *signals: signal.Signals) -> None:
-        self.told_to_end = False
+        self.signalled = False
         self._end = end
         self._child: subprocess.Popen[bytes] | None = None
         for number in signals:
-            signal.signal(number, self._tell)
+            signal.signal(number, self._on_signal)
 
-    def _tell(self, *_: object) -> None:
-        self.told_to_end = True
+    def _on_signal(self, *_: object) -> None:
+        self.signalled = True
         if self._child is not None:
             self._end(self._child)
 
     def start(self, program: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:
         """Starts the child; `options` are those of `subprocess.Popen`."""
-        self._child = child = subprocess.Popen(program, **options)  # noqa: S603 - the caller's own
-        if self.told_to_end:
+        self._child = child = subprocess.Popen(program, **options)  # noqa: S603 - from the caller
+        if self.signalled:
             self._end(child)
         return child
 
 
 def supervised_command(program: Sequence[str], remove: str | Path = "") -> list[str]:
-    """The command that runs a program which ends with this process; then the folder `remove` goes, too."""
-    # This file, not a module by its name: another may be found where the program runs.
+    """The command that runs `program` until this process ends, and then removes the folder `remove`."""
+    # A file, not a module name: another module may have that name where the program runs.
     return [sys.executable, "-P", __file__, str(os.getpid()), str(remove), *program]
 
 
 def run(parent: int, remove: str, program: Sequence[str]) -> int:
-    """Runs a program to its end and gives its exit code.
+    """Runs a program to its end and returns its exit code.
 
-    A SIGTERM is handed on to it, and followed by a SIGKILL where it goes on.
+    Forwards SIGTERM to it, followed by SIGKILL if it does not end.
 
     Args:
-        parent: the process that the program ends with.
-        remove: a folder that is removed where that process is gone; nobody else would. May be empty.
+        parent: the process whose end also ends the program.
+        remove: a folder to remove if that process has ended; may be empty.
         program: the program and its arguments.
     """
 

@@ -1,4 +1,4 @@
-"""What a person sees of a run: progress while it lasts, and a summary at its end."""
+"""Shows the progress of a run and its summary."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ LOG_SECONDS = 15.0
 
 
 class Watched(Protocol):
-    """A run that can be asked how far it is."""
+    """A run whose progress can be queried."""
 
     def so_far(self) -> Counts | None:
-        """What has been done; None where this process cannot know."""
+        """The counts so far; None if this process does not know them."""
 
     def state(self) -> str:
-        """What it is about, in a few words; may be empty."""
+        """The state in a few words; may be empty."""
 
 
 class Watch:
-    """Shows how far a run is, on stderr: a bar in a terminal, a line now and then in a log.
+    """Shows the progress of a run on stderr: a bar in a terminal, otherwise a line every 15 seconds.
 
     Args:
         run: the run.
-        total: rows in all, where that is known.
-        what: what is done with them.
+        total: the total number of rows, if known.
+        what: the name of the activity, for the display.
     """
 
     def __init__(self, run: Watched, total: int | None, what: str = "scoring") -> None:
@@ -95,7 +95,7 @@ class Watch:
 
 
 def show_summary(report: dict[str, Any], publication: Publication) -> None:
-    """Prints what became of the rows of a finished run, and where everything is, on stdout."""
+    """Prints the counts of a finished run and the paths of its outputs on stdout."""
     console = Console(highlight=False)
     table = Table.grid(padding=(0, 2))
     table.add_column()
@@ -114,6 +114,6 @@ def show_summary(report: dict[str, Any], publication: Publication) -> None:
     print(f"\nmodel        {model['name']}, version {model['version']}")
     print(f"predictions  {publication.predictions_at}")
     if report["rows_dead"]:
-        print(f"dead letters {publication.dead_letters_at} (mend, then score them with --input)")
+        print(f"dead letters {publication.dead_letters_at} (fix them, then score them with --input)")
     if report["files_dead"]:
         print(f"failed files {publication.failed_files_at}")

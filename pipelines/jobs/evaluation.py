@@ -161,7 +161,7 @@ def _check_output(options: EvaluateOptions) -> None:
     try:
         there = [name for name in (METRICS, PAGE) if exists(join(output, name))]
     except Exception as error:
-        raise UsageError(f"--output {output} cannot be looked into: {stores.explain(error)}") from error
+        raise UsageError(f"--output {output} cannot be listed: {stores.explain(error)}") from error
     if there and not options.evaluation.overwrite:
         raise UsageError(f"--output {output} holds {there[0]} already; write elsewhere, or replace it with --overwrite")
     if not is_remote(output) or runners.in_process(options.score.run.runner):

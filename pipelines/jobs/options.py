@@ -83,7 +83,7 @@ def remote_paths(options: ScoreOptions) -> dict[str, str]:
 
 
 def connect(options: ScoreOptions, **others: str) -> None:
-    """Sees that the object stores can be reached, where there are any, and gives them the options of Beam.
+    """Checks that the object stores of the run can be reached, and passes them the options of Beam.
 
     `others` are further paths, by the names of their flags.
     """

@@ -1,6 +1,6 @@
-"""What would fail or hang on Spark, found before anything is submitted. Each check takes some seconds at most.
+"""Checks before a submission to Spark for what would fail or hang. Each takes a few seconds at most.
 
-A check gives a short fact, or raises `UsageError` with what is wrong and what to do.
+A check returns a short fact, or raises `UsageError` with the problem and its fix.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ _MASTERS = re.compile(
 
 @dataclass(frozen=True)
 class Executor:
-    """What Spark asks of a worker for each executor; the defaults are Spark's own.
+    """The resources that Spark requests for each executor, with the defaults of Spark.
 
     Attributes:
-        cores: the fewest that will do.
-        memory: in MiB.
+        cores: the minimum number of cores.
+        memory: the memory in MiB.
     """
 
     cores: int = 1
@@ -48,12 +48,12 @@ class Executor:
 
     @staticmethod
     def of(options: PipelineOptions) -> Executor:
-        """As the job server's Java properties (`-Dspark.executor.memory=2g`) have it: there Spark's settings are."""
+        """Reads them from the Java properties of the job server, such as `-Dspark.executor.memory=2g`."""
         properties = options.view_as(JobServerOptions).job_server_jvm_properties or ()
         given = dict(text.removeprefix("-D").partition("=")[::2] for text in properties)
         memory = re.fullmatch(r"(\d+)([kmgt]?)b?", given.get("spark.executor.memory", "").strip().lower())
         cores = given.get("spark.executor.cores", "")
-        # A number without a unit is of MiB.
+        # A number without a unit is in MiB.
         unit = {"k": 1 / 1024, "m": 1, "g": 1024, "t": 1024**2}[memory.group(2) or "m"] if memory else 0
         return Executor(
             int(cores) if cores.isdecimal() else Executor.cores,
@@ -67,11 +67,11 @@ class Executor:
 
 @dataclass(frozen=True)
 class Target:
-    """Where a run will go.
+    """Where a run will execute.
 
     Attributes:
-        java: that of the job server; None where the user has one that runs.
-        master: the master, where it is a standalone one.
+        java: the Java for the job server; None if the user runs a job server.
+        master: the standalone master, if there is one.
     """
 
     java: Java | None = None
@@ -79,7 +79,7 @@ class Target:
 
 
 def check_spark(options: PipelineOptions, master_ui: str | None) -> Target:
-    """The quick checks, all that need no jar; `score` makes them by itself.
+    """The quick checks, which need no jar; `score` runs them, too.
 
     Args:
         options: Beam's options of the run.
@@ -112,16 +112,16 @@ def check_streaming(options: PipelineOptions) -> str:
 
 
 def check_master_url(url: str) -> str:
-    """The master is of a kind that Spark knows."""
+    """Spark supports the kind of master."""
     if not _MASTERS.match(url):
         raise UsageError(
-            f'--spark_master_url "{url}" is none of local[N], spark://host:port, yarn and k8s://https://host:port'
+            f'--spark_master_url "{url}" must be one of local[N], spark://host:port, yarn and k8s://https://host:port'
         )
     return url
 
 
 def check_cores(master: Master, executor: Executor = Executor()) -> str:
-    """A standalone master can start an executor now; where it cannot, Spark would wait for one without an end."""
+    """A standalone master can start an executor now; otherwise Spark would wait indefinitely."""
     if master.cores is None:
         return "not known, since the master's web page was not found"
     if not master.workers:
@@ -147,7 +147,7 @@ def check_cores(master: Master, executor: Executor = Executor()) -> str:
 
 
 def check_versions(server: JobServer, cluster: str) -> str:
-    """The Spark in the job server's jar is that of the cluster, to the patch: its classes go over the wire by version."""
+    """Job server and cluster have the same Spark patch version, since they exchange Java objects."""
     jar = str(server.jar or "of Beam itself")
     if server.spark_version is None:
         return f"not compared, since that of the job server {jar} is not known; the cluster has {cluster}"
@@ -160,7 +160,7 @@ def check_versions(server: JobServer, cluster: str) -> str:
 
 
 def check_endpoint(endpoint: str) -> str:
-    """A job server of the user's own, `host:port`, takes connections; Beam would wait for it for five minutes."""
+    """The user's job server, `host:port`, accepts connections; Beam would wait five minutes for it."""
     host, _, port = endpoint.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), SECONDS).close()
@@ -173,7 +173,7 @@ def check_endpoint(endpoint: str) -> str:
 
 
 def check_worker_command(command: str, environment: Mapping[str, str] | None = None) -> str:
-    """The command that executors start Python workers with is on this machine, and where it is ours, it runs.
+    """The command that starts Python workers exists on this machine, and if it is ours, it runs.
 
     Args:
         command: the path of an executable; executors give it its arguments.
@@ -182,13 +182,13 @@ def check_worker_command(command: str, environment: Mapping[str, str] | None = N
     path = shutil.which(command)
     if path is None:
         raise UsageError(
-            f'the worker command "{command}" is not on this machine, or is no executable; install torchbeam where it '
+            f'the worker command "{command}" is not on this machine, or is not an executable; install torchbeam where it '
             "is said to be, or name another with --environment_config"
         )
     if Path(path).name != "torchbeam-worker":
         return f"{path} is there; what it does is not known"
     try:
-        done = subprocess.run(  # noqa: S603 - our own command
+        done = subprocess.run(  # noqa: S603 - our command
             [path, "--help"],
             capture_output=True,
             text=True,

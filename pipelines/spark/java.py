@@ -1,4 +1,4 @@
-"""Which Java will run the job server, and whether Spark takes it."""
+"""Finds the Java for the job server and checks whether Spark supports it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from pathlib import Path
 
 from handlers.errors import UsageError
 
-# Spark 3.5 runs on Java 8, 11 and 17, as its documentation says; on Java 25 it fails at its start ("getSubject is not
-# supported"). Java 8 is left out: nothing here is tried on it.
+# Spark 3.5 supports Java 8, 11 and 17; on Java 25 it fails at its start ("getSubject is not supported"). Java 8 is
+# excluded because nothing here is tested on it.
 SUPPORTED = (11, 17)
 
 _SECONDS = 10.0
@@ -21,14 +21,14 @@ _WAY_OUT = "install Java 17 (on Debian: apt-get install openjdk-17-jre-headless)
 
 @dataclass(frozen=True)
 class Java:
-    """A Java runtime: its executable, and its version as it tells it (`17.0.15`)."""
+    """A Java runtime: its executable, and its reported version, such as `17.0.15`."""
 
     path: str
     version: str
 
     @property
     def major(self) -> int:
-        """The number that it is called by: 8 for 1.8.0_402, 17 for 17.0.15."""
+        """The major version: 8 for 1.8.0_402, 17 for 17.0.15."""
         first, second, *_ = [int(number) for number in re.findall(r"\d+", self.version)] + [0]
         return second if first == 1 else first
 
@@ -37,11 +37,11 @@ def find_java(launcher: str = "java") -> Java:
     """The Java for the job server.
 
     Args:
-        launcher: the value of --job_server_java_launcher. Where that is the default, JAVA_HOME comes first, which Beam
-            does not look at for job servers, and then PATH.
+        launcher: the value of --job_server_java_launcher. For the default, JAVA_HOME comes first, which Beam ignores for
+            job servers, and then PATH.
 
     Raises:
-        UsageError: there is none, it does not run, or Spark does not take its version.
+        UsageError: if Java is missing, does not run, or has a version that Spark does not support.
     """
     home = os.environ.get("JAVA_HOME") if launcher == "java" else None
     path = str(Path(home, "bin", "java")) if home else shutil.which(launcher)
@@ -69,5 +69,5 @@ def _version(path: str) -> str:
     found = re.search(r'version "([^"]+)"', said)
     if found is None or not re.match(r"\d", found.group(1)):
         last = " ".join(said.split())[-200:] or f"exit code {done.returncode}"
-        raise UsageError(f'"{path} -version" does not tell a version ({last}); {_WAY_OUT}')
+        raise UsageError(f'"{path} -version" does not print a version ({last}); {_WAY_OUT}')
     return found.group(1)

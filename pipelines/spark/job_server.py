@@ -1,4 +1,4 @@
-"""Beam's job server for Spark: which jar it is, and its process."""
+"""Beam's job server for Spark: its jar and its process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DEFAULT_SPARK_VERSION = "3.5.7"  # that of templates/spark/pom.xml
 _START_SECONDS = 60.0
 _STOP_SECONDS = GRACE_SECONDS + 5.0
 _DOWNLOAD_CHECK_SECONDS = 4.0
-_STARVED = 2  # times that Spark says that no executor has come; it says so every 15 s
+_STARVED = 2  # warnings of Spark that no executor has started, one every 15 s
 
 _log = logging.getLogger("SparkJobServer")
 
@@ -48,9 +48,9 @@ class JobServer:
     """A job server.
 
     Attributes:
-        jar: its jar on this machine; None where Beam downloads its own.
-        spark_version: that of the Spark inside, as `3.5.7`; None where it is not known.
-        beam_version: that of the Beam inside.
+        jar: its jar on this machine; None if Beam downloads its own.
+        spark_version: the Spark version in the jar, such as `3.5.7`; None if unknown.
+        beam_version: the Beam version in the jar.
     """
 
     jar: Path | None
@@ -59,19 +59,19 @@ class JobServer:
 
 
 def cache_folder() -> Path:
-    """Where `make spark-job-server` puts what it made."""
+    """The output folder of `make spark-job-server`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchbeam" / "spark-job-server"
 
 
 def find_job_server(option: str | None, spark_version: str | None) -> JobServer:
-    """The job server to use: that of the option, of the environment variable, from the cache, or Beam's own.
+    """The job server to use: from the option, the environment variable, the cache, or Beam.
 
     Args:
         option: the value of --spark_job_server_jar, a path or a URL.
-        spark_version: that of the cluster, as `3.5.7`; None where any will do.
+        spark_version: the version of the cluster, such as `3.5.7`; None for any.
 
     Raises:
-        UsageError: where there is none to be had, with the command that makes one; where a file named is none.
+        UsageError: if there is no job server, with the command that builds one, or if a given file is not one.
     """
     for given, named in ((option, "--spark_job_server_jar"), (os.environ.get(VARIABLE), VARIABLE)):
         if given:
@@ -80,7 +80,7 @@ def find_job_server(option: str | None, spark_version: str | None) -> JobServer:
     fitting = [server for server in built if spark_version in (None, server.spark_version)]
     if fitting:
         return fitting[0]
-    # What Beam itself downloads holds one Spark, whose version is not known before.
+    # Beam's download contains one Spark version, which is not known before.
     if spark_version is None and _can_be_downloaded():
         return JobServer(None)
     wanted = spark_version or DEFAULT_SPARK_VERSION
@@ -93,7 +93,7 @@ def find_job_server(option: str | None, spark_version: str | None) -> JobServer:
 
 
 def built_job_servers() -> list[JobServer]:
-    """Those in the user's cache, the newest versions first."""
+    """The job servers in the user's cache, newest versions first."""
     found = []
     for jar in cache_folder().glob("beam-*-spark-*.jar"):
         with suppress(UsageError):
@@ -104,12 +104,12 @@ def built_job_servers() -> list[JobServer]:
 
 
 def read_job_server(jar: Path) -> JobServer:
-    """The versions inside a jar; raises `UsageError` where it is no job server."""
+    """The versions inside a jar; raises `UsageError` if it is not a job server."""
     try:
         with zipfile.ZipFile(jar) as archive:
             names = set(archive.namelist())
             if "org/apache/beam/runners/spark/SparkJobServerDriver.class" not in names:
-                raise UsageError(f"{jar} is no job server of Beam for Spark; make one with: make spark-job-server")
+                raise UsageError(f"{jar} is not a job server of Beam for Spark; make one with: make spark-job-server")
             spark = _property(archive, names, "spark-version-info.properties", "version")
             beam = _property(
                 archive, names, "META-INF/maven/org.apache.beam/beam-runners-spark-3/pom.properties", "version"
@@ -139,14 +139,14 @@ def _download(url: str) -> Path:
 
 
 def beams_own() -> str:
-    """Where Beam's own job server is: a file, or a URL. It is that of Beam's version here."""
+    """The file or URL of Beam's own job server, for the installed Beam version."""
     from apache_beam.utils.subprocess_server import JavaJarServer
 
     return str(JavaJarServer.path_to_beam_jar(":runners:spark:3:job-server:shadowJar"))
 
 
 def _can_be_downloaded() -> bool:
-    """Whether Beam's own is there: downloaded before, or to be had now. Asked once, and for a few seconds only."""
+    """Whether Beam's own job server is downloaded or available; one request with a short timeout."""
     from apache_beam.utils.subprocess_server import JavaJarServer
 
     where = beams_own()
@@ -174,7 +174,7 @@ def _numbers(version: str | None) -> list[int]:
 
 # Its process
 
-# What Spark needs of Java 17, which its own launcher gives, too.
+# The options that Spark needs on Java 17; Spark's launcher also sets them.
 _OPENED = (
     *("java.lang", "java.lang.invoke", "java.lang.reflect", "java.io", "java.net", "java.nio"),
     *("java.util", "java.util.concurrent", "java.util.concurrent.atomic"),
@@ -189,17 +189,17 @@ JAVA_ARGUMENTS = (
 
 @dataclass
 class Running:
-    """A job server that runs, and what its log has told so far.
+    """A running job server and the state read from its log.
 
     Attributes:
         master: the URL of the Spark master.
-        folder: one of the run's own, which goes with it.
-        endpoint: where it takes jobs; empty until it does.
-        ui: the address of Spark's web page, once the job has one.
-        tasks: how many of Spark's tasks have been finished.
-        executors: how many executors the cluster has given; on `local[…]` none is asked for.
-        waiting: whether Spark has no executor that takes the first tasks.
-        problem: what the log says is wrong beyond repair, in one line.
+        folder: a temporary folder of the run, removed at its end.
+        endpoint: the address for jobs; empty until it accepts them.
+        ui: the URL of Spark's web page, once the job has one.
+        tasks: the number of finished Spark tasks.
+        executors: the number of executors that the cluster started; `local[…]` has none.
+        waiting: whether Spark waits for an executor for the first tasks.
+        problem: a fatal problem found in the log, in one line.
         last: the last lines of the log.
     """
 
@@ -216,7 +216,7 @@ class Running:
     _starved: int = 0
 
     def follow(self) -> None:
-        """Reads the log until its end; runs in a thread of its own."""
+        """Reads the log until its end; runs in a separate thread."""
         for line in self.process.stdout or ():
             text = redact(line.rstrip())
             self.last.append(text)
@@ -258,7 +258,7 @@ class Running:
                 )
 
     def last_words(self) -> str:
-        """The line of the log that says best why it ended."""
+        """The line of the log that best explains why it ended."""
         errors = [line for line in self.last if re.search(r"Exception|Error|ERROR|Unsupported|cannot|Invalid", line)]
         return (errors or [*self.last, "it said nothing"])[-1].strip()
 
@@ -267,17 +267,17 @@ class Running:
 def running(
     jar: Path, java: str, master: str, arguments: Sequence[str], environment: dict[str, str]
 ) -> Iterator[Running]:
-    """A job server for the time of the context; nothing is left of it afterwards, nor when this process is killed.
+    """Runs a job server for the time of the context; it also ends when this process is killed.
 
     Args:
-        jar: that of the job server.
-        java: the executable.
+        jar: the jar of the job server.
+        java: the Java executable.
         master: the URL of the Spark master.
-        arguments: those of Java, Spark's settings among them.
-        environment: what is added to this process's own.
+        arguments: arguments of Java, including Spark's settings.
+        environment: variables to add to those of this process.
 
     Raises:
-        JobServerError: where it does not start.
+        JobServerError: if it does not start.
     """
     with tempfile.TemporaryDirectory(prefix="torchbeam-spark-") as artifacts:
         whole = [java, *JAVA_ARGUMENTS, *arguments, f"-Djava.io.tmpdir={artifacts}", "-jar", str(jar)]
@@ -314,7 +314,7 @@ def running(
             process.terminate()
             try:
                 process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:  # the supervisor, which kills Java before, hangs; both are in its group
+            except subprocess.TimeoutExpired:  # the supervisor hangs; Java is in its process group
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()

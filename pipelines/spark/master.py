@@ -1,7 +1,7 @@
-"""What can be learned of a standalone Spark master before anything is submitted to it.
+"""Queries a standalone Spark master before a submission.
 
-Whether it is there is asked on its own port, in its own protocol. Its Spark version, workers and cores are on its web
-page only, which may be on another port than the usual one or switched off: what is not known then is None, not guessed.
+Its own port, in its own protocol, shows whether it is running. Its Spark version, workers and cores are only on its web
+page, which may be on another port or switched off: unknown values are None.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _TYPES, _MESSAGE_BYTES = range(12), range(10, 1 << 20)
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker that is alive has left: cores, and memory in MiB."""
+    """The free resources of a live worker: cores, and memory in MiB."""
 
     cores_free: int
     memory_free: int
@@ -39,14 +39,14 @@ class Worker:
 
 @dataclass(frozen=True)
 class Master:
-    """A standalone master that answers.
+    """A standalone master that responds.
 
     Attributes:
-        url: as it was asked for.
-        ui: the address of its web page; None where that was not found, and then nothing below is known.
-        version: its Spark version, as `3.5.7`.
+        url: the URL as it was given.
+        ui: the URL of its web page; None if it was not found, and then nothing below is known.
+        version: its Spark version, such as `3.5.7`.
         cores: the cores of its workers.
-        workers: those that are alive.
+        workers: the live workers.
         applications: the names of the applications that run.
     """
 
@@ -64,30 +64,30 @@ def is_standalone(url: str) -> bool:
 
 
 def addresses(url: str) -> list[tuple[str, int]]:
-    """Host and port of each master in `spark://host:port[,host:port…]`; raises `UsageError` where it is none."""
+    """Host and port of each master in `spark://host:port[,host:port…]`; raises `UsageError` for an invalid URL."""
     found = []
     for part in url.removeprefix("spark://").split(","):
         match = re.fullmatch(r"\[?([^\s/@\[\]]+?)\]?:(\d{1,5})", part)
         if not is_standalone(url) or match is None or not 0 < int(match.group(2)) < 65536:
-            raise UsageError(f'--spark_master_url "{url}" must be spark://host:port, and the port is mostly 7077')
+            raise UsageError(f'--spark_master_url "{url}" must be spark://host:port, usually with port 7077')
         found.append((match.group(1), int(match.group(2))))
     return found
 
 
 def on_loopback(url: str) -> bool:
-    """Whether `url` is that of a standalone master which only workers on this machine reach."""
+    """Whether `url` is a standalone master that only workers on this machine can reach."""
     return is_standalone(url) and all(is_loopback(host) for host, _ in addresses(url))
 
 
 def ask_master(url: str, ui: str | None = None) -> Master:
-    """Asks a standalone master who it is; takes some seconds at most.
+    """Queries a standalone master; takes a few seconds at most.
 
     Args:
-        url: `spark://host:port`, or several between commas where there are standby masters.
-        ui: the address of its web page, where the user knows it; else it is looked for on the usual ports.
+        url: `spark://host:port`, or several separated by commas if there are standby masters.
+        ui: the URL of its web page, if given; otherwise the usual ports are tried.
 
     Raises:
-        UsageError: where none of the masters answers, or where there is no page of theirs at `ui`.
+        UsageError: if none of the masters responds, or if `ui` is not their web page.
     """
     hosts = addresses(url)
     with ThreadPoolExecutor(len(hosts)) as pool:
@@ -106,9 +106,11 @@ def ask_master(url: str, ui: str | None = None) -> Master:
     found = [(page, state) for page, state in asked if state is not None]
     if not found:
         if ui:
-            raise UsageError(f"--spark_master_ui {ui} is no web page of the Spark master {url}; check host and port")
+            raise UsageError(
+                f"--spark_master_ui {ui} is not the web page of the Spark master {url}; check host and port"
+            )
         return Master(url)
-    # Of a master and its standbys the one that leads knows the workers.
+    # Only the active master knows the workers, not the standby ones.
     page, state = next((each for each in found if each[1].get("status") == "ALIVE"), found[0])
     return Master(
         url,
@@ -125,9 +127,9 @@ def ask_master(url: str, ui: str | None = None) -> Master:
 
 
 def _problem(host: str, port: int) -> str | None:
-    """What keeps a port from being used as a Spark master; None where nothing does.
+    """Why a port cannot be used as a Spark master; None if it can.
 
-    A file that no master serves is asked for, which changes nothing there and is not even logged.
+    It requests a file that does not exist, which the master does not even log.
     """
     body = struct.pack(">bi", _STREAM_REQUEST, len(_NO_SUCH_FILE)) + _NO_SUCH_FILE
     try:
@@ -137,12 +139,12 @@ def _problem(host: str, port: int) -> str | None:
     except TimeoutError:
         return f"does not answer within {SECONDS:.0f} seconds"
     except (socket.gaierror, UnicodeError):
-        return "is no host that is known here"
+        return "is not a known host"
     except OSError as error:
         return f"refuses connections ({error.strerror or error})"
     if answer.startswith(b"HTTP"):
-        return "is a web page, and the port of a master is mostly 7077"
-    # One that asks for a secret first closes the connection without a word.
+        return "is a web page, and the port of a master is usually 7077"
+    # A master that requires a secret closes the connection without a response.
     return None if not answer or _is_message(answer) else "does not speak Spark's protocol; it is something else"
 
 
@@ -164,7 +166,7 @@ def _usual_pages(hosts: Iterable[str]) -> list[str]:
 
 
 def _state(page: str, ports: set[int]) -> dict[str, Any] | None:
-    """What the page of a master says of it; None where it is not that of a master on one of `ports`."""
+    """The state on the web page of a master; None if it is not a master on one of `ports`."""
     try:
         state = json.loads(read_page(f"{page}/json/", SECONDS))
         # The host may have other names; on this page's machine only one master has the port.
@@ -175,7 +177,7 @@ def _state(page: str, ports: set[int]) -> dict[str, Any] | None:
 
 
 def _version(page: str) -> str | None:
-    """The Spark version, which only the page for people shows."""
+    """The Spark version, which only the HTML page shows."""
     try:
         found = re.search(r'class="version"[^>]*>\s*(\d[^<\s]*)', read_page(page, SECONDS))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""A run on Spark from its start to its end: the job server, the job, and what can be told of it meanwhile."""
+"""A run on Spark from start to end: the job server, the job and its progress."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import apache_beam as beam
@@ -35,9 +36,9 @@ class Session:
 
     Attributes:
         options: Beam's, with the job server that takes the job.
-        server: that job server; None where the user has one that runs.
-        progress: what can be told of the job meanwhile.
-        folder: one of the run's own, which goes with it.
+        server: the job server; None if the user runs one.
+        progress: the progress of the job.
+        folder: a temporary folder of the run, removed at its end.
     """
 
     options: PipelineOptions
@@ -46,12 +47,12 @@ class Session:
     folder: Path
 
     def run(self, pipeline: beam.Pipeline) -> None:
-        """Runs a pipeline to its end; where this is interrupted, the job ends on the cluster, too.
+        """Runs a pipeline to its end; an interruption also cancels the job on the cluster.
 
         Raises:
-            TorchbeamError: where the job failed, with what the log of the job server says where that is known.
+            TorchbeamError: if the job failed, with the cause from the log of the job server if known.
         """
-        # It is submitted and waited for elsewhere, so that an interruption or the end of the job server is seen at once.
+        # A separate thread submits the job and waits, so that an interruption or the end of the job server is seen at once.
         job = _Job(pipeline, self.folder)
         job.start()
         try:
@@ -64,17 +65,17 @@ class Session:
             raise
         if job.error is not None:
             if self.server is not None:
-                # The log is read by another thread, and what is wrong may be in its last lines.
+                # Another thread reads the log, and the cause may be in its last lines.
                 time.sleep(_POLL_SECONDS)
                 self._check_server()
             raise _said_by_worker(job.error) or job.error
 
     def so_far(self) -> Counts | None:
-        """What has been done, as far as Spark tells."""
+        """The counts so far, if Spark reports them."""
         return self.progress.so_far()
 
     def state(self) -> str:
-        """How far Spark is."""
+        """The state of Spark in a few words."""
         return self.progress.state()
 
     def _check_server(self) -> None:
@@ -87,7 +88,7 @@ class Session:
 
 
 def _said_by_worker(error: BaseException) -> RuntimeError | None:
-    """What a Python worker said, out of the Java exceptions around it."""
+    """The error of a Python worker inside the Java exceptions."""
     text = str(error)
     if found := re.search(r"Error received from SDK harness for instruction \S+: (.*?)(\n\s+at |\Z)", text, re.DOTALL):
         return RuntimeError(found.group(1).strip())
@@ -106,8 +107,8 @@ class _Job(threading.Thread):
     """Submits a pipeline and waits for its end.
 
     Attributes:
-        submitted: set once there is a result, or an error in its place.
-        result: what Beam says of the job.
+        submitted: set once there is a result or an error.
+        result: Beam's result of the job.
         error: why it was not submitted, or failed.
     """
 
@@ -121,7 +122,7 @@ class _Job(threading.Thread):
 
     def run(self) -> None:
         try:
-            with _temporary_files_in(self._folder):
+            with _replaced(tempfile, "tempdir", str(self._folder)):
                 self.result = self._pipeline.run()
             self.submitted.set()
             self.result.wait_until_finish()
@@ -132,17 +133,20 @@ class _Job(threading.Thread):
 
 
 @contextmanager
-def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """Beam leaves what it makes for a submission in folders that nobody removes."""
-    before, tempfile.tempdir = tempfile.tempdir, str(folder)
+def _replaced(module: ModuleType, name: str, value: object) -> Iterator[None]:
+    """Sets a global of `module` for the time of the context."""
+    # Beam creates temporary folders that it never removes, and starts threads whose errors nobody catches, deep inside
+    # `pipeline.run()`. It takes neither a folder nor an exception handler, so only these two globals reach them.
+    before = getattr(module, name)
+    setattr(module, name, value)
     try:
         yield
     finally:
-        tempfile.tempdir = before
+        setattr(module, name, before)
 
 
 def _cancel(job: _Job) -> None:
-    """Ends the job on the cluster; what does not answer in time is ended with the job server."""
+    """Cancels the job on the cluster; without a response in time it ends with the job server."""
 
     def ask() -> None:
         job.submitted.wait()
@@ -156,19 +160,19 @@ def _cancel(job: _Job) -> None:
 
 @contextmanager
 def spark_session(submission: Submission, options: PipelineOptions, *, verbose: bool = False) -> Iterator[Session]:
-    """The job server of a run, for the time of the context.
+    """Runs the job server of a run for the time of the context.
 
     Args:
-        submission: what was settled before.
-        options: Beam's, made of the arguments of `submission`.
-        verbose: whether the job server logs all that it can.
+        submission: the prepared submission.
+        options: Beam's options, from the arguments of `submission`.
+        verbose: whether the job server logs everything.
 
     Raises:
-        JobServerError: where it does not start.
+        JobServerError: if it does not start.
     """
     for line in submission.warnings:
         print(f"torchbeam score: warning: {redact(line)}", file=sys.stderr)
-    with _threads_of_workers_here(submission.threads), _hushed_threads():
+    with _threads_of_workers_here(submission.threads), _without_grpc_tracebacks():
         if submission.job_server is None or submission.java is None:
             with tempfile.TemporaryDirectory(prefix="torchbeam-spark-") as folder:
                 yield Session(options, None, SparkProgress(None), Path(folder))
@@ -186,14 +190,14 @@ def spark_session(submission: Submission, options: PipelineOptions, *, verbose: 
 
 @contextmanager
 def _threads_of_workers_here(threads: int | None) -> Iterator[None]:
-    """How many threads PyTorch takes for each task where the workers are threads of this process; None: its own way."""
+    """Sets the threads of PyTorch for each task if the workers are threads of this process; None keeps its default."""
     if threads is None:
         yield
         return
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)  # threads that begin to compute afterwards take it over
+    torch.set_num_threads(threads)  # threads that start to compute later inherit it
     try:
         yield
     finally:
@@ -201,24 +205,23 @@ def _threads_of_workers_here(threads: int | None) -> Iterator[None]:
 
 
 @contextmanager
-def _hushed_threads() -> Iterator[None]:
-    """Threads of Beam's own that lose the job server at the end of a run print a traceback each; nobody needs them."""
-    before = threading.excepthook
+def _without_grpc_tracebacks() -> Iterator[None]:
+    """Hides the tracebacks of Beam's threads that lose the job server at the end of a run."""
+    show = threading.excepthook
     others = set(threading.enumerate())
 
     def hook(happened: threading.ExceptHookArgs) -> None:
         if not issubclass(happened.exc_type, grpc.RpcError):
-            before(happened)
+            show(happened)
 
-    threading.excepthook = hook
-    try:
-        yield
-    finally:
-        end = time.monotonic() + _POLL_SECONDS
-        for thread in set(threading.enumerate()) - others:
-            with suppress(AssertionError, RuntimeError):  # those that are not Python's own cannot be waited for
-                thread.join(max(end - time.monotonic(), 0))
-        threading.excepthook = before
+    with _replaced(threading, "excepthook", hook):
+        try:
+            yield
+        finally:
+            end = time.monotonic() + _POLL_SECONDS
+            for thread in set(threading.enumerate()) - others:
+                with suppress(AssertionError, RuntimeError):  # dummy threads cannot be joined
+                    thread.join(max(end - time.monotonic(), 0))
 
 
 def _jar(server: JobServer) -> Path:

@@ -111,7 +111,7 @@ def _watch(boot: Boot, arguments: Sequence[str], executor: int, folder: str) -> 
     shutil.rmtree(folder, ignore_errors=True)  # what follows may end this process, too
     with os.fdopen(started, "rb") as pipe:
         started_well = bool(pipe.read())
-    if child.told_to_end:
+    if child.signalled:
         return 0
     if started_well:
         _end_executor(executor)

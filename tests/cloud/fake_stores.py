@@ -214,7 +214,7 @@ def _with_content_ids(body: bytes) -> bytes:
 
 
 class Store(Protocol):
-    """One bucket, looked into without Beam and without the proxy."""
+    """One bucket, read without Beam and without the proxy."""
 
     scheme: str
     proxy: Proxy

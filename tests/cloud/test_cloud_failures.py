@@ -39,7 +39,7 @@ def test_wrong_bucket(ready: Store, flag: str, capsys: pytest.CaptureFixture[str
         (["GET", "HEAD"], "", 2, "--input {in} cannot be reached: "),
         (["GET"], ".parquet", 2, "none of the 2 input files can be read: "),
         (["GET"], "weights", 2, "model {models/linear} cannot be read: "),
-        (["GET", "HEAD"], "out/report.json", 2, "--output {out} cannot be looked into: "),
+        (["GET", "HEAD"], "out/report.json", 2, "--output {out} cannot be listed: "),
         (["POST", "PUT"], "_tmp", 2, "--output {out} cannot be written: "),
         (["POST", "PUT"], "/predictions/", 1, "/predictions cannot be written: "),
         (["POST", "PUT"], "report.json", 1, "{out} cannot be published: "),

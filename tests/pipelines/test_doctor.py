@@ -110,14 +110,14 @@ class TestAllIsWell:
         code, lines = examine(model=tmp_path / "bare.pt2")
         assert code == 0
         assert "8 parameters" in lines["weights"][1]
-        assert lines["rows"] == ("ok", "the model answers rows of zeros")
+        assert lines["rows"] == ("ok", "the model scores rows of zeros")
 
     def test_table_without_rows(self, examine: Examine, model: Path, poisoned: Table, tmp_path: Path) -> None:
         pq.write_table(poisoned.table.slice(0, 0), tmp_path / "empty.parquet")
         code, lines = examine(model=model, input=tmp_path / "empty.parquet")
         assert code == 0
         assert lines["input"][0] == "warning"
-        assert lines["rows"] == ("ok", "the model answers rows of zeros")
+        assert lines["rows"] == ("ok", "the model scores rows of zeros")
 
 
 class TestProblems:
@@ -184,7 +184,7 @@ class TestProblems:
     def test_output_in_the_model(self, examine: Examine, model: Path, good_rows: Path) -> None:
         code, lines = examine(model=model, input=good_rows, output=model / "scored")
         assert code == 2
-        assert "lies in the model" in lines["output"][1]
+        assert "is in the model" in lines["output"][1]
 
     def test_stores_that_do_not_answer(self, examine: Examine) -> None:
         code, lines = examine("--s3_endpoint_url=http://127.0.0.1:1", model="s3://bucket/model", input="s3://bucket/in")
@@ -283,7 +283,7 @@ class TestSpark:
         code, lines = examine(runner="SparkRunner", spark_master_url=url, input=good_rows)
         assert code == 2
         assert "--shared_filesystem" in lines["paths"][1]
-        assert "no host that is known here" in lines["master"][1]
+        assert "not a known host" in lines["master"][1]
 
     def test_streaming(self, examine: Examine) -> None:
         code, lines = examine("--streaming", runner="SparkRunner")

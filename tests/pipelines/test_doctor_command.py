@@ -36,7 +36,7 @@ class TestCommand:
         )
         done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        assert "0 nothing is in the way" in " ".join(done.stdout.split())
+        assert "0 no problem was found" in " ".join(done.stdout.split())
 
     def test_as_module(self, copy: Path) -> None:
         change(copy, colour="red")

@@ -103,3 +103,33 @@ class TestDescribe:
             assert why in err
         (folder / "model.safetensors").unlink()
         assert "it has no weights" in run(capsys, "describe", f"--model={folder}")[2]
+
+    def test_verbose_shows_where_a_module_fails(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (folder / "config.json").write_text("{")
+        plain = run(capsys, "describe", f"--model={folder}")
+        verbose = run(capsys, "describe", f"--model={folder}", "--verbose")
+        assert (plain[0], verbose[0]) == (2, 2)
+        assert verbose[2].splitlines()[-1] == plain[2].rstrip()
+
+    def test_help_names_no_options_of_beam(self, capsys: pytest.CaptureFixture[str]) -> None:
+        for command in ("init", "describe"):
+            with pytest.raises(SystemExit) as end:
+                cli.main([command, "--help"])
+            assert end.value.code == 0
+            shown = capsys.readouterr().out
+            assert "--verbose" in shown
+            assert "Beam" not in shown
+
+
+@pytest.mark.parametrize("command", ["init", "describe"])
+def test_an_unexpected_error_is_one_line(
+    folder: Path, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(f"pipelines.{command}.ModelDir", fail)
+    flags = {"init": [f"--from={folder}", f"--output={folder}"], "describe": [f"--model={folder}"]}[command]
+    code, out, err = run(capsys, command, *flags)
+    assert (code, out) == (1, "")
+    assert err == f"torchbeam {command}: error: ZeroDivisionError: by zero; --verbose shows where\n"

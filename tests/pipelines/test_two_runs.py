@@ -149,7 +149,7 @@ def test_what_a_run_that_was_killed_has_left_is_removed_by_the_next(
     assert sorted(path.name for path in output.iterdir()) == ["_claim.json", left]
 
     assert doctor.main(arguments) == 0
-    assert "has ended without cleaning up, which the next run does" in capsys.readouterr().out
+    assert "ended without cleaning up; the next run does it" in capsys.readouterr().out
     assert (output / left).exists()
     assert score.main(arguments) == 0
 

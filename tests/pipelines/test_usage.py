@@ -221,14 +221,14 @@ class TestOutputs:
         table = tmp_path / "in.parquet"
         pq.write_table(poisoned.table.slice(0, 10), table)
         before = table.read_bytes()
-        assert f"--report {table} is there" in refused(input=table, report=table)
-        assert "no report of a run" in refused("--overwrite", input=table, report=table)
+        assert f"--report {table} exists" in refused(input=table, report=table)
+        assert "not a report of a run" in refused("--overwrite", input=table, report=table)
         assert table.read_bytes() == before
 
     def test_outputs_in_the_model(self, refused: Refused, copy: Path) -> None:
-        assert "lies in the model" in refused(model=copy, output=copy / "scored")
-        assert "lies in the model" in refused(model=copy, report=copy / "report.json")
-        assert "no report of a run" in refused("--overwrite", model=copy, report=copy / "model.yaml")
+        assert "is in the model" in refused(model=copy, output=copy / "scored")
+        assert "is in the model" in refused(model=copy, report=copy / "report.json")
+        assert "not a report of a run" in refused("--overwrite", model=copy, report=copy / "model.yaml")
 
     def test_the_input_is_a_run_in_the_output(
         self, poisoned: Table, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -256,7 +256,7 @@ class TestOutputs:
 
     def test_a_link_to_nothing(self, refused: Refused, tmp_path: Path) -> None:
         (tmp_path / "link").symlink_to(tmp_path / "gone")
-        assert "link is no folder" in refused(output=tmp_path / "link")
+        assert "link is not a folder" in refused(output=tmp_path / "link")
 
 
 class TestInputs:

@@ -1,4 +1,4 @@
-"""Inference: `Score` for chunks, `RunTorchInference` for elements, rechunking and the coders of what flows.
+"""Inference: `Score` for chunks, `RunTorchInference` for elements, rechunking, and the coders of their elements.
 
 May import: `handlers`, and the modules at the top of `transforms`.
 """

@@ -1,4 +1,4 @@
-"""Chunks as they come to `Score`, from wherever: brought to the columns that were settled, and given provenance."""
+"""Converts incoming chunks of `Score` to the expected columns and adds provenance."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from handlers.failures import RowFailure
 from transforms.sources.blocks import Split, fit
 from transforms.sources.digits import dumps
 
-# What a message calls the place of a row; its source and row number are in the dead letter.
+# How messages name the origin of a row; its source and row number are in the dead letter.
 _CHUNK = Split("its chunk", "arrow")
 
 
 def admit(element: Any, schema: pa.Schema, needed: frozenset[str], source: str) -> pa.RecordBatch:
     """A chunk of the rows of `element`, with the columns of `schema` and provenance.
 
-    A column that is absent is null, and one that `schema` does not have is left out. Rows with a value that does not fit
-    its column, and all rows where a needed column is absent, are marked as refused. Provenance that is there is kept.
+    A missing column is null, and one that is not in `schema` is dropped. Rows with a value that does not fit its column,
+    and all rows of a chunk without a needed column, are marked as refused. Existing provenance is kept.
 
     Args:
         element: a record batch or a table.
-        schema: the columns that were settled, without provenance.
-        needed: those without which a row cannot be scored.
-        source: where rows without provenance come from. An identifier of the element, made now, is added to it. Row
-            numbers are the indices in the element, from 0.
+        schema: the expected columns, without provenance.
+        needed: the columns without which a row cannot be scored.
+        source: the source of rows without provenance. A new identifier of the element is appended to it. Row numbers
+            are indices in the element, from 0.
 
     Raises:
-        UsageError: for an element that is no record batch or table, two columns of one name, or half a provenance.
+        UsageError: for an element that is not a record batch or table, duplicate column names, or incomplete provenance.
     """
     batch = single_batch(element) if isinstance(element, pa.Table) else element
     if not isinstance(batch, pa.RecordBatch):
@@ -71,7 +71,7 @@ def admit(element: Any, schema: pa.Schema, needed: frozenset[str], source: str) 
 
 
 def _with_provenance(rows: pa.RecordBatch, batch: pa.RecordBatch, source: str) -> pa.RecordBatch:
-    """`rows` with the provenance that they had in `batch`, else with one of their own."""
+    """`rows` with the provenance of `batch`, or with new provenance if it has none."""
     given = [name for name in PROVENANCE if name in batch.schema.names]
     if not given:
         return with_provenance(rows, f"{source}#{uuid.uuid4().hex[:16]}", 0)

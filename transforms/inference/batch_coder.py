@@ -1,7 +1,7 @@
-"""How a batch of elements is measured: by its first element.
+"""A coder that estimates the size of a batch of elements from its first element.
 
-Beam measures the first elements of every `PCollection` and a share of the later ones, in encoding them. For a batch that
-takes longer than to make it: 80 ms for 2,048 examples with their tensors. Importing this module registers the coder with
+Beam encodes the first elements of every `PCollection` and a share of the later ones to measure them. For a batch that
+takes longer than creating it: 80 ms for 2,048 examples with their tensors. Importing this module registers the coder with
 Beam for `Batch(T)`.
 """
 
@@ -24,7 +24,7 @@ class Batch(typehints.ListConstraint):
 
 
 class BatchCoder(ListCoder):
-    """Encodes a list as Beam does, by the coder of its elements; a list counts as many times its first element."""
+    """Encodes a list with the coder of its elements, as Beam does; its size is estimated from the first element."""
 
     def _create_impl(self) -> CallbackCoderImpl:
         whole = super()._create_impl()  # type: ignore[no-untyped-call]
@@ -36,7 +36,7 @@ class BatchCoder(ListCoder):
         return CallbackCoderImpl(whole.encode, whole.decode, size)
 
     def to_type_hint(self) -> Batch:
-        """The type of what is encoded."""
+        """The type of the encoded values."""
         return Batch(self._elem_coder.to_type_hint())
 
 

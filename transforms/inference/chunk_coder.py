@@ -1,8 +1,8 @@
-"""How a chunk crosses a shuffle: as an Arrow IPC stream.
+"""Encodes chunks for a shuffle as Arrow IPC streams.
 
-Beam's default is to pickle, and a pickled slice takes the whole of its parent's buffers along. An IPC stream holds the
-rows of the slice alone, and is decoded without copying. Importing this module registers the coder with Beam for
-`pa.RecordBatch`, so a transform needs no more than that type in its annotations.
+Beam pickles by default, and a pickled slice includes all buffers of its parent. An IPC stream holds only the rows of the
+slice and is decoded without copying. Importing this module registers the coder with Beam for
+`pa.RecordBatch`, so a transform only needs that type in its annotations.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ class ChunkCoder(beam.coders.Coder):
     """Encodes a `pa.RecordBatch`, schema included, as an Arrow IPC stream."""
 
     def encode(self, value: pa.RecordBatch) -> bytes:
-        """The rows of `value` as bytes; neither its parent's other rows nor unused dictionary values go with them."""
+        """The rows of `value` as bytes, without other rows of its parent and without unused dictionary values."""
         batch = _with_small_dictionaries(value)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, batch.schema) as writer:
@@ -31,15 +31,15 @@ class ChunkCoder(beam.coders.Coder):
             return reader.read_next_batch()
 
     def estimate_size(self, value: pa.RecordBatch) -> int:
-        """About the number of bytes that `encode` would take; Beam samples it, and it must cost nothing."""
+        """About the number of bytes that `encode` returns; Beam calls it often, so it must be cheap."""
         return int(value.nbytes)
 
     def is_deterministic(self) -> bool:
-        """Equal chunks may have different dictionaries, so a chunk cannot be a key."""
+        """False: equal chunks may have different dictionaries, so a chunk cannot be a key."""
         return False
 
     def to_type_hint(self) -> type:
-        """The type of what is encoded."""
+        """The type of the encoded values."""
         return pa.RecordBatch  # type: ignore[no-any-return]
 
     def __eq__(self, other: object) -> bool:

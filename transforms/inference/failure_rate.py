@@ -1,4 +1,4 @@
-"""The policy of those who would rather have no output than one with too many rows missing."""
+"""Fails a pipeline in which too many rows are dead letters."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from transforms.accounting import Counts, total
 
 
 class FailureRateError(TorchbeamError):
-    """More rows are dead letters than were allowed."""
+    """More rows are dead letters than allowed."""
 
 
 @dataclass(eq=False)
 class CheckFailureRate(beam.PTransform[Any, Any]):
-    """Fails the pipeline where more than `rate` (0 to 1) of the rows of a window are dead letters.
+    """Fails the pipeline if more than `rate` (0 to 1) of the rows of a window are dead letters.
 
-    Rows are those of all `Counts` of the window: it is known only at the window's end.
+    The rate is computed over all `Counts` of the window, so it fails at the end of the window.
     """
 
     rate: float
@@ -36,7 +36,7 @@ class CheckFailureRate(beam.PTransform[Any, Any]):
 
 
 def check_failure_rate(counts: Counts, rate: float) -> Counts:
-    """Gives `counts` back; raises `FailureRateError` where more than `rate` of its rows are dead letters."""
+    """Returns `counts`; raises `FailureRateError` if more than `rate` of its rows are dead letters."""
     rows = counts.rows_scored + counts.rows_dropped + counts.rows_dead
     if rows and counts.rows_dead / rows > rate:
         first = max(counts.dead_by_error, key=lambda error: counts.dead_by_error[error], default="unknown")

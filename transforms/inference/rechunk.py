@@ -1,4 +1,4 @@
-"""Bringing chunks to one size: larger ones are cut, smaller ones merged."""
+"""Resizes chunks: splits large ones and merges small ones."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from apache_beam.utils.timestamp import TimestampTypes
 from apache_beam.utils.windowed_value import WindowedValue
 
 from handlers.columnar.chunks import merge, rows_within
-from transforms.inference import chunk_coder  # noqa: F401 - registers the coder of what comes out
+from transforms.inference import chunk_coder  # noqa: F401 - registers the coder of chunks
 
 
 class Rechunker:
-    """Takes chunks of any size and gives chunks of `rows` rows, the last one smaller; the order of rows is kept.
+    """Turns chunks of any size into chunks of `rows` rows, the last one smaller; keeps the order of rows.
 
-    A chunk is smaller than `rows` where it would otherwise pass `max_bytes`, which only a single row may, or where its
-    neighbour's schema has no common type with its own. Cutting copies nothing; merging does.
+    A chunk has fewer rows if it would otherwise exceed `max_bytes`, which only a single row may, or if its schema cannot
+    be unified with that of the next chunk. Splitting is zero-copy; merging copies.
     """
 
     def __init__(self, rows: int, max_bytes: int) -> None:
@@ -36,7 +36,7 @@ class Rechunker:
         self._schema: pa.Schema | None = None
 
     def push(self, batch: pa.RecordBatch) -> Iterator[pa.RecordBatch]:
-        """Takes `batch` in and gives the chunks that are full with it."""
+        """Adds `batch` and yields the chunks that are full."""
         if batch.num_rows == 0:
             return
         if not self._fits_schema(batch.schema):
@@ -60,14 +60,14 @@ class Rechunker:
                 self._schema = batch.schema
 
     def flush(self) -> Iterator[pa.RecordBatch]:
-        """Gives what is left."""
+        """Yields the remaining rows."""
         pending = self._pending
         self._reset()
         if pending:
             yield from _merged(pending)
 
     def _fits_schema(self, schema: pa.Schema) -> bool:
-        """Whether rows of `schema` can be merged with what is pending; if so, they are counted in."""
+        """Whether rows of `schema` can be merged with the pending ones; if so, unifies the schemas."""
         if self._schema is None or self._schema.equals(schema):
             self._schema = schema
             return True
@@ -89,7 +89,7 @@ def _merged(chunks: list[pa.RecordBatch]) -> list[pa.RecordBatch]:
 @beam.typehints.with_input_types(pa.RecordBatch)
 @beam.typehints.with_output_types(pa.RecordBatch)
 class _RechunkFn(beam.DoFn):
-    """A rechunker for each window of a bundle; nothing is held between bundles, so nothing can be lost with them."""
+    """One rechunker for each window of a bundle; it holds no rows between bundles, so a retry loses none."""
 
     def __init__(self, rows: int, max_bytes: int) -> None:
         self._rows = rows
@@ -118,7 +118,7 @@ class _RechunkFn(beam.DoFn):
 
 @dataclass(eq=False)
 class Rechunk(beam.PTransform[Any, Any]):
-    """Brings chunks to `rows` rows, and at most `max_bytes` bytes, within a bundle and a window."""
+    """Resizes chunks to `rows` rows and at most `max_bytes` bytes, within a bundle and a window."""
 
     rows: int
     max_bytes: int

@@ -1,4 +1,4 @@
-"""`RunTorchInference`: examples through a model, and what could not be scored as dead letters of whole examples."""
+"""`RunTorchInference`: scores examples with a model; examples that fail become dead letters."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class DeadLetter:
 
     Attributes:
         key: of a keyed example, else None.
-        example: as it came into the transform.
-        stage: which part of the way refused it; see `FailedPrediction`.
-        error_type: the class of the error, or what a check found.
+        example: as it entered the transform.
+        stage: the stage that refused it; see `FailedPrediction`.
+        error_type: the class of the error, or the name of the failed check.
         message: on one line.
-        traceback: of the error; empty where a check refused the example.
-        model_id: the path of the model; None where the example never came that far.
+        traceback: of the error; empty if a check refused the example.
+        model_id: the path of the model; None if the example did not reach it.
     """
 
     key: Any
@@ -50,10 +50,10 @@ class DeadLetter:
 
 
 class Inferences(NamedTuple):
-    """What `RunTorchInference` and `SplitFailures` give.
+    """The outputs of `RunTorchInference` and `SplitFailures`.
 
     Attributes:
-        predictions: what `RunInference` would give, failures left out.
+        predictions: the output of `RunInference` without failures.
         dead_letters: `DeadLetter` of every example that failed.
     """
 
@@ -69,9 +69,9 @@ class SplitFailures(beam.PTransform[Any, Any]):
     | --- | --- | --- |
     | `PredictionResult` | the same | `DeadLetter` without key |
     | `(key, PredictionResult)` | the same | `DeadLetter` with key |
-    | anything else, as a postprocess function made it | the same | none |
+    | anything else, as returned by a postprocess function | the same | none |
 
-    The example of a dead letter is the one that the handler was given, after the preprocess functions.
+    The example of a dead letter is the one passed to the handler, after the preprocess functions.
     """
 
     def expand(self, results: PCollection[Any]) -> Inferences:
@@ -94,7 +94,7 @@ class RunTorchInference(beam.PTransform[Any, Any]):
             (`beam.pvalue.AsDict(pcoll)`).
         metrics_namespace: for the metrics of this step.
         options: further keyword arguments of Beam's `RunInference`, such as `model_metadata_pcoll`. A
-            `monitoring_transform` is given lists, each of all that came of a batch.
+            `monitoring_transform` gets lists, one for each batch.
     """
 
     handler: ModelHandler[Any, Any, Any]
@@ -109,7 +109,7 @@ class RunTorchInference(beam.PTransform[Any, Any]):
         if isinstance(arguments, Mapping):
             arguments = dict(arguments)
         if self.handler.should_skip_batching():
-            raise UsageError("RunTorchInference makes batches itself; leave with_no_batching out, or use RunInference")
+            raise UsageError("RunTorchInference batches by itself; remove with_no_batching, or use RunInference")
         batches = beam.BatchElements(**self.handler.batch_elements_kwargs())
         outputs = (
             examples
@@ -127,17 +127,17 @@ class RunTorchInference(beam.PTransform[Any, Any]):
 
 
 class _BatchHandler(ModelHandler[Any, list[Any], Any]):
-    """A handler with its functions around it: from a list of elements to the one list of what comes of them.
+    """Wraps a handler with its functions: turns a list of elements into one list of results.
 
-    Dead letters are in that list as `TaggedOutput`. Keys are taken off before the model and put back after it, where
-    none of Beam's handlers has more to do with them.
+    Dead letters are in that list as `TaggedOutput`. Keys are removed before the model and restored after it, unless a
+    handler of Beam needs them.
     """
 
     def __init__(self, handler: ModelHandler[Any, Any, Any]) -> None:
         self._before = _one_after_the_other(list(handler.get_preprocess_fns()))
         self._after = _one_after_the_other(list(handler.get_postprocess_fns()))
         core: Any = handler
-        while hasattr(core, "_base"):  # Beam's wrappers for the functions, whose work is done here
+        while hasattr(core, "_base"):  # Beam's wrappers for functions, which are applied here
             core = core._base
         self._needs_key = isinstance(core, KeyedModelHandler)
         self._by_key = isinstance(core, KeyedModelHandler) and not core._single_model
@@ -162,7 +162,7 @@ class _BatchHandler(ModelHandler[Any, list[Any], Any]):
         return [predictions + [beam.pvalue.TaggedOutput(_DEAD_LETTERS, letter) for letter in dead]]
 
     def _score(self, inputs: list[Any], model: Any, arguments: dict[str, Any] | None) -> tuple[Iterable[Any], bool]:
-        """Results in the order of `inputs`, and whether all are known to be predictions."""
+        """Results in the order of `inputs`, and whether all of them are known to be predictions."""
         if not inputs:
             return [], True
         if not self._needs_key or (not self._by_key and all(map(_is_pair, inputs))):
@@ -170,7 +170,7 @@ class _BatchHandler(ModelHandler[Any, list[Any], Any]):
         results = [None if _is_pair(element) else _without_key(element) for element in inputs]
         indices: dict[Any, list[int]] = defaultdict(
             list
-        )  # a handler with a model a key gives its results sorted by key
+        )  # a handler with one model per key returns results sorted by key
         for index, element in enumerate(inputs):
             if _is_pair(element):
                 indices[element[0] if self._by_key else None].append(index)
@@ -188,7 +188,7 @@ class _BatchHandler(ModelHandler[Any, list[Any], Any]):
         return results, False
 
     def _run(self, inputs: list[Any], model: Any, arguments: dict[str, Any] | None) -> tuple[Iterable[Any], bool]:
-        """The same by the handler itself, of elements that it takes in one batch."""
+        """Like `_score`, for elements that the handler takes in one batch."""
         examples = [each[1] if _is_pair(each) else each for each in inputs] if self._takes_key else inputs
         found = self._core.run_inference(examples, model, arguments)
         if not isinstance(found, Results):
@@ -202,7 +202,7 @@ class _BatchHandler(ModelHandler[Any, list[Any], Any]):
         return results, isinstance(found, Results) and found.none_failed
 
     def should_skip_batching(self) -> bool:
-        return True  # RunTorchInference has made the batches
+        return True  # RunTorchInference batches already
 
     def get_num_bytes(self, batch: Sequence[Any]) -> int:
         return len(batch) * example_bytes(batch[0][1] if _is_pair(batch[0]) else batch[0]) if batch else 0
@@ -233,7 +233,7 @@ class _BatchHandler(ModelHandler[Any, list[Any], Any]):
 
 
 def _without_key(element: Any) -> PredictionResult:
-    message = f"KeyedModelHandler takes (key, example) pairs; this {type(element).__name__} is none"
+    message = f"KeyedModelHandler takes (key, example) pairs, not {type(element).__name__}"
     return PredictionResult(element, FailedPrediction("encode", "WrongType", message))
 
 
@@ -264,7 +264,7 @@ def _apply(
     stage: str,
     dead: list[DeadLetter],
 ) -> tuple[Sequence[Any], list[Any]]:
-    """Runs `function` on each of `values`; gives the origins and results of those that went well."""
+    """Runs `function` on each of `values`; returns the origins and results of those that succeeded."""
     if function is None:
         return origins, list(values)
     results: list[Any] = []
@@ -291,7 +291,7 @@ def _split(result: Any) -> Iterator[Any]:
 
 
 def _is_pair(element: Any) -> bool:
-    """Whether an element, which may be a tuple of another kind, has a key."""
+    """Whether an element is a (key, example) pair."""
     return type(element) is tuple and len(element) == 2
 
 

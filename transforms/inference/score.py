@@ -1,4 +1,4 @@
-"""`Score`: chunks of rows through RunInference, with every row accounted for."""
+"""`Score`: scores chunks of rows through RunInference and accounts for every row."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ _COUNTS = "counts"
 
 
 class _ScoredCoder(beam.coders.Coder):
-    """Beam's default but for the size. RunInference and the split are fused, so a `Scored` is only ever measured.
+    """Beam's default coder with a cheap size estimate.
 
-    Beam measures a share of all elements, by default in pickling them, which took a twentieth of a run.
+    RunInference and the split are fused, so a `Scored` is only ever measured. Beam measures a share of all elements, by
+    default by pickling them, which took 5% of a run.
     """
 
     def encode(self, value: Scored) -> bytes:
@@ -72,12 +73,12 @@ registry.register_coder(Scored, _ScoredCoder)
 
 
 class ScoredRows(NamedTuple):
-    """What `Score` gives.
+    """The outputs of `Score`.
 
     Attributes:
         predictions: record batches of the rows that were scored, in the output schema of the plan.
-        dead_letters: record batches of the rows that could not be, as they were read, with the struct `dead_letter`.
-        counts: `Counts` of every chunk that was scored: its rows scored, dropped and dead are all of its rows.
+        dead_letters: record batches of the rows that could not be scored, as they were read, with the struct `dead_letter`.
+        counts: `Counts` of every scored chunk: rows scored, dropped and dead add up to its rows.
     """
 
     predictions: PCollection[pa.RecordBatch]
@@ -89,38 +90,38 @@ class ScoredRows(NamedTuple):
 class Score(beam.PTransform[Any, Any]):
     """Scores chunks: `PCollection[pa.RecordBatch]` (or `pa.Table`) to `ScoredRows`.
 
-    Every row comes out once: in the predictions, in the dead letters, or counted as dropped by a function. Before the
-    pipeline runs the model is loaded here once, on the CPU, to settle the columns of the output; what cannot work raises
-    then. Chunks have the columns of `schema`: others are left out, an absent one is null, and a row whose value does not
-    fit becomes a dead letter.
+    Every row comes out once: in the predictions, in the dead letters, or counted as dropped by a function. When the
+    pipeline is built, the model is loaded once in this process, on the CPU, to determine the output columns; invalid
+    settings raise then. Chunks have the columns of `schema`: others are dropped, a missing one is null, and a row whose
+    value does not fit becomes a dead letter.
 
-    A dead letter says where its row came from, its source and row number. Chunks of `ReadChunks` bring both, and so may
-    any chunk in the columns `__source__` (text) and `__row__` (int64). For all others the source is `source`, `#` and an
-    identifier of the chunk as it arrived; the row number is the index in that chunk, from 0. A bundle that is retried
-    gets new identifiers, and only those of one attempt come out.
+    A dead letter has the source and row number of its row. Chunks of `ReadChunks` have both, and any chunk may have them
+    in the columns `__source__` (text) and `__row__` (int64). For other chunks the source is `source`, `#` and an
+    identifier of the incoming chunk; the row number is the index in that chunk, from 0. A retried bundle gets new
+    identifiers; only those of one attempt are output.
 
     Attributes:
         model: a model directory, its path, or the path of a bare `.pt2` or TorchScript file.
         schema: the columns of the chunks; those of `sample` by default.
-        sample: some rows, of which the first 1,000 are used. They settle what a schema cannot tell: the length of lists of variable
-            length, the columns that functions make. Without it rows of zeros settle the output; an empty one stands for an
-            input without rows.
-        columns: names and patterns of the input columns that the predictions carry.
+        sample: some rows; the first 1,000 are used. They determine what a schema does not contain: the length of lists of
+            variable length, and the columns that functions create. Without a sample, rows of zeros are used; an empty
+            sample means an input without rows.
+        columns: names and patterns of the input columns that are copied into the predictions.
         preprocess: functions on rows, as `module:function`, after those of the model directory.
         postprocess: functions on predictions, likewise.
-        probabilities: whether a classification gives the probability of every class, too.
+        probabilities: whether a classification also returns the probability of every class.
         placement: where the model runs in every worker.
-        batching: rows and bytes of a chunk, and rows of a call of the model.
+        batching: rows and bytes of a chunk, and rows of one model call.
         hints: resource hints of the inference step.
-        source: where rows come from that do not say it themselves.
+        source: the source of rows without provenance.
         max_failure_rate: share of dead letters among the rows of a window above which the pipeline fails with a
-            `FailureRateError`, at the end of the window. By then outputs may be written.
-        driver: where the model runs to settle the output, in this process.
-        run_id: under which `transforms.progress` counts the rows in this process; empty for not at all.
+            `FailureRateError`, at the end of the window. Outputs may be written by then.
+        driver: where the model runs in this process, to determine the output columns.
+        run_id: the key for the row counts of `transforms.progress`; empty to count none.
 
     Raises:
-        UsageError: for a model directory, columns or functions that cannot work together.
-        BrokenModelError: where the model fails on every row of the sample, and on zeros.
+        UsageError: for an invalid model directory, or columns or functions that do not match the model.
+        BrokenModelError: if the model fails on every row of the sample, and on zeros.
     """
 
     model: ModelDir | str | os.PathLike[str]
@@ -153,17 +154,17 @@ class Score(beam.PTransform[Any, Any]):
 
     @cached_property
     def plan(self) -> Plan:
-        """What every worker does with a row; loads the model in this process the first time."""
+        """How every worker scores a row; the first access loads the model in this process."""
         return self.settle(Predictor(self._model.load(), self.driver, self.batching.batch_size))
 
     @property
     def predictions_schema(self) -> pa.Schema:
-        """The columns of the predictions: the carried ones, those of the model's task, and `model_version`."""
+        """The columns of the predictions: carried columns, the columns of the task, and `model_version`."""
         return self.plan.output
 
     @property
     def dead_letters_schema(self) -> pa.Schema:
-        """The columns of the dead letters: those of the chunks, and the struct `dead_letter`."""
+        """The columns of the dead letters: the columns of the chunks and the struct `dead_letter`."""
         return dead_letter_schema(self._schema)
 
     @property
@@ -173,14 +174,14 @@ class Score(beam.PTransform[Any, Any]):
 
     @property
     def model_version(self) -> str:
-        """The version of the model, which predictions and dead letters are stamped with."""
+        """The version of the model, which is written into predictions and dead letters."""
         return self._model.version
 
     def settle(self, predictor: Predictor) -> Plan:
-        """What every worker does with a row, settled with the model `predictor` by scoring the sample."""
+        """How every worker scores a row, determined by scoring the sample with `predictor`."""
         strict = self.sample is None
         if strict and not self._schema.names:
-            raise UsageError("the schema has no column, so there is nothing to score")
+            raise UsageError("the schema has no columns, so there is nothing to score")
         sample = self._schema.empty_table() if self.sample is None else self.sample.slice(0, SAMPLE_ROWS)
         rows = admit(sample, self._schema, frozenset(), self.source)
         rows = rows.take(pa.array(sorted(set(range(rows.num_rows)) - refusals(rows).keys()), pa.int64()))
@@ -213,12 +214,12 @@ def _names(what: str, given: Sequence[str]) -> tuple[str, ...]:
     for name in names:
         if not isinstance(name, str):
             kind = "columns" if what == "columns" else "functions, as module:function"
-            raise UsageError(f"{what} takes names of {kind}; this is a {type(name).__name__}")
+            raise UsageError(f"{what} takes names of {kind}, not {type(name).__name__}")
     return names
 
 
 def settled_schema(given: pa.Schema) -> pa.Schema:
-    """The columns of chunks, without provenance; raises `UsageError` for names that are reserved or there twice."""
+    """The columns of chunks, without provenance; raises `UsageError` for reserved or duplicate names."""
     schema = pa.schema([field for field in given if field.name not in PROVENANCE])
     if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
         raise UsageError(f'the schema has more than one column "{twice[0]}"; rename one of them')

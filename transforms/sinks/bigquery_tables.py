@@ -1,7 +1,7 @@
-"""BigQuery tables as the output of a run: the Parquet files that it has written are loaded by load jobs.
+"""BigQuery tables as the output of a run: load jobs load its Parquet files.
 
-Predictions go to the table that was named, dead letters to `<table>_dead_letters`. A job has a name that follows from
-the run, so that a step which is retried waits for the job of an earlier attempt and loads nothing twice.
+Predictions go to the given table, dead letters to `<table>_dead_letters`. The id of a job is derived from the run, so
+a retried step waits for the job of an earlier attempt and loads nothing twice.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from handlers.errors import ServiceError, UsageError, one_line
 from transforms import bigquery
 
 DEAD_LETTERS_SUFFIX = "_dead_letters"
-# What BigQuery takes in one job.
+# BigQuery's limit for one load job.
 JOB_FILES = 10_000
 
 _OUTPUT = re.compile(r"([a-z0-9:.-]+)[.:]([A-Za-z0-9_]+)\.([\w-]+)")
@@ -28,13 +28,13 @@ _RESERVED = ("_table_", "_file_", "_partition", "_row_timestamp", "__root__", "_
 
 @dataclass(frozen=True)
 class Tables:
-    """Where a run goes.
+    """The tables that a run writes to.
 
     Attributes:
         predictions_table: as `project.dataset.table`.
-        project: the jobs run in it.
-        location: of the dataset, and so of the jobs.
-        overwrite: whether the rows that are there are replaced, and the columns with them.
+        project: the project in which the jobs run.
+        location: the location of the dataset and the jobs.
+        overwrite: whether existing rows and columns are replaced.
     """
 
     predictions_table: str
@@ -49,11 +49,11 @@ class Tables:
 
 
 def plan_tables(output: str, *, overwrite: bool) -> Tables:
-    """The tables that `output`, as `bigquery:project.dataset.table`, stands for, which can take the rows of a run.
+    """The tables of `output`, given as `bigquery:project.dataset.table`, after checking that a run can write to them.
 
     Raises:
-        UsageError: it is no name of a table, its dataset is not there or not open to us, or there are rows in it and
-            `overwrite` is off.
+        UsageError: if the table name is invalid, the dataset does not exist or is not accessible, or the table has rows
+            and `overwrite` is off.
     """
     match = _OUTPUT.fullmatch(output.removeprefix(bigquery.PREFIX))
     if match is None:
@@ -72,13 +72,13 @@ def plan_tables(output: str, *, overwrite: bool) -> Tables:
 
 
 def check_columns(tables: Tables, predictions: pa.Schema, dead_letters: pa.Schema) -> None:
-    """Raises `UsageError` where the tables cannot have these columns, or are there, empty, with others."""
+    """Raises `UsageError` if the tables cannot have these columns, or exist with other columns."""
     client = bigquery.rest_client(tables.project)
     for name, schema in ((tables.predictions_table, predictions), (tables.dead_letters_table, dead_letters)):
         wanted = table_schema(schema)
         there = None if tables.overwrite else _find_table(client, f"{bigquery.PREFIX}{name}", name)
         if there is not None and (misfit := _misfit(wanted, there.schema)):
-            raise UsageError(f"{name} is there and {misfit}; change or drop it, or replace it with --overwrite")
+            raise UsageError(f"{name} exists and {misfit}; change or drop it, or replace it with --overwrite")
 
 
 def _misfit(wanted: Sequence[Any], there: Sequence[Any], parent: str = "") -> str | None:
@@ -95,7 +95,7 @@ def _misfit(wanted: Sequence[Any], there: Sequence[Any], parent: str = "") -> st
 
 
 def _kind(column: Any) -> str:
-    """The type by its present name; BigQuery answers with older ones."""
+    """The current name of the type; BigQuery returns older names."""
     older = {"INTEGER": "INT64", "FLOAT": "FLOAT64", "BOOLEAN": "BOOL", "STRUCT": "RECORD"}
     return str(older.get(column.field_type, column.field_type))
 
@@ -105,10 +105,10 @@ def _check_table(client: Any, output: str, name: str, overwrite: bool) -> None:
     if table is None:
         return
     if table.table_type != "TABLE":
-        raise UsageError(f"--output={output}: {name} is a {table.table_type.lower()} and no table; write elsewhere")
+        raise UsageError(f"--output={output}: {name} is a {table.table_type.lower()}, not a table; write elsewhere")
     if not overwrite and (table.num_rows or table.streaming_buffer):
         raise UsageError(
-            f"--output={output}: {name} has rows; name another table, or replace what is there with --overwrite"
+            f"--output={output}: {name} has rows; name another table, or replace the rows with --overwrite"
         )
 
 
@@ -128,10 +128,10 @@ def _unusable(output: str, error: Exception) -> UsageError:
 
 
 def load(tables: Tables, table: str, job: str, schema: pa.Schema, files: Sequence[str]) -> int:
-    """Loads Parquet `files`, one at least, into `table`, and gives its rows; may be called again with the same `job`.
+    """Loads at least one Parquet file into `table` and returns the number of rows; safe to retry with the same `job`.
 
     Raises:
-        ServiceError: BigQuery did not take them. What a failed job has read is not in the table.
+        ServiceError: if BigQuery did not load them. Load jobs are atomic: a failed one adds no rows.
     """
     rows = 0
     try:
@@ -142,8 +142,8 @@ def load(tables: Tables, table: str, job: str, schema: pa.Schema, files: Sequenc
             rows += begun.result().output_rows
     except Exception as error:
         raise ServiceError(
-            f"{bigquery.PREFIX}{table} could not be loaded: {one_line(error)}; mend it and run again, with --overwrite "
-            "where rows are in the other table"
+            f"{bigquery.PREFIX}{table} could not be loaded: {one_line(error)}; fix it and run again, with --overwrite "
+            "if the other table has rows"
         ) from error
     return rows
 
@@ -154,11 +154,11 @@ def _begin(client: Any, tables: Tables, table: str, job: str, files: Sequence[st
     for name in itertools.chain([job], (f"{job}-again-{number}" for number in itertools.count(1))):
         try:
             return client.load_table_from_uri(files, table, job_id=name, location=tables.location, job_config=config)
-        except Conflict:  # an earlier attempt has begun it
+        except Conflict:  # an earlier attempt started it
             begun = client.get_job(name, location=tables.location)
             if begun.error_result is None:
                 return begun
-    raise AssertionError  # there is no last name
+    raise AssertionError  # unreachable: the names never end
 
 
 def _config(schema: pa.Schema, *, append: bool, overwrite: bool) -> Any:
@@ -166,7 +166,7 @@ def _config(schema: pa.Schema, *, append: bool, overwrite: bool) -> Any:
     from google.cloud.bigquery.format_options import ParquetOptions
 
     lists = ParquetOptions()  # type: ignore[no-untyped-call]
-    lists.enable_list_inference = True  # else a list becomes a struct of a struct, as Parquet stores it
+    lists.enable_list_inference = True  # otherwise a list becomes a nested struct, as Parquet stores it
     first = WriteDisposition.WRITE_TRUNCATE if overwrite else WriteDisposition.WRITE_EMPTY
     return LoadJobConfig(
         source_format="PARQUET",
@@ -180,9 +180,9 @@ def _config(schema: pa.Schema, *, append: bool, overwrite: bool) -> Any:
 
 
 def loadable(schema: pa.Schema) -> pa.Schema:
-    """`schema` with the types of its columns, and of what is in them, such that `table_schema` has something for them.
+    """`schema` with column types, also nested ones, that `table_schema` supports.
 
-    Values stay what they are; a time with a part of a microsecond does not, and cannot be cast.
+    The conversion keeps all values; a time with a fraction of a microsecond cannot be cast.
     """
     return pa.schema([each.with_type(_loadable(each.type)) for each in schema])
 
@@ -200,10 +200,10 @@ def _loadable(kind: pa.DataType) -> pa.DataType:
 
 
 def table_schema(schema: pa.Schema) -> list[Any]:
-    """The `SchemaField`s of a table that holds the columns of `schema`, all of which may be null.
+    """The `SchemaField`s of a table for the columns of `schema`, all nullable.
 
     Raises:
-        UsageError: BigQuery has no such type, or takes no such name.
+        UsageError: if BigQuery does not support a type or a column name.
     """
     return _fields(list(schema), "")
 
@@ -213,9 +213,9 @@ def _fields(columns: Sequence[pa.Field], parent: str) -> list[Any]:
     for column in columns:
         low = column.name.lower()
         if _COLUMN.fullmatch(column.name) is None or low.startswith(_RESERVED):
-            raise _refusal(parent + column.name, "its name must be of letters, digits and _ and not a reserved one")
+            raise _refusal(parent + column.name, "its name must have only letters, digits and _, and not be reserved")
         if low in seen:
-            raise _refusal(parent + column.name, "there are two of this name, which BigQuery spells without case")
+            raise _refusal(parent + column.name, "the name is not unique, since BigQuery ignores case")
         seen.add(low)
     return [_field(column, parent) for column in columns]
 
@@ -232,7 +232,7 @@ def _field(column: pa.Field, parent: str) -> Any:
         return SchemaField(column.name, "RECORD", mode, fields=_fields(list(kind), f"{path}."))
     name = _scalar(kind)
     if name is None:
-        raise _refusal(path, f"it has no type for {column.type}")
+        raise _refusal(path, f"BigQuery has no type for {column.type}")
     return SchemaField(column.name, name, mode)
 
 
@@ -242,9 +242,9 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _scalar(kind: pa.DataType) -> str | None:
-    """BigQuery's type for `kind`, as it is loaded from Parquet without a change of any value; None for none."""
+    """The BigQuery type that stores values of `kind` from Parquet unchanged; None if there is none."""
     types = pa.types
-    # Whole numbers have a sign and 64 bits, times end at microseconds.
+    # Integers are signed with 64 bits; times have microseconds.
     if types.is_integer(kind) and kind != pa.uint64():
         return "INT64"
     if types.is_float32(kind) or types.is_float64(kind):
@@ -277,5 +277,5 @@ def _decimal(whole: int, scale: int) -> str | None:
 
 def _refusal(path: str, reason: str) -> UsageError:
     return UsageError(
-        f'BigQuery cannot hold the column "{path}": {reason}; cast, rename or leave it out before, or write files'
+        f'BigQuery cannot hold the column "{path}": {reason}; cast, rename or remove it first, or write files'
     )

@@ -1,8 +1,8 @@
-"""The claim of a run on its output: a small file that says who writes there, so that two runs never do at once.
+"""The claim of a run on its output: a small lock file that keeps two runs from writing to one output.
 
-A run claims its output before it reads a row, renews the claim while it lives, and removes it when it ends. A claim
-that was left behind by a run that was killed is dead once its process is gone, which can be seen on the same host, or
-once it has expired; the next run takes it over. Publishing needs the claim, so a run that has lost it publishes nothing.
+A run claims its output before it reads a row, renews the claim while it is alive, and removes it when it ends. The claim
+of a killed run is dead once its process is gone, which can be checked on the same host, or once it has expired; the next
+run takes it over. Publishing requires the claim, so a run that has lost it publishes nothing.
 """
 
 from __future__ import annotations
@@ -25,28 +25,28 @@ from transforms.processes import Process
 CLAIM = "_claim.json"  # readers skip names that begin with an underscore
 LIFETIME = 600.0  # seconds from a renewal until the claim expires; clocks of hosts may differ by less than that
 RENEWAL = 120.0  # seconds between renewals
-JOB_LIFETIME = 24 * 3600.0  # of a claim that no process renews: that of a job which goes on by itself
+JOB_LIFETIME = 24 * 3600.0  # of a claim that no process renews, because a submitted job holds it
 
 _LOST = "warning: the claim of this run was removed or taken by another run; if it was taken, nothing is published"
-_ATTEMPTS = 20  # of changing a claim that others change, too
+_ATTEMPTS = 20  # to change a claim that others change at the same time
 
 
 class ClaimLostError(TorchbeamError):
-    """Another run has claimed the output in between."""
+    """Another run has claimed the output in the meantime."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Who writes to an output.
+    """The run that writes to an output.
 
     Attributes:
-        run_id: of the run.
-        host: on which the run was started.
-        process: that the run lives and dies with; None where it goes on without, as a job on Dataflow.
-        runner: by its name.
+        run_id: the id of the run.
+        host: the host that started the run.
+        process: the process of the run; None if the run continues without it, such as a job on Dataflow.
+        runner: the name of the runner.
         since: when the output was claimed, in Unix time.
-        expires: when the claim does, in Unix time.
-        lifetime: seconds by which a renewal extends it.
+        expires: when the claim expires, in Unix time.
+        lifetime: seconds by which a renewal extends the claim.
     """
 
     run_id: str
@@ -58,13 +58,13 @@ class Claim:
     lifetime: float
 
     def to_json(self) -> str:
-        """As it is in the file, with times for people."""
+        """The content of the file, with readable times."""
         fields = asdict(self) | {name: _iso(getattr(self, name)) for name in ("since", "expires")}
         return json.dumps(fields, indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> Claim:
-        """Raises `ValueError` where the text is no claim."""
+        """Parses a claim; raises `ValueError` if the text is not one."""
         try:
             fields = json.loads(text)
             times = {name: datetime.fromisoformat(fields[name]).timestamp() for name in ("since", "expires")}
@@ -74,7 +74,7 @@ class Claim:
             raise ValueError(str(error)) from None
 
     def is_dead(self, now: float) -> bool:
-        """Whether nobody can be behind it any more: its process on this host is gone, or it has expired."""
+        """Whether its run has ended: its process on this host is gone, or the claim has expired."""
         if self.process is not None and self.process.is_here:
             return not self.process.is_alive()
         return now > self.expires
@@ -88,9 +88,9 @@ class OutputClaim:
     """The claim on an output, for one run.
 
     Attributes:
-        run_id: of the run.
-        handed_over: whether a job holds it, whose last step releases it.
-        left: whether the claim stays when this process ends, because the run goes on.
+        run_id: the id of the run.
+        handed_over: whether a submitted job holds the claim; its last step releases it.
+        left: whether the claim stays when this process ends, because the run continues.
     """
 
     def __init__(
@@ -113,14 +113,14 @@ class OutputClaim:
 
     @property
     def atomic(self) -> bool:
-        """Whether the store can tell which of two claims was the first, however close they are."""
+        """Whether the store orders concurrent claims, so that only one of them succeeds."""
         return self._file.atomic
 
     def take(self) -> Claim | None:
-        """Claims the output, or renews the claim; gives the dead one of another run that it replaces, if any.
+        """Claims the output, or renews the claim; returns the dead claim of another run that it replaces, if any.
 
         Raises:
-            UsageError: another run has claimed it.
+            UsageError: if another run has claimed it.
         """
         for _ in range(_ATTEMPTS):
             seen = self._file.read()
@@ -139,7 +139,7 @@ class OutputClaim:
         raise UsageError(f"--output {self._output} is being claimed by other runs; write elsewhere, or try again")
 
     def renew(self, **changed: Any) -> bool:
-        """Extends the claim, with fields that have changed; gives whether it still is this run's."""
+        """Extends the claim and sets the fields `changed`; returns whether this run still holds it."""
         for _ in range(_ATTEMPTS):
             seen = self._file.read()
             found = _parse(self._file, seen) if seen else None
@@ -151,20 +151,20 @@ class OutputClaim:
         return False
 
     def hand_over(self) -> None:
-        """Says that the run goes on without this process, as a job that is about to be submitted.
+        """Records that the run continues without this process, as a job that is about to be submitted.
 
         Raises:
-            ClaimLostError: the claim was taken, and is not the run's any more.
+            ClaimLostError: if another run has taken the claim.
         """
         if self._taken and not self.renew(process=None, lifetime=JOB_LIFETIME):
             raise ClaimLostError(f"the claim on --output {self._output} was removed or taken by another run; run again")
         self.handed_over = True
 
     def release(self, *, unless_of_process: bool = False) -> None:
-        """Removes the claim if it is this run's.
+        """Removes the claim if this run holds it.
 
         Args:
-            unless_of_process: leave it to the process that holds it, where there is one.
+            unless_of_process: keep a claim that a process holds; that process removes it.
         """
         for _ in range(_ATTEMPTS):
             seen = self._file.read()
@@ -173,12 +173,12 @@ class OutputClaim:
                 return
             if unless_of_process and found.process is not None:
                 return
-            with suppress(ChangedError):  # it was renewed just now
+            with suppress(ChangedError):  # it was renewed in the meantime
                 self._file.remove(seen)
                 return
 
     def _extended(self, claim: Claim) -> Claim:
-        """With its time extended."""
+        """`claim` with a later expiry."""
         return replace(claim, expires=max(claim.expires, self._clock() + claim.lifetime))
 
 
@@ -187,14 +187,14 @@ def held(claim: OutputClaim, tell: Callable[[str], None]) -> Iterator[Claim | No
     """Takes a claim, renews it, and releases it at the end unless it is `left`.
 
     Args:
-        claim: on the output.
-        tell: is given a line for the user where another run has taken the claim.
+        claim: the claim on the output.
+        tell: called with a line for the user if another run has taken the claim.
 
     Yields:
         the dead claim of another run that was replaced, if any.
 
     Raises:
-        UsageError: another run has claimed the output.
+        UsageError: if another run has claimed the output.
     """
     try:
         dead = claim.take()
@@ -208,15 +208,15 @@ def held(claim: OutputClaim, tell: Callable[[str], None]) -> Iterator[Claim | No
 
 @contextmanager
 def publishing(output: str, run_id: str, runner: str) -> Iterator[Callable[[], None]]:
-    """Holds the claim of a run while it publishes, or takes one where there is none.
+    """Holds the claim of a run while it publishes, or takes one if there is none.
 
-    A claim that no process holds is released at the end, since the run has nobody else to do it.
+    A claim that no process holds is released at the end, since no process would do it later.
 
     Yields:
-        a function that raises `ClaimLostError` where the claim is not the run's any more.
+        a function that raises `ClaimLostError` if the run no longer holds the claim.
 
     Raises:
-        ClaimLostError: another run has claimed the output.
+        ClaimLostError: if another run has claimed the output.
     """
     claim = OutputClaim(output, run_id, runner)
 
@@ -232,18 +232,18 @@ def publishing(output: str, run_id: str, runner: str) -> Iterator[Callable[[], N
         with _renewed(claim, None):
             yield still_mine
     finally:
-        with suppress(Exception):  # the files are published, or an error is on its way
+        with suppress(Exception):  # the files are published, or another error is being raised
             claim.release(unless_of_process=True)
 
 
 @contextmanager
 def _renewed(claim: OutputClaim, tell: Callable[[str], None] | None) -> Iterator[None]:
-    """Renews a claim in a thread."""
+    """Renews a claim in a background thread."""
     ended = threading.Event()
 
     def renew() -> None:
         while not ended.wait(RENEWAL):
-            with suppress(Exception):  # a store that does not answer now may do so the next time
+            with suppress(Exception):  # the store may respond the next time
                 if not claim.renew():
                     if tell is not None and not claim.handed_over:
                         tell(_LOST)
@@ -259,10 +259,10 @@ def _renewed(claim: OutputClaim, tell: Callable[[str], None] | None) -> Iterator
 
 
 def check(output: str, now: float | None = None) -> Claim | None:
-    """The dead claim on an output, which the next run will take over; None where there is no claim.
+    """The dead claim on an output, which the next run will take over; None if there is no claim.
 
     Raises:
-        UsageError: a run has claimed the output.
+        UsageError: if a run has claimed the output.
     """
     file = conditional_file(join(output, CLAIM))
     seen = file.read()

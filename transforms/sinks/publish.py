@@ -1,9 +1,9 @@
-"""The end of a run: final names for what was written, and the report that says that the run is finished.
+"""The end of a run: renames its files to their final names and writes the report, which marks the run as finished.
 
-Until here everything is in a temporary folder under the output. Publishing is the last step of the pipeline, and a
-runner may retry it after part of the work: each step finds what an earlier attempt has done. A file's final name
-follows from its temporary one alone, so an attempt that is given other files, because a runner computed some again,
-neither takes one for another nor leaves one too many.
+Until then all files are in a temporary folder under the output. Publishing is the last step of the pipeline, and a
+runner may retry it after part of the work: each step detects what an earlier attempt has done. The final name of a file
+is derived from its temporary name only. So an attempt that gets other files, because a runner recomputed some, neither
+confuses files nor leaves extra ones.
 """
 
 from __future__ import annotations
@@ -48,17 +48,17 @@ PARTS = "part-*"
 
 @dataclass(frozen=True)
 class Publication:
-    """What is published, and where.
+    """What is published, and where to.
 
     Attributes:
-        output: the folder of the run, local or remote; where it goes to tables, one for the files until then.
-        run_id: of letters and digits; part of every file name.
+        output: the folder of the run, local or remote; for tables, the folder of the files to load.
+        run_id: letters and digits; part of every file name.
         predictions: the schema of the predictions.
         dead_letters: the schema of the dead letters.
-        report_path: where the report goes, if not to `<output>/report.json`.
+        report_path: the path of the report, if not `<output>/report.json`.
         overwrite: whether a finished run under `output` is replaced.
         started: when the run began, in Unix time.
-        tables: where it goes, if not to files under `output`; then `report_path` must be given.
+        tables: the tables to load, if the output is not files under `output`; requires `report_path`.
     """
 
     output: str
@@ -76,7 +76,7 @@ class Publication:
 
     @property
     def report_file(self) -> str:
-        """Where the report goes."""
+        """The path of the report."""
         return self.report_path or join(self.output, REPORT)
 
     @property
@@ -91,22 +91,22 @@ class Publication:
 
     @property
     def failed_files_at(self) -> str:
-        """The list of the files that could not be read; beside the report where there is no folder of the run."""
+        """The list of the files that could not be read; next to the report if the output is tables."""
         if self.tables is None:
             return join(self.output, FAILED_FILES)
         return f"{self.report_file.removesuffix('.json')}.{FAILED_FILES}"
 
     @property
     def dead_letter_format(self) -> str:
-        """The format of the dead letters: Parquet where that of the predictions cannot hold them."""
+        """The format of the dead letters: Parquet if the format of the predictions cannot hold them."""
         return dead_letter_format(self.output_format)
 
 
 def left_over(output: str) -> list[str]:
-    """The parts under `output`, of whatever run.
+    """The parts under `output`, of any run.
 
-    Where no run is finished they are from one that was ended while it published, or whose report went elsewhere;
-    without `overwrite` nothing can be published beside them.
+    Without a report they belong to a run that was killed while it published, or whose report is elsewhere. Only
+    `overwrite` allows publishing over them.
     """
     return [path for name in (PREDICTIONS, DEAD_LETTERS) for path in files_in(join(output, name), PARTS)]
 
@@ -118,10 +118,10 @@ def publish(
     failed_files: Sequence[dict[str, Any]],
     report: dict[str, Any],
 ) -> None:
-    """Gives the files of a run their final names and writes its report; may be called again after an interruption.
+    """Renames the files of a run to their final names and writes its report; safe to retry.
 
-    Raises, before anything is touched, `PublishError` where another run's outputs are there and `run.overwrite` is off,
-    and where a file to be published is gone; `ClaimLostError` where another run has claimed the output.
+    Raises, before anything changes, `PublishError` if there are outputs of another run and `run.overwrite` is off, or
+    if a file to publish is missing; `ClaimLostError` if another run has claimed the output.
     """
     folders = [
         (PREDICTIONS, run.predictions, run.output_format, predictions),
@@ -147,15 +147,15 @@ def publish_tables(
     failed_files: Sequence[dict[str, Any]],
     report: dict[str, Any],
 ) -> None:
-    """Loads the files of a run into its tables and writes its report; may be called again after an interruption.
+    """Loads the files of a run into its tables and writes its report; safe to retry.
 
-    Raises `ServiceError` where they cannot be loaded, `AccountingError` where a table has not got all of its rows, and
-    `ClaimLostError` where another run has claimed the output.
+    Raises `ServiceError` if they cannot be loaded, `AccountingError` if a table lacks rows, and `ClaimLostError` if
+    another run has claimed the output.
     """
-    assert run.tables is not None  # noqa: S101 - the caller has looked
+    assert run.tables is not None  # noqa: S101 - checked by the caller
     with publishing(run.output, run.run_id, run.runner) as still_mine:
         remove([path for path in [run.report_file] if exists(path)])
-        # The predictions last: whoever waits for them finds the dead letters, too.
+        # Predictions last: a reader that waits for them also finds the dead letters.
         for name, schema, parts in (
             (DEAD_LETTERS, run.dead_letters, dead_letters),
             (PREDICTIONS, run.predictions, predictions),
@@ -163,13 +163,13 @@ def publish_tables(
             still_mine()
             files = sorted(part.path for part in parts)
             if not files:
-                # A table without rows is made, or emptied, in the same way.
+                # An empty file creates or empties the table.
                 files = [join(temporary_folder(run.output, run.run_id), f"{name}-empty.parquet")]
                 write_empty(files[0], schema, run.output_format)
             table = run.tables.dead_letters_table if name == DEAD_LETTERS else run.tables.predictions_table
             loaded = load(run.tables, table, f"torchbeam-{run.run_id}-{name}", schema, files)
             if loaded != (expected := sum(part.rows for part in parts)):
-                raise AccountingError(f"{expected} rows were to be loaded into {table}, but BigQuery tells of {loaded}")
+                raise AccountingError(f"{expected} rows were to be loaded into {table}, but BigQuery reports {loaded}")
         still_mine()
         _finish(run, failed_files, report)
 
@@ -189,12 +189,12 @@ def _publish_parts(run_id: str, folder: str, schema: pa.Schema, output_format: s
     if not moves:
         write_empty(empty, schema, output_format)
         return
-    # What is not under its temporary name has its final one: an earlier attempt got so far.
+    # A file without its temporary name was renamed by an earlier attempt.
     rename([(path, moves[path]) for path in sorted(present(moves))])
 
 
 def _moves(parts: Sequence[Part], folder: str, run_id: str) -> dict[str, str]:
-    """From temporary to final name: `part-<run_id>-<what tells this file from all others>.<extension>`."""
+    """From temporary to final name: `part-<run_id>-<unique name>.<extension>`."""
     return {part.path: join(folder, f"part-{run_id}-{name_of(part.path).removeprefix('part-')}") for part in parts}
 
 
@@ -202,7 +202,7 @@ def _check_complete(folder: str, moves: Mapping[str, str]) -> None:
     waiting, published = present(moves), set(files_in(folder, PARTS))
     lost = [path for path, final in moves.items() if path not in waiting and final not in published]
     if lost:
-        raise PublishError(f"files to be published in {folder} are gone: {len(lost)}, {lost[0]} the first; run again")
+        raise PublishError(f"{len(lost)} files to publish in {folder} are missing, the first is {lost[0]}; run again")
 
 
 def _refuse_to_mix(run: Publication) -> None:
@@ -215,13 +215,13 @@ def _refuse_to_mix(run: Publication) -> None:
 
 
 def reports(output: str, report_path: str | None = None) -> list[str]:
-    """The reports of finished runs: under `output`, and at `report_path` where it is elsewhere."""
+    """The reports of finished runs: under `output`, and at `report_path` if it is elsewhere."""
     default = join(output, REPORT)
     return [path for path in sorted({default, report_path or default}) if exists(path)]
 
 
 def run_of(report_file: str) -> str | None:
-    """The id of the run that a report is of; None where the file is no report."""
+    """The run id in a report; None if the file is not a report."""
     try:
         found = json.loads(read_text(report_file)).get("run_id")
     except (ValueError, AttributeError):
@@ -247,7 +247,7 @@ def _publish_failed_files(path: str, failed_files: Sequence[dict[str, Any]]) -> 
 
 
 class Outputs(TypedDict):
-    """What comes out of a run: the input of `Publish`."""
+    """The outputs of a run, which are the input of `Publish`."""
 
     predictions: PCollection[Part]
     dead_letters: PCollection[Part]
@@ -259,13 +259,13 @@ class Outputs(TypedDict):
 class Publish(beam.PTransform[Any, Any]):
     """`Outputs` to a PCollection of the report, once everything is published.
 
-    The counts may be one or many; they are added up. They are held against the rows of the files, too.
+    Adds up the counts and checks them against the rows of the files.
     """
 
     run: Publication
 
     def expand(self, outputs: Outputs) -> PCollection[dict[str, Any]]:
-        """Waits for all of `outputs`, as side inputs of a single element."""
+        """Waits for all `outputs`, as side inputs of a single element."""
         counts = outputs["counts"] | "Count" >> beam.CombineGlobally(total)
         published: PCollection[dict[str, Any]] = (
             outputs["counts"].pipeline
@@ -290,9 +290,9 @@ def publish_run(
     failed_files: Sequence[dict[str, Any]],
     counts: Counts,
 ) -> dict[str, Any]:
-    """Publishes a run and gives its report.
+    """Publishes a run and returns its report.
 
-    Raises `AccountingError`, before anything is touched, where the counts do not add up or are not those of the files.
+    Raises `AccountingError`, before anything changes, if the counts do not add up or differ from the rows of the files.
     """
     found = report(
         counts,

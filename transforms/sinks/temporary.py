@@ -1,4 +1,4 @@
-"""What a run leaves in its output beside its files, and how that goes: temporary files, and folders without anything."""
+"""Removes what runs leave in an output besides their files: temporary files and empty folders."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from pathlib import Path
 from handlers.paths import is_remote
 from transforms.file_ops import join, remove_tree, written_below
 
-ABANDONED = 24 * 3600.0  # seconds without a write, after which files of a run without a claim are nobody's
+ABANDONED = 24 * 3600.0  # seconds without a write after which files of a run without a claim are abandoned
 
 _PREFIX = "_tmp-"
 _RUN_ID = re.compile(r"[0-9a-f]{12}")
 
 
 def temporary_folder(output: str, run_id: str) -> str:
-    """Where a run writes until it is published; readers skip names that begin with an underscore."""
+    """The folder that a run writes to until it publishes; readers skip names that begin with an underscore."""
     return join(output, f"{_PREFIX}{run_id}")
 
 
 def clean_up(output: str, run_id: str) -> None:
-    """Removes the temporary folder of a run that failed, as well as it can."""
-    with suppress(Exception):  # the run has failed with an error of its own, which is the one to be told
+    """Removes the temporary folder of a failed run; ignores errors."""
+    with suppress(Exception):  # the error of the run is the one to report
         remove_tree(temporary_folder(output, run_id))
 
 
@@ -32,11 +32,11 @@ def remove_abandoned(output: str, run_id: str, dead: str | None, now: float | No
     """Removes the temporary folders of runs that were killed; the run `run_id` must have claimed `output`.
 
     Args:
-        output: whose claim keeps other runs out.
-        run_id: whose folder stays.
-        dead: the run whose dead claim was taken over. Folders of others go once nothing was written to them for a day:
-            they may belong to a job that was submitted from where no claim could be made.
-        now: in Unix time, for tests.
+        output: the output, claimed by the run `run_id`.
+        run_id: the run whose folder is kept.
+        dead: the run whose dead claim was taken over. Folders of other runs are removed after a day without a write:
+            they may belong to a job that was submitted without a claim.
+        now: the current Unix time, for tests.
 
     Returns:
         the names of the folders that were removed.
@@ -54,7 +54,7 @@ def remove_abandoned(output: str, run_id: str, dead: str | None, now: float | No
 
 
 def missing_folders(*paths: str) -> list[Path]:
-    """The folders that would be made for `paths`, the innermost first; none where a path is in an object store."""
+    """The folders that would be created for `paths`, innermost first; none for paths in object stores."""
     found: list[Path] = []
     for path in paths:
         if not is_remote(path):
@@ -64,7 +64,7 @@ def missing_folders(*paths: str) -> list[Path]:
 
 
 def remove_empty(folders: Sequence[Path]) -> None:
-    """Removes those of `folders`, the innermost first, that are there and in which nothing is."""
+    """Removes the empty ones of `folders`, which are sorted innermost first."""
     for folder in folders:
         with suppress(OSError):
             folder.rmdir()

@@ -1,8 +1,8 @@
-"""Writing chunks to files, in the formats of `transforms.sinks.formats`.
+"""Writes chunks to files, in the formats of `transforms.sinks.formats`.
 
-A sink writes to a temporary folder, each attempt of a bundle under a name of its own, and says what it wrote only once
-the file is closed. `transforms.sinks.publish` gives the files their final names; what a failed attempt left behind goes with
-the temporary folder.
+A sink writes to a temporary folder, with a unique file name for each attempt of a bundle, and outputs a `Part` only once
+the file is closed. `transforms.sinks.publish` renames the files; the files of failed attempts are removed with the
+temporary folder.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ from transforms.sinks.formats import Encoder, sink
 from transforms.sinks.formats.parquet import GROUP_ROWS
 
 FILE_BYTES = 512 * 2**20
-# Rows that are encoded together, up to `GROUP_ROWS`, are a row group of a Parquet file. A sink holds two in memory: one
-# is written while the next is gathered.
+# Rows that are encoded together, at most `GROUP_ROWS`, form a row group of a Parquet file. A sink holds two groups in
+# memory: it writes one while it collects the next.
 GROUP_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class Part:
-    """A file that was written to its end."""
+    """A complete file."""
 
     path: str
     rows: int
 
 
 def write_empty(path: str, schema: pa.Schema, output_format: str) -> None:
-    """Writes a file of no rows to `path`, with its schema or header where the format has one."""
+    """Writes a file without rows to `path`, with its schema or header if the format has one."""
     content = pa.BufferOutputStream()
     encoder = sink(output_format).encoder(content, schema)
     encoder.write(schema.empty_table())
@@ -58,20 +58,20 @@ def write_empty(path: str, schema: pa.Schema, output_format: str) -> None:
 def conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """The columns of `batch` that `schema` names, in its order and its types.
 
-    Provenance and other columns are left out. A type that differs is cast where no value changes by it, as from a
-    dictionary to its values; another one, and a column that is not there, are errors.
+    Drops provenance and other columns. Casts a column of another type if no value changes, such as a dictionary to its
+    values. Raises `TorchbeamError` for other types and for missing columns.
     """
     if batch.schema.equals(schema):
         return batch
     missing = sorted(set(schema.names) - set(batch.schema.names))
     if missing:
         raise TorchbeamError(
-            f"a chunk to be written has no column {', '.join(missing)}; it has {', '.join(batch.schema.names)}"
+            f"a chunk to write has no column {', '.join(missing)}; it has {', '.join(batch.schema.names)}"
         )
     try:
         columns = [_cast(batch.column(column.name), column.type) for column in schema]
     except pa.ArrowException as error:
-        raise TorchbeamError(f"a chunk to be written does not fit the columns of the output: {error}") from error
+        raise TorchbeamError(f"a chunk to write does not match the columns of the output: {error}") from error
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
@@ -84,7 +84,7 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 class _Roll:
-    """Writes tables to one file after the other, each up to about `max_bytes`."""
+    """Writes tables to a sequence of files, each of about `max_bytes` at most."""
 
     def __init__(self, folder: str, schema: pa.Schema, output_format: str, max_bytes: int) -> None:
         self._folder = folder
@@ -103,7 +103,7 @@ class _Roll:
             self._file = create(self._path)
             self._encoder = self._sink.encoder(self._file, self._schema)
             self._rows = 0
-        assert self._encoder is not None  # noqa: S101 - it was opened with the file
+        assert self._encoder is not None  # noqa: S101 - created with the file
         table = pa.Table.from_batches(batches, self._schema)
         self._encoder.write(table)
         self._rows += table.num_rows
@@ -115,10 +115,10 @@ class _Roll:
         return self._parts
 
     def abandon(self) -> None:
-        """Closes the file and forgets it: nobody hears of it."""
+        """Closes the file without outputting a part."""
         file, encoder, self._file, self._encoder = self._file, self._encoder, None, None
         if file is not None:
-            # The error that led here is the one to be told, not those that it leads to.
+            # The original error is the one to report, not errors that follow from it.
             if encoder is not None:
                 with suppress(Exception):
                     encoder.close()
@@ -134,14 +134,14 @@ class _Roll:
 
 
 def _path_of_attempt(folder: str, extension: str) -> str:
-    """A name that no other attempt uses; names sort by the time at which they were given."""
+    """A path that no other attempt uses; paths sort by creation time."""
     return f"{folder.rstrip('/')}/part-{time.time_ns() // 1000:014x}-{uuid.uuid4().hex[:12]}{extension}"
 
 
 class Writer:
-    """Writes chunks in a thread of its own, so that encoding overlaps with scoring; Arrow lets go of the GIL for it.
+    """Writes chunks in a background thread, so that encoding overlaps with scoring; Arrow releases the GIL.
 
-    One group of chunks is encoded while the next is gathered. An error in the thread is raised by the next call.
+    It encodes one group of chunks while it collects the next. The next call raises an error of the thread.
     """
 
     def __init__(
@@ -162,7 +162,7 @@ class Writer:
         self._bytes = 0
 
     def write(self, chunk: pa.RecordBatch) -> None:
-        """Takes `chunk` to be written; may wait for the group before."""
+        """Adds `chunk`; may wait until the previous group is written."""
         if chunk.num_rows == 0:
             return
         batch = conform(chunk, self._schema)
@@ -176,7 +176,7 @@ class Writer:
             self._hand_over()
 
     def finish(self) -> list[Part]:
-        """Writes what is left, closes the file and gives the parts."""
+        """Writes the remaining rows, closes the file and returns the parts."""
         self._hand_over()
         self._wait()
         parts = self._thread.submit(self._roll.finish).result()
@@ -184,7 +184,7 @@ class Writer:
         return parts
 
     def abandon(self) -> None:
-        """Ends the thread and closes the file without telling of it."""
+        """Ends the thread and closes the file without outputting a part."""
         self._group = []
         self._thread.shutdown(cancel_futures=True)
         self._roll.abandon()
@@ -211,7 +211,7 @@ class _WriteFn(SharesS3, beam.DoFn):
         self._writer: Writer | None = None
 
     def start_bundle(self) -> None:
-        self._abandon()  # where the last bundle failed, in this step or another
+        self._abandon()  # if the last bundle failed, in this step or another
 
     def process(self, chunk: pa.RecordBatch) -> None:
         with self._guarded():
@@ -251,15 +251,15 @@ class _WriteFn(SharesS3, beam.DoFn):
 class WriteChunks(beam.PTransform[Any, Any]):
     """Writes chunks to files under `folder`: `PCollection[pa.RecordBatch]` to `PCollection[Part]`.
 
-    The files have names that no other attempt of a bundle uses. Where a runner repeats one, a file of an earlier attempt
-    may stay behind: only those of the parts that come out hold rows of the output.
+    Each attempt of a bundle uses unique file names. If a runner retries a bundle, files of earlier attempts may remain: only
+    the files of the parts that are output hold rows of the output.
 
     Attributes:
-        folder: where the files are written; the command gives them their final names with `transforms.sinks.publish`.
-        schema: of the files, without provenance.
-        output_format: one of `transforms.sinks.formats`.
-        max_bytes: a file that has grown to this size is closed and another one opened.
-        group_bytes: rows are encoded together up to this size; twice as much is held in memory.
+        folder: the folder of the files; `transforms.sinks.publish` renames them to their final names.
+        schema: the schema of the files, without provenance.
+        output_format: a format of `transforms.sinks.formats`.
+        max_bytes: the size at which a file is closed and another one opened.
+        group_bytes: the size of rows that are encoded together; twice as much is held in memory.
     """
 
     folder: str
@@ -272,7 +272,7 @@ class WriteChunks(beam.PTransform[Any, Any]):
         sink(self.output_format).check(self.schema)
 
     def expand(self, chunks: PCollection[pa.RecordBatch]) -> PCollection[Part]:
-        """Writes in each bundle; which windows the chunks are in makes no difference to the files."""
+        """Writes in each bundle; the windows of the chunks do not affect the files."""
         write = _WriteFn(self.folder, self.schema, self.output_format, self.max_bytes, self.group_bytes)
         parts: PCollection[Part] = chunks | "Global" >> beam.WindowInto(GlobalWindows()) | "Write" >> beam.ParDo(write)
         return parts

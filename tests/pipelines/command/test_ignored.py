@@ -12,7 +12,7 @@ from pipelines.command.options import ModelOptions, RunOptions
     ("run", "model", "beam", "told"),
     [
         (RunOptions("FnApiRunner"), {}, ["--direct_num_workers=1"], []),
-        (RunOptions("SparkRunner"), {"min_ram": "16GB"}, [], ["--min_ram is ignored by SparkRunner; say it with"]),
+        (RunOptions("SparkRunner"), {"min_ram": "16GB"}, [], ["--min_ram is ignored by SparkRunner; use"]),
         (RunOptions("SparkRunner"), {}, ["--num_workers=3"], ["--num_workers is ignored by SparkRunner"]),
         (RunOptions("FnApiRunner", wait=True), {}, [], ["--wait is ignored by FnApiRunner; it is for"]),
         (RunOptions("DataflowRunner", wait=True), {}, [], []),

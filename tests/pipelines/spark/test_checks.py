@@ -60,7 +60,7 @@ class TestSpark:
         "url", ["mesos://host:5050", "sparc://host:7077", "localhost", "local[0]", "local[abc]", "k8s://x", "k8s://x:y"]
     )
     def test_unknown_kind_of_master(self, url: str) -> None:
-        with pytest.raises(UsageError, match="is none of"):
+        with pytest.raises(UsageError, match="must be one of"):
             check_spark(options(url), None)
 
     @pytest.mark.parametrize(
@@ -97,7 +97,7 @@ class TestWorkerCommand:
     def test_is_not_there(self, tmp_path: Path) -> None:
         (tmp_path / "text").write_text("")
         for name in ("worker", "text"):
-            with pytest.raises(UsageError, match=f'{name}" is not on this machine, or is no executable'):
+            with pytest.raises(UsageError, match=f'{name}" is not on this machine, or is not an executable'):
                 check_worker_command(str(tmp_path / name))
 
     def test_interpreter_is_gone(self, tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ class TestDoctor:
     def test_yarn(self, lines: Callable[..., Any], fake_java: FakeJava) -> None:
         fake_java('openjdk version "17.0.1"')
         found = lines("3.5.0", "--spark_master_url=yarn", "--spark_version=3.5.0")
-        assert found["master"] == ("ok", "yarn: it is not asked from here")
+        assert found["master"] == ("ok", "yarn: not queried from here")
         assert found["spark"][0] == "ok"
         assert "cores" not in found
 

@@ -48,7 +48,7 @@ class TestNoMaster:
                 ask_master(f"spark://127.0.0.1:{server.getsockname()[1]}")
 
     def test_unknown_host(self) -> None:
-        with pytest.raises(UsageError, match="is no host that is known here"):
+        with pytest.raises(UsageError, match="is not a known host"):
             ask_master("spark://no-such-host.invalid:7077")
 
     @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ class TestMaster:
     @pytest.mark.parametrize("page", ["127.0.0.1:1", "http://127.0.0.1:{port}", "file:///etc/passwd"])
     def test_page_that_is_none(self, master: tuple[str, str], page: str) -> None:
         url, _ = master
-        with pytest.raises(UsageError, match=r"--spark_master_ui .* is no web page of the Spark master"):
+        with pytest.raises(UsageError, match=r"--spark_master_ui .* is not the web page of the Spark master"):
             ask_master(url, page.format(port=url.rpartition(":")[2]))
 
     def test_port_of_the_page_in_place_of_the_masters(self, master: tuple[str, str]) -> None:

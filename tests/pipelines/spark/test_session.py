@@ -120,6 +120,26 @@ class TestSession:
             assert tempfile.gettempdir() == before
         assert not session.folder.exists()
 
+    def test_globals_are_restored_after_a_submission_that_fails(self) -> None:
+        before, hook = tempfile.gettempdir(), threading.excepthook
+        inside: list[object] = []
+
+        class Refused(Pipeline):
+            def run(self) -> Result:
+                inside.append(tempfile.tempdir)
+                raise RuntimeError("refused")
+
+        def run_and_fail() -> None:
+            with spark_session(submission(), PipelineOptions()) as session:
+                inside.append(str(session.folder))
+                session.run(cast("Any", Refused(threading.Event())))
+
+        with pytest.raises(RuntimeError, match="refused"):
+            run_and_fail()
+        assert inside[0] == inside[1]
+        assert tempfile.tempdir == before
+        assert threading.excepthook is hook
+
     def test_interrupted_while_it_is_submitted(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         pipeline = Pipeline(threading.Event())
         session = Session(PipelineOptions(), None, SparkProgress(None), tmp_path)

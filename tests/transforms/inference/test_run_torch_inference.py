@@ -163,7 +163,7 @@ def test_inference_args_that_are_none(source, arguments):
 
 
 def test_batches_of_the_users_own_are_refused(source):
-    with pytest.raises(UsageError, match="leave with_no_batching out"):
+    with pytest.raises(UsageError, match="remove with_no_batching"):
         _ = beam.Pipeline() | beam.Create([1]) | RunTorchInference(TorchModelHandler(source).with_no_batching())
 
 
@@ -315,7 +315,7 @@ def test_an_element_without_a_key_where_there_must_be_one(source, by_key):
         values = found.predictions | beam.Map(lambda pair: (pair[0], pair[1].inference.item()))
         assert_that(values, check([("a", 2.0), ("b", 2.0)]), "good")
         dead = found.dead_letters | beam.Map(lambda dead: (dead.key, dead.error_type, dead.message))
-        message = "KeyedModelHandler takes (key, example) pairs; this {} is none"
+        message = "KeyedModelHandler takes (key, example) pairs, not {}"
         expected = [(None, "WrongType", message.format(kind)) for kind in ("Tensor", "str")]
         assert_that(dead, check(expected), "dead")
 

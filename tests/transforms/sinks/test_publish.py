@@ -243,7 +243,9 @@ def test_a_file_that_is_gone_is_an_error_and_the_old_run_stays(tmp_path: Path) -
     predictions = parts(run, "predictions", [batch(0), batch(1)])
     Path(predictions[1].path).unlink()
 
-    with pytest.raises(PublishError, match=r"predictions are gone: 1, .*run again"):
+    with pytest.raises(
+        PublishError, match=r"1 files to publish in .*predictions are missing, the first is .*run again"
+    ):
         publish(run, predictions, [], [], REPORT)
     assert numbers(tmp_path / "predictions") == [7]
     assert reports(str(tmp_path))

@@ -331,7 +331,7 @@ def test_what_is_written_has_the_columns_and_types_of_the_schema() -> None:
 def test_what_does_not_fit_the_schema_is_an_error() -> None:
     with pytest.raises(TorchbeamError, match="has no column label; it has n"):
         conform(pa.RecordBatch.from_pydict({"n": [1]}), SCHEMA)
-    with pytest.raises(TorchbeamError, match="does not fit the columns"):
+    with pytest.raises(TorchbeamError, match="does not match the columns"):
         conform(pa.RecordBatch.from_pydict({"n": [1.5], "label": ["a"]}), SCHEMA)
 
 

@@ -142,7 +142,7 @@ class TestRuns:
                          "another, or replace it with --overwrite\n")  # fmt: skip
         code, said = run(report=tmp_path / "other.json")
         assert (code, len(said.splitlines())) == (2, 1)
-        assert f"{TABLE} has rows; name another table, or replace what is there with --overwrite" in said
+        assert f"{TABLE} has rows; name another table, or replace the rows with --overwrite" in said
 
         good = rows(bad=()).slice(0, 10)
         code, said = run("--overwrite", table=good)
@@ -248,7 +248,7 @@ class TestRefusals:
     def test_views(self, fake: FakeTables, run: Score) -> None:
         fake.tables[TABLE] = rows().slice(0, 0)
         fake.views = {TABLE}
-        self.check(fake, run, f"{TABLE} is a view and no table")
+        self.check(fake, run, f"{TABLE} is a view, not a table")
 
     def test_an_empty_table_of_other_columns(self, fake: FakeTables, run: Score) -> None:
         assert run(table=rows().slice(0, 0))[0] == 0
@@ -256,7 +256,7 @@ class TestRefusals:
         there = fake.schemas[DEAD]
         fake.schemas[DEAD] = there[1:]
         again = {"report": "other.json"}
-        self.check(fake, run, f'{DEAD} is there and has no column "id"; change or drop it', **again)
+        self.check(fake, run, f'{DEAD} exists and has no column "id"; change or drop it', **again)
         fake.schemas[DEAD] = [there[0] | {"type": "STRING"}, *there[1:]]
         self.check(fake, run, 'its column "id" is NULLABLE STRING, not NULLABLE INT64', **again)
         letter = there[-1] | {"fields": there[-1]["fields"][1:]}
@@ -265,7 +265,7 @@ class TestRefusals:
 
     def test_columns_that_it_cannot_hold(self, fake: FakeTables, run: Score) -> None:
         odd = rows().append_column("unit price", pa.array(range(ROWS)))
-        self.check(fake, run, 'BigQuery cannot hold the column "unit price": its name must be', table=odd)
+        self.check(fake, run, 'BigQuery cannot hold the column "unit price": its name must have', table=odd)
 
     def test_no_server(self, fake: FakeTables, run: Score, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("transforms.bigquery.BEFORE_RUN", 2)
@@ -340,7 +340,7 @@ class TestRetries:
     def test_rows_that_are_not_those_of_the_run_are_told(self, fake: FakeTables, publication: Publication) -> None:
         (part,) = self.parts(publication, 3)
         pq.write_table(pa.table({"n": [1]}, schema=self.SCHEMA), part.path)
-        with pytest.raises(AccountingError, match=f"3 rows were to be loaded into {TABLE}, but BigQuery tells of 1"):
+        with pytest.raises(AccountingError, match=f"3 rows were to be loaded into {TABLE}, but BigQuery reports 1"):
             publish_run(publication, [part], [], [], Counts(rows_read=3, rows_scored=3))
         assert not Path(publication.report_file).exists()
 
@@ -457,16 +457,16 @@ class TestTypes:
         ids=str,
     )
     def test_types_that_it_has_not(self, kind: pa.DataType) -> None:
-        with pytest.raises(UsageError, match=r'BigQuery cannot hold the column "x": it has no type for'):
+        with pytest.raises(UsageError, match=r'BigQuery cannot hold the column "x": BigQuery has no type for'):
             table_schema(loadable(pa.schema([("x", kind)])))
         with pytest.raises(UsageError, match=r'the column "r\.x"'):
             table_schema(loadable(pa.schema([("r", pa.struct([("x", kind)]))])))
 
     @pytest.mark.parametrize("name", ["unit price", "größe", "1st", "a-b", "_PARTITIONTIME", "_table_x", "x" * 301, ""])
     def test_names_that_it_does_not_take(self, name: str) -> None:
-        with pytest.raises(UsageError, match="its name must be of letters"):
+        with pytest.raises(UsageError, match="its name must have only letters"):
             table_schema(pa.schema([(name, pa.int64())]))
 
     def test_names_that_differ_by_case(self) -> None:
-        with pytest.raises(UsageError, match='column "ID": there are two of this name'):
+        with pytest.raises(UsageError, match='column "ID": the name is not unique'):
             table_schema(pa.schema([("id", pa.int64()), ("ID", pa.int64())]))

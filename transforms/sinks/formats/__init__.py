@@ -12,15 +12,12 @@ SINKS: dict[str, Sink] = {each.SINK.name: each.SINK for each in (parquet, delimi
 
 
 def sink(output_format: str) -> Sink:
-    """The sink called `output_format`."""
+    """The sink for `output_format`."""
     if output_format not in SINKS:
         raise UsageError(f"--output_format={output_format}: unknown; write one of {', '.join(SINKS)}")
     return SINKS[output_format]
 
 
 def dead_letter_format(output_format: str) -> str:
-    """The format of the dead letters beside predictions in `output_format`: the same, but Parquet where it is CSV.
-
-    A dead letter has a struct that CSV cannot hold.
-    """
+    """The format of the dead letters of a run: `output_format`, or Parquet instead of CSV, which has no structs."""
     return "parquet" if output_format == "csv" else output_format

@@ -1,4 +1,4 @@
-"""Avro: compressed by deflate, which every reader knows; `transforms.avro_types` says what becomes of each type."""
+"""Avro, compressed with deflate, which every reader supports; `transforms.avro_types` converts the types."""
 
 from __future__ import annotations
 

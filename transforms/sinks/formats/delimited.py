@@ -10,7 +10,7 @@ from transforms.sinks.formats.sink import Sink, is_binary
 
 
 class _Encoder:
-    """Strings are quoted and null is nothing, so that null and the empty string stay apart."""
+    """Strings are quoted and null is an empty field, so that null and the empty string differ."""
 
     def __init__(self, file: pa.NativeFile, schema: pa.Schema) -> None:
         self._writer = pyarrow.csv.CSVWriter(file, schema)

@@ -20,8 +20,8 @@ from transforms.sinks.formats.sink import Sink, is_binary
 class _Encoder:
     """One JSON object a line.
 
-    Dates and times are ISO 8601, binary values base64, decimals strings (a JSON number would lose digits). What JSON
-    has no number for (NaN, infinity) is null. A map is a list of pairs.
+    Dates and times are ISO 8601, binary values base64, decimals strings (a JSON number would lose digits). NaN
+    and infinity, which JSON does not have, are null. A map is a list of pairs.
     """
 
     def __init__(self, file: pa.NativeFile, schema: pa.Schema) -> None:
@@ -37,11 +37,11 @@ class _Encoder:
 
 
 def _check(schema: pa.Schema) -> None:
-    del schema  # JSON takes everything that Arrow has
+    del schema  # every Arrow type can be written
 
 
 def _polars_writes(kind: pa.DataType, *, nested: bool = False) -> bool:
-    """Whether Polars writes values of `kind` as `_Encoder` says; about ten times faster than Python does."""
+    """Whether Polars writes values of `kind` in the format of `_Encoder`; it is about ten times faster than Python."""
     types = pa.types
     if types.is_struct(kind):
         return all(_polars_writes(member.type, nested=True) for member in kind)
@@ -49,7 +49,9 @@ def _polars_writes(kind: pa.DataType, *, nested: bool = False) -> bool:
         return _polars_writes(kind.value_type, nested=True)
     if types.is_dictionary(kind):
         return bool(types.is_string(kind.value_type) or types.is_large_string(kind.value_type))
-    if types.is_timestamp(kind):  # written with a space for the T where it has no time zone, which is mended at the top
+    if types.is_timestamp(
+        kind
+    ):  # Polars writes those without a time zone with a space instead of T; fixed for top-level columns
         return not nested or kind.tz is not None
     return bool(
         types.is_integer(kind)
@@ -85,7 +87,7 @@ def _by_python(table: pa.Table) -> bytes:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in JSON's own types."""
+    """`value` converted to JSON types."""
     if isinstance(value, dict):
         return {key: _plain(member) for key, member in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Parquet: every type, snappy."""
+"""Parquet, compressed with snappy."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import pyarrow.parquet as pq
 from handlers.errors import UsageError
 from transforms.sinks.formats.sink import Sink
 
-# Groups of single chunks take as long to write, but many make a file slow to open and to scan.
+# One group per chunk writes as fast, but many groups make a file slow to open and scan.
 GROUP_ROWS = 128 * 1024
 
 
 class _Encoder:
     def __init__(self, file: pa.NativeFile, schema: pa.Schema) -> None:
-        # Trying a dictionary on measured floats takes three times as long as writing them, and is given up anyway.
+        # A dictionary rarely pays for floats: trying one takes three times as long as writing them.
         self._writer = pq.ParquetWriter(
             file, schema, compression="snappy", use_dictionary=_columns_without_floats(schema) or False
         )
@@ -27,7 +27,7 @@ class _Encoder:
 
 
 def _columns_without_floats(schema: pa.Schema) -> list[str]:
-    """The paths of the columns of a Parquet file of `schema` (leaves, where they are nested) that hold no floats."""
+    """The column paths (leaves of nested columns) of a Parquet file of `schema` that hold no floats."""
     empty = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), empty)
     leaves = pq.ParquetFile(pa.BufferReader(empty.getvalue())).schema
@@ -40,7 +40,7 @@ def _check(schema: pa.Schema) -> None:
         pq.write_table(schema.empty_table(), pa.BufferOutputStream())
     except pa.ArrowException as error:
         raise UsageError(
-            f"--output_format=parquet cannot hold these columns ({error}): leave them out by --columns"
+            f"--output_format=parquet cannot hold these columns ({error}): leave them out with --columns"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""What an output format is."""
+"""The definition of an output format."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class Sink:
     """An output format.
 
     Attributes:
-        name: what `--output_format` says.
-        extension: of the files, with its dot.
-        encoder: makes the encoder for an open file and a schema.
-        check: raises `UsageError` for a schema that the format cannot hold.
+        name: the value of `--output_format`.
+        extension: the file extension, with its dot.
+        encoder: creates the encoder for an open file and a schema.
+        check: raises `UsageError` for a schema that the format does not support.
     """
 
     name: str
@@ -34,6 +34,6 @@ class Sink:
 
 
 def is_binary(kind: pa.DataType) -> bool:
-    """Whether values of `kind` are bytes, which text cannot hold as they are."""
+    """Whether values of `kind` are bytes, which text formats must encode."""
     types = pa.types
     return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind))
