@@ -119,10 +119,10 @@ def _rename_local(source: str, target: str) -> None:
     Path(source).replace(target)
 
 
-def create(path: str) -> pa.NativeFile:
-    """Opens `path`, local or remote, for writing; its folders are made."""
+def create(path: str, *, make_parents: bool = True) -> pa.NativeFile:
+    """Opens `path`, local or remote, for writing, and makes its folder; without `make_parents` not those above that."""
     if not is_remote(path):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=make_parents, exist_ok=True)
         return pa.OSFile(path, "wb")
     return pa.PythonFile(FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED), mode="w")
 
