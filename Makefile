@@ -1,4 +1,4 @@
-# make score    set up, train the example model and score a table with it
+# make score    set up, train the example model, score a table with it and evaluate the predictions
 # make test     set up, then lint, types and all tests (JOBS=2 at a time)
 # make check    the same without the slow tests, for use while writing
 # make fuzz     property tests with random seeds until FUZZ_SECONDS=300 are over or one fails
@@ -52,13 +52,15 @@ $(STAMP): requirements.lock pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv && \
 	  $(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements.lock || \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation \
+	  --config-settings editable_mode=compat --editable .; \
 	touch $@
 
 score: $(STAMP)
 	$(BIN)/python examples/digits/train.py $(OUT)
-	$(BIN)/python -m torchbeam score --input=$(OUT)/table.parquet --model=$(OUT)/model --output=$(OUT)/scored --overwrite
+	$(BIN)/python -m torchbeam score --input=$(OUT)/table.parquet --model=$(OUT)/model --output=$(OUT)/scored --probabilities --overwrite
 	@$(BIN)/python examples/digits/show.py $(OUT)/scored
+	$(BIN)/python -m torchbeam evaluate --input=$(OUT)/scored --label=digit --output=$(OUT)/evaluation --fail_below=accuracy=0.9 --overwrite
 
 # Files are handed out whole, since tests of a file share what they set up, and in the order of tests/conftest.py.
 JOBS ?= 2

@@ -11,6 +11,7 @@ from pipelines.command import process
 
 COMMANDS = {
     "score": "score a table with a PyTorch model",
+    "evaluate": "compare labels with predictions: metrics and a report",
     "doctor": "check before a run what would fail in it",
     "describe": "tell what a model directory holds",
     "init": "make a model directory of one of Hugging Face's",

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Installs what some tests need beside Python: Java, Maven and the job server for Spark, a stand-in for Cloud Storage.
+# Installs what some tests need in addition to Python: Java, Maven and the job server for Spark, a stand-in for Cloud
+# Storage, a browser.
 # What cannot be had is said in one line each; the tests that need it skip. Packages of the system are installed by root,
 # and in continuous integration (CI=true) by sudo where that asks for no password.
 set -uo pipefail
@@ -55,5 +56,14 @@ if ! command -v fake-gcs-server >/dev/null; then
     timeout 300 go install $gcs </dev/null >/dev/null 2>&1 ||
       missing 'tests on gs://' "fake-gcs-server could not be built; see what \`go install $gcs\` says"
   fi
+fi
+
+if ! { command -v chromium || command -v google-chrome; } >/dev/null; then
+  if [ ${#apt[@]} -gt 0 ]; then
+    echo 'tests: installing Chromium'
+    { "${apt[@]}" update -qq && "${apt[@]}" install -y -qq --no-install-recommends chromium; } </dev/null >/dev/null 2>&1
+  fi
+  command -v chromium >/dev/null ||
+    missing 'the test of the report in a browser' 'there is no chromium on PATH; apt-get install chromium'
 fi
 exit 0

@@ -24,6 +24,7 @@ ALLOWED = {
     "transforms.sources": {"handlers.*", "transforms"},
     "transforms.sinks": {"handlers.*", "transforms"},
     "transforms.inference": {"handlers.*", "transforms", "transforms.sources"},
+    "transforms.evaluation": {"handlers.*", "transforms"},
     "pipelines.command": {"handlers.*", "transforms.*"},
     "pipelines.dataflow": {"handlers.*", "transforms.*", "pipelines.command"},
     "pipelines.spark": {"handlers.*", "transforms.*", "pipelines.command"},

@@ -29,15 +29,18 @@ def run(home: Path, *tools: str) -> list[str]:
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    spark, gs = run(tmp_path)
+    spark, gs, browser = run(tmp_path)
     assert spark.startswith(
         "tests: tests on Spark will be skipped: there is no java or no mvn on PATH; apt-get install "
     )
     assert gs.startswith("tests: tests on gs:// will be skipped: there is no fake-gcs-server and no go on PATH; ")
+    assert browser.startswith(
+        "tests: the test of the report in a browser will be skipped: there is no chromium on PATH; "
+    )
 
 
 def test_what_cannot_be_built_is_said(tmp_path: Path) -> None:
-    *_, spark, gcs, gs = run(tmp_path, "java", "mvn", "make", "go")
+    *_, spark, gcs, gs, _browser = run(tmp_path, "java", "mvn", "make", "go")
     assert spark == (
         "tests: tests on Spark will be skipped: the job server could not be built; see what `make spark-job-server` says"
     )

@@ -34,11 +34,13 @@ class Watch:
     Args:
         run: the run.
         total: rows in all, where that is known.
+        what: what is done with them.
     """
 
-    def __init__(self, run: Watched, total: int | None) -> None:
+    def __init__(self, run: Watched, total: int | None, what: str = "scoring") -> None:
         self._run = run
         self._total = total
+        self._what = what
         self._console = Console(stderr=True)
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._show, name="watch", daemon=True)
@@ -70,7 +72,7 @@ class Watch:
             TimeRemainingColumn(),
         )
         with Progress(*columns, console=self._console, transient=True) as progress:
-            task = progress.add_task("scoring", total=self._total, what="")
+            task = progress.add_task(self._what, total=self._total, what="")
             begin = time.monotonic()
             while not self._done.wait(0.2):
                 rows, what = self._state(time.monotonic() - begin)
@@ -81,7 +83,7 @@ class Watch:
         while not self._done.wait(LOG_SECONDS):
             rows, what = self._state(time.monotonic() - begin)
             share = f" ({rows / self._total:.0%})" if self._total else ""
-            print(f"scoring: {what}{share}, {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+            print(f"{self._what}: {what}{share}, {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
 
     def _state(self, seconds: float) -> tuple[int, str]:
         counts, state = self._run.so_far(), self._run.state()

@@ -50,12 +50,12 @@ class ScoreOptions:
         """The same with what the runner needs; raises `UsageError` for what it would refuse only later."""
         if self.run.runner in IN_PROCESS:
             return self
-        report = self.sink.report and _absolute(self.sink.report)
+        report = self.sink.report and absolute_path(self.sink.report)
         absolute = replace(  # local paths that hold wherever a worker is started
             self,
-            source=replace(self.source, input=_absolute(self.source.input)),
-            model=replace(self.model, model=_absolute(self.model.model)),
-            sink=replace(self.sink, output=_absolute(self.sink.output), report=report),
+            source=replace(self.source, input=absolute_path(self.source.input)),
+            model=replace(self.model, model=absolute_path(self.model.model)),
+            sink=replace(self.sink, output=absolute_path(self.sink.output), report=report),
         )
         if self.run.runner != dataflow.RUNNER:
             return absolute
@@ -63,7 +63,8 @@ class ScoreOptions:
         return replace(absolute, model=model, beam=beam)
 
 
-def _absolute(path: str) -> str:
+def absolute_path(path: str) -> str:
+    """A local path that holds wherever a worker is started; others as they are."""
     # Not through Path: what a slash at the end, or a pattern, means is the source's to say.
     if not path or is_remote(path) or is_bigquery(path):
         return path
@@ -81,9 +82,12 @@ def remote_paths(options: ScoreOptions) -> dict[str, str]:
     return {name: path for name, path in paths.items() if is_remote(path)}
 
 
-def connect(options: ScoreOptions) -> None:
-    """Sees that the object stores can be reached, where there are any, and gives them the options of Beam."""
-    if paths := remote_paths(options):
+def connect(options: ScoreOptions, **others: str) -> None:
+    """Sees that the object stores can be reached, where there are any, and gives them the options of Beam.
+
+    `others` are further paths, by the names of their flags.
+    """
+    if paths := remote_paths(options) | {name: path for name, path in others.items() if is_remote(path)}:
         from handlers.model import stores
         from pipelines import runners
 

@@ -9,9 +9,7 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
-from apache_beam.options.pipeline_options import PipelineOptions
 
-from handlers import errors
 from handlers.batching import Batching, ResourceHints
 from handlers.columnar.chunks import chunk_schema, dead_letter_schema, merge, rows_within
 from handlers.columnar.plan import Plan
@@ -22,10 +20,9 @@ from handlers.model.spec import ModelSpec
 from handlers.paths import is_remote
 from handlers.predict.placement import Placement
 from pipelines import runners
-from pipelines.command.errors import cause_of
 from pipelines.command.options import ModelOptions
-from pipelines.command.watch import Watch
 from pipelines.dataflow import settings as dataflow
+from pipelines.jobs.execution import Execution, execute
 from pipelines.jobs.options import ScoreOptions
 from pipelines.jobs.outputs import Output, check_apart
 from transforms.accounting import Counts, FileOutcomes
@@ -163,7 +160,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     files = read.files | "Files" >> FileOutcomes()
     counts = (
         scored.counts,
-        read.dead_letters | "RowsUnreadable" >> beam.Map(_dead_at_read),
+        read.dead_letters | "RowsUnreadable" >> beam.Map(dead_at_read),
         files.counts,
     ) | "AllCounts" >> beam.Flatten()
     _ = {
@@ -185,55 +182,25 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
     publication = job.publication
     if publication.keep_folder:
         Path(temporary_folder(publication.output, publication.run_id)).mkdir(parents=True)
+    run = Execution(
+        job.launch, publication.runner, publication.run_id, job.input.rows, publication.report_file, job.verbose
+    )
+    if publication.runner == dataflow.RUNNER:
+        job.claim.hand_over()
     try:
-        if publication.runner == dataflow.RUNNER:
-            job.claim.hand_over()
-            if not _run_on_dataflow(job, wait):
-                job.claim.left = True
-                return None
-        else:
-            with (
-                runners.session(job.launch, publication.runner, publication.run_id, verbose=job.verbose) as session,
-                Watch(session, job.input.rows),
-            ):
-                pipeline = _checked_pipeline(session.options)
-                build(pipeline, job)
-                session.run(pipeline)
+        ended = execute(lambda pipeline: build(pipeline, job), run, wait=wait)
     except (dataflow.StillRunning, dataflow.NotFollowedError):
         job.claim.left = True  # as is what the job has written
         raise
-    except BaseException as error:
-        cause = cause_of(error)
-        if cause is error:
-            raise
-        raise cause from error
+    if not ended:
+        job.claim.left = True
+        return None
     try:
         return read_report(publication.report_file)
     except Exception as error:
         raise TorchbeamError(
             f"the run is finished, but {publication.report_file} cannot be read: {stores.explain(error)}"
         ) from error
-
-
-def _run_on_dataflow(job: Job, wait: bool) -> bool:
-    """Submits a job, and follows it to its end where that is wanted; gives whether it has ended."""
-    from pipelines.dataflow import job as dataflow_job  # its clients of Google's services take a second to import
-
-    pipeline = _checked_pipeline(job.launch.options)
-    build(pipeline, job)
-    submitted = dataflow_job.submit(pipeline)
-    dataflow_job.announce(submitted, job.launch.options, job.publication.report_file)
-    if submitted.job_id is None or not wait:
-        return False
-    dataflow_job.follow(submitted, job.input.rows)
-    return True
-
-
-def _checked_pipeline(options: PipelineOptions) -> beam.Pipeline:
-    try:
-        return beam.Pipeline(options=options)
-    except ValueError as error:  # options that do not go together; a runner's own checks are made here, too
-        raise UsageError(errors.one_line(error)) from None
 
 
 def sample_rows(source: Input, max_bytes: int = Batching.chunk_bytes) -> pa.RecordBatch:
@@ -265,7 +232,8 @@ def sample_rows(source: Input, max_bytes: int = Batching.chunk_bytes) -> pa.Reco
     return sample.slice(0, rows_within(sample, 0, SAMPLE_ROWS, max_bytes))
 
 
-def _dead_at_read(letters: pa.RecordBatch) -> Counts:
+def dead_at_read(letters: pa.RecordBatch) -> Counts:
+    """The counts of rows that could not be read."""
     errors_by_type: dict[str, int] = {}
     for kind in letters.column("dead_letter").field("type").to_pylist():
         errors_by_type[f"read/{kind}"] = errors_by_type.get(f"read/{kind}", 0) + 1

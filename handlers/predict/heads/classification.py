@@ -8,12 +8,11 @@ import pyarrow as pa
 import torch
 
 from handlers.errors import BrokenModelError
-from handlers.predict.heads.head import Head
+from handlers.predict.heads.head import PROBABILITY, Head
 from handlers.predict.heads.outputs import Columns, check_labels, matrix_of
 from handlers.tensors import Ragged
 
 FEW_CLASSES = 10
-PROBABILITY = "probability_"
 
 
 def decode(head: Head, outputs: Mapping[str, torch.Tensor | Ragged]) -> Columns:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PROBABILITY = "probability_"  # and the name of the class: the column of its probability
+
 
 @dataclass(frozen=True)
 class Head:

@@ -1,0 +1,166 @@
+"""The options of `evaluate`. Imports neither torch nor Beam."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+
+from handlers.errors import UsageError
+from pipelines.command.options import (
+    Command,
+    ModelOptions,
+    RunOptions,
+    SinkOptions,
+    SourceOptions,
+    flag,
+    names,
+    option,
+    parser,
+    path,
+    pick,
+)
+from pipelines.jobs.options import ScoreOptions, absolute_path
+from transforms.evaluation.names import ALL_HIGHER, ALL_LOWER
+
+Limit = tuple[str, float]
+
+
+def at_least(text: str) -> Limit:
+    """`metric=value` of a metric that is better when higher."""
+    return _limit(text, ALL_HIGHER, ALL_LOWER, "fail_above")
+
+
+def at_most(text: str) -> Limit:
+    """`metric=value` of a metric that is better when lower."""
+    return _limit(text, ALL_LOWER, ALL_HIGHER, "fail_below")
+
+
+def _limit(text: str, known: tuple[str, ...], others: tuple[str, ...], instead: str) -> Limit:
+    name, _, value = text.partition("=")
+    if name in others:
+        raise ValueError(
+            f"{name} is better when {'lower' if instead == 'fail_above' else 'higher'}; write --{instead}={text}"
+        )
+    if name not in known:
+        near = difflib.get_close_matches(name, [*known, *others], 1)
+        hint = f'did you mean "{near[0]}"?' if near else f"there are: {', '.join(known)}"
+        raise ValueError(f'there is no metric "{name}"; {hint}')
+    try:
+        number = float(value)
+    except ValueError:
+        number = float("nan")
+    if number != number:
+        raise ValueError(f'must be {name}=NUMBER, not "{text}"')
+    return name, number
+
+
+@dataclass(frozen=True)
+class InputOptions(SourceOptions):
+    """What is evaluated."""
+
+    TITLE = "source"
+
+    input: str = option(
+        "output of score (its folder, or files with the columns of predictions), or with --model rows to score on the way",
+        parse=path,
+    )
+
+
+@dataclass(frozen=True)
+class OnTheWayOptions(ModelOptions):
+    """What the rows are scored with, where they are not yet."""
+
+    TITLE = "model"
+
+    model: str = option("model directory, to score the input on the way", "")
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What is computed, and where it goes."""
+
+    TITLE = "evaluation"
+
+    label: str = option("column of the true answers", parse=path, metavar="COLUMN")
+    output: str = option("directory for metrics.json and report.html, local, gs:// or s3://", parse=path)
+    slice_by: tuple[str, ...] = option(
+        "columns by whose values the metrics are given, too, between commas; numbers are cut into 5 bins by quantiles",
+        (),
+        parse=names,
+        metavar="COLUMNS",
+    )
+    positive_class: str | None = option(
+        "of two classes the one that the curves are of (default: the second of the model's labels)",
+        None,
+        metavar="CLASS",
+    )
+    compare: str | None = option(
+        "output of another run on the same rows, set side by side with a paired test", None, parse=path, metavar="RUN"
+    )
+    key: str | None = option(
+        "column that identifies a row in both runs of --compare (default: all input columns that both have)",
+        None,
+        metavar="COLUMN",
+    )
+    fail_below: tuple[Limit, ...] = option(
+        "exit with code 3 where a metric is lower, as accuracy=0.9; may be repeated",
+        (),
+        parse=at_least,
+        repeatable=True,
+        metavar="METRIC=VALUE",
+    )
+    fail_above: tuple[Limit, ...] = option(
+        "exit with code 3 where a metric is higher, as rmse=3.5; may be repeated",
+        (),
+        parse=at_most,
+        repeatable=True,
+        metavar="METRIC=VALUE",
+    )
+    fingerprint: str | None = option(
+        "training.json of the model, for data drift (default: that of --model)", None, parse=path, metavar="FILE"
+    )
+    overwrite: bool = flag("replace metrics.json and report.html under --output")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """All options of the command.
+
+    Attributes:
+        score: those that it shares with `score`; `score.sink` is made of `evaluation.output`.
+        evaluation: its own.
+    """
+
+    score: ScoreOptions
+    evaluation: EvaluationOptions
+
+    @property
+    def verbose(self) -> bool:
+        """Whether the logs of Beam and the tracebacks of errors are shown."""
+        return self.score.run.verbose
+
+    @staticmethod
+    def parse(argv: list[str], command: Command) -> EvaluateOptions:
+        """Builds the options from arguments; raises `UsageError`, or SystemExit(0) for `--help`."""
+        groups = (InputOptions, EvaluationOptions, OnTheWayOptions, RunOptions)
+        values, others = parser(command, groups).parse_known_args(argv)
+        if others and not others[0].startswith("-"):
+            raise UsageError(f"unexpected argument \"{others[0]}\"; quote patterns, as --input='data/*.parquet'")
+        evaluation = pick(EvaluationOptions, values)
+        if evaluation.key is not None and evaluation.compare is None:
+            raise UsageError("--key is for --compare=RUN, which is not given")
+        sink = SinkOptions(output=evaluation.output, probabilities=True, overwrite=evaluation.overwrite)
+        source, model, run = pick(InputOptions, values), pick(OnTheWayOptions, values), pick(RunOptions, values)
+        return EvaluateOptions(ScoreOptions(source, model, sink, run, tuple(others)), evaluation)
+
+    def settled(self) -> EvaluateOptions:
+        """The same with what the runner needs; raises `UsageError` for what it would refuse only later."""
+        score = self.score.settled()
+        if score is self.score:
+            return self
+        evaluation = replace(
+            self.evaluation,
+            output=score.sink.output,
+            compare=self.evaluation.compare and absolute_path(self.evaluation.compare),
+        )
+        return EvaluateOptions(score, evaluation)

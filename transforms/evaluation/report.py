@@ -1,0 +1,231 @@
+"""`report.html`: one page that holds all that it shows. It loads nothing, runs nothing, and follows light and dark."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from transforms.evaluation import charts
+from transforms.evaluation.charts import Axis, covering
+from transforms.evaluation.names import HEADLINE, TITLES
+from transforms.evaluation.result import Evaluation
+
+MATRIX_CLASSES = 25  # of more classes the commonest confusions are listed instead
+_CLASSES = 50
+_SLICES = 20  # of a column; the largest
+_MAIN = {"classification": "accuracy", "multilabel": "accuracy", "regression": "mae"}
+
+
+def html(evaluation: Evaluation) -> str:
+    """The page."""
+    metrics = evaluation.metrics
+    matrix = metrics.get("confusion_matrix")
+    few = matrix is not None and len(matrix["labels"]) <= MATRIX_CLASSES
+    return _template().render(
+        title=metrics.get("model", {}).get("name") or metrics["label"],
+        metrics=metrics,
+        cards=_cards(metrics),
+        comparison=_comparison(metrics),
+        matrix=_matrix(matrix) if matrix and few else None,
+        confusions=_confusions(matrix) if matrix and not few else None,
+        classes=_classes(metrics.get("classes")),
+        charts=_charts(metrics, evaluation.charts),
+        slices=_slices(metrics),
+        worst=[{"loss": number(loss), "values_": values} for loss, values in evaluation.worst],
+        shown=evaluation.shown,
+        drift=_drift(metrics["drift"]),
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    text = files("transforms.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+    return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(text)
+
+
+def number(value: float | None) -> str:
+    """A number as a person reads it, with four significant digits; – where there is none."""
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
+
+
+def _range(limits: Sequence[float] | None) -> str:
+    return f"{number(limits[0])} – {number(limits[1])}" if limits else ""
+
+
+def _cards(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    cards = [{"title": "Rows", "value": number(metrics["rows"]), "limits": ""}]
+    for name in HEADLINE[metrics["task"]]:
+        if name in metrics and (metrics[name] is not None or name == "roc_auc"):
+            limits, bound = _range(metrics["intervals"].get(name)), metrics.get("bounds", {}).get(name)
+            value = number(metrics[name]) if metrics[name] is not None else "undefined"
+            cards.append(
+                {"title": TITLES[name], "value": value, "limits": limits + (f" ±{bound:.1g}" if bound else "")}
+            )
+    return cards
+
+
+def _comparison(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
+    found = metrics.get("compare")
+    if not found:
+        return []
+    rows = []
+    for name in ("accuracy", "log_loss", "mae"):
+        if name in found:
+            test = found[name]
+            p = test["p_value"]
+            rows.append(
+                {
+                    "name": TITLES[name],
+                    "first": number(test["first"]),
+                    "second": number(test["second"]),
+                    "difference": f"{test['difference']:+.4g}",
+                    "interval": _range(test["interval"]),
+                    "test": test["test"],
+                    "p": "–" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}",
+                }
+            )
+    for name in HEADLINE[metrics["task"]]:
+        mine, theirs = metrics.get(name), found["metrics"].get(name)
+        if name not in found and mine is not None and theirs is not None:
+            values = {"first": number(mine), "second": number(theirs), "difference": f"{mine - theirs:+.4g}"}
+            rows.append({"name": TITLES[name], **values, "interval": "", "test": "", "p": ""})
+    return rows
+
+
+def _matrix(matrix: Mapping[str, Any]) -> dict[str, Any]:
+    rows = []
+    for name, counts in zip(matrix["labels"], matrix["counts"], strict=True):
+        total = sum(counts) or 1
+        # Strong enough to be seen, weak enough for the text on it.
+        cells = [
+            {"text": f"{count:,}" if count else "·", "shade": round(0.55 * (count / total) ** 0.5, 3)}
+            for count in counts
+        ]
+        rows.append({"name": name, "cells": cells})
+    return {"labels": matrix["labels"], "rows": rows}
+
+
+def _confusions(matrix: Mapping[str, Any]) -> list[tuple[str, str, int]]:
+    labels = matrix["labels"]
+    wrong = [
+        (labels[row], labels[column], count)
+        for row, counts in enumerate(matrix["counts"])
+        for column, count in enumerate(counts)
+        if count and row != column
+    ]
+    return sorted(wrong, key=lambda each: -each[2])[:30]
+
+
+def _classes(classes: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any] | None:
+    if not classes:
+        return None
+    names = [("precision", "Precision"), ("recall", "Recall"), ("f1", "F1"), ("roc_auc", "ROC-AUC")]
+    names += [("average_precision", "Average precision"), ("support", "Rows")]
+    columns = [(key, title) for key, title in names if any(key in each for each in classes.values())]
+    kept = set(sorted(classes, key=lambda name: -classes[name]["support"])[:_CLASSES])
+    rows = [
+        {"name": name, "cells": [_with_limits(each, key) for key, _ in columns]}
+        for name, each in classes.items()
+        if name in kept
+    ]
+    return {"columns": [title for _, title in columns], "rows": rows, "more": len(classes) - len(rows)}
+
+
+def _with_limits(values: Mapping[str, Any], key: str) -> str:
+    limits = values.get("intervals", {}).get(key)
+    return number(values.get(key)) + (f" ({_range(limits)})" if limits else "")
+
+
+def _charts(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+
+    def add(title: str, svg: str, note: str = "") -> None:
+        found.append({"title": title, "svg": Markup(svg), "note": note})  # noqa: S704 - names in it are escaped
+
+    some = (
+        f"The {len(data.get('roc', {}))} classes with the most rows."
+        if len(data.get("roc", {})) < len(_scored(metrics))
+        else ""
+    )
+    roc = {name: points for name, points in data.get("roc", {}).items() if points}
+    if roc:
+        add("ROC", charts.lines(roc, Axis("False positive rate"), Axis("True positive rate"), diagonal=True), some)
+    curves = {name: points for name, points in data.get("precision_recall", {}).items() if points}
+    if curves:
+        level = None
+        if metrics.get("positive_class") in curves:
+            level = metrics["classes"][metrics["positive_class"]]["support"] / metrics["rows"]
+        add("Precision and recall", charts.lines(curves, Axis("Recall"), Axis("Precision"), level=level), some)
+    if data.get("calibration"):
+        what = "probability of the positive class" if metrics.get("positive_class") else "confidence"
+        series = {"": data["calibration"]}
+        svg = charts.lines(series, Axis(f"Mean {what}"), Axis("Share that is right"), diagonal=True, dots=True)
+        add("Calibration", svg, "On the dashed line a probability means what it says.")
+    lifts = {name: points for name, points in data.get("lift", {}).items() if points}
+    if lifts:
+        top = max(value for points in lifts.values() for _, value in points)
+        y = Axis("Lift", 0, max(top, 1) * 1.08)
+        add("Cumulative lift", charts.lines(lifts, Axis("Share of rows, highest score first"), y, level=1.0), some)
+    if data.get("residuals"):
+        title = "Residual (label − prediction), the middle 99 %"
+        add("Residuals", charts.histogram(data["residuals"]["edges"], data["residuals"]["rows"], title))
+    if data.get("scatter"):
+        values = [value for point in data["scatter"] for value in point]
+        axes = covering("Prediction", values), covering("Label", values)
+        add("Labels by prediction", charts.dots(data["scatter"], *axes), f"A sample of {len(data['scatter'])} rows.")
+    if len(metrics.get("outputs", ())) > 1:
+        points = [(each["output"] + 1, each["mae"]) for each in metrics["outputs"]]
+        y = covering("MAE", [value for _, value in points], zero=True)
+        add(
+            "Error by output",
+            charts.lines({"": points}, Axis("Output (step of a forecast)", 1, len(points)), y, dots=True),
+        )
+    return found
+
+
+def _scored(metrics: Mapping[str, Any]) -> list[str]:
+    """The classes that have curves."""
+    return [name for name, each in metrics.get("classes", {}).items() if "roc_auc" in each]
+
+
+def _slices(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    main = _MAIN[metrics["task"]]
+    found = []
+    for column, values in metrics["slices"].items():
+        largest = set(sorted(values, key=lambda name: -values[name]["rows"])[:_SLICES])
+        rows = [
+            (name, each[main], each["intervals"].get(main), each["rows"])
+            for name, each in values.items()
+            if name in largest and each[main] is not None
+        ]
+        if rows:
+            note = f"The {len(rows)} largest of {len(values)} values." if len(rows) < len(values) else ""
+            svg = charts.slices(rows, TITLES[main], metrics[main])
+            found.append({"title": f"{TITLES[main]} by {column}", "svg": Markup(svg), "note": note})  # noqa: S704 - escaped
+    return found
+
+
+def _drift(drift: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": name,
+            "kind": each["kind"],
+            "psi": number(each["psi"]),
+            "bad": (each["psi"] or 0) >= 0.25,
+            "nulls": f"{each['nulls']:.1%}",
+            "trained": f"{each['nulls_in_training']:.1%}",
+            "new": f"{', '.join(each['new_categories'])} ({each['new_rows']:,} rows)"
+            if each.get("new_categories")
+            else "",
+        }
+        for name, each in drift.items()
+    ]

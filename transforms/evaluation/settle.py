@@ -1,0 +1,186 @@
+"""Settling an evaluation on the driver: which columns hold what, from the schema and a sample of the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from handlers.errors import UsageError
+from handlers.predict.heads.head import PROBABILITY
+from transforms.evaluation.classification import classes_of
+from transforms.evaluation.curves import EXACT_SCORES
+from transforms.evaluation.fingerprint import Fingerprint
+from transforms.evaluation.plan import CLASS, CONFIDENCE, FORECAST, LABELS, MAX_CLASSES, NUMBER, EvaluationPlan, Task
+from transforms.evaluation.rows import as_text
+from transforms.evaluation.slices import can_slice, slice_kinds
+
+_TASKS: dict[str, Task] = {
+    CLASS: "classification",
+    LABELS: "multilabel",
+    NUMBER: "regression",
+    FORECAST: "regression",
+}
+_SHOWN = 14  # columns of the worst rows
+OUTPUTS = (CLASS, CONFIDENCE, LABELS, "probabilities", NUMBER, FORECAST, "forecast_from", "embedding", "model_version")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asks for.
+
+    Attributes:
+        label: the column of the true answers.
+        slice_by: columns to slice by.
+        positive_class: of two classes, the one whose scores count.
+        fingerprint: of the rows that the model was trained on.
+        exact_scores: scores that are held before they are counted in bins.
+    """
+
+    label: str
+    slice_by: tuple[str, ...] = ()
+    positive_class: str | None = None
+    fingerprint: Fingerprint | None = None
+    exact_scores: int = EXACT_SCORES
+
+
+def settle(schema: pa.Schema, sample: pa.RecordBatch, wanted: Wanted, where: str) -> EvaluationPlan:
+    """The plan for rows of `schema`, some of which are in `sample`. `where` is the input, for messages.
+
+    Raises:
+        UsageError: for columns that are not there or cannot be what they are needed for.
+    """
+    predicted = next((name for name in _TASKS if name in schema.names), None)
+    if predicted is None:
+        raise UsageError(
+            f"{where} has no predictions: none of the columns {', '.join(_TASKS)}; give the output of score, or --model=DIR to "
+            "score on the way"
+        )
+    task = _TASKS[predicted]
+    label, kind = wanted.label, _kind(schema, wanted.label, "label", where)
+    _check_label(task, label, kind, schema.field(predicted).type)
+    slices = tuple(dict.fromkeys(wanted.slice_by))
+    for name in slices:
+        if not can_slice(_kind(schema, name, "slice_by", where)):
+            raise UsageError(f'--slice_by: column "{name}" holds {schema.field(name).type}; take one of single values')
+    plan = EvaluationPlan(
+        task=task,
+        label=label,
+        predicted=predicted,
+        slices=slices,
+        numeric_slices=slice_kinds(schema, slices),
+        shown=_shown(schema, label, predicted, slices),
+        fingerprint=wanted.fingerprint,
+        exact_scores=wanted.exact_scores,
+    )
+    if task == "classification":
+        return _of_classes(plan, schema, sample, wanted.positive_class)
+    if wanted.positive_class is not None:
+        raise UsageError(f"--positive_class is for classifications; the predictions are those of task {task}")
+    return plan
+
+
+def _kind(schema: pa.Schema, name: str, option: str, where: str) -> pa.DataType:
+    if name not in schema.names:
+        known = [each for each in schema.names if not _is_output(each)] or schema.names
+        shown = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
+        raise UsageError(f'--{option}: {where} has no column "{name}"; there are: {shown}')
+    return schema.field(name).type
+
+
+def _is_output(name: str) -> bool:
+    return name in OUTPUTS or name.startswith(PROBABILITY)
+
+
+def _check_label(task: Task, label: str, kind: pa.DataType, predicted: pa.DataType) -> None:
+    """Refuses labels of a type that a task cannot have."""
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    value = kind.value_type if is_list or pa.types.is_dictionary(kind) else kind
+    if pa.types.is_null(kind):
+        raise UsageError(f'--label: every row of column "{label}" is null')
+    if task == "regression":
+        if not (pa.types.is_integer(value) or pa.types.is_floating(value) or pa.types.is_decimal(value)):
+            raise UsageError(
+                f'--label: column "{label}" holds {kind}; the predictions are numbers, and so must the labels be'
+            )
+        if is_list != pa.types.is_nested(predicted):
+            raise UsageError(
+                f'--label: column "{label}" holds {kind}, and the predictions {predicted}; both must be lists or neither'
+            )
+    elif task == "multilabel" and not (is_list and (pa.types.is_string(value) or pa.types.is_large_string(value))):
+        raise UsageError(f'--label: column "{label}" holds {kind}; of task multilabel the labels are lists of texts')
+    elif task == "classification" and (pa.types.is_nested(kind) or pa.types.is_binary(kind)):
+        raise UsageError(
+            f'--label: column "{label}" holds {kind}; the classes of a classification are text, numbers or flags'
+        )
+
+
+def _of_classes(
+    plan: EvaluationPlan, schema: pa.Schema, sample: pa.RecordBatch, positive: str | None
+) -> EvaluationPlan:
+    numbers = pa.types.is_integer(schema.field(plan.predicted).type)
+    flags = pa.types.is_boolean(schema.field(plan.label).type)
+    predicted = as_text(sample.column(plan.predicted))
+    classes = _with_probabilities(schema)
+    flags = flags and (numbers or set(classes or classes_of(predicted)) <= {"0", "1"})
+    if len(classes) > MAX_CLASSES:
+        raise UsageError(f"the predictions have {len(classes)} classes; evaluate takes {MAX_CLASSES} at most")
+    probabilities, confidence = bool(classes), CONFIDENCE in schema.names
+    if not probabilities and confidence:
+        truth = as_text(sample.column(plan.label), flags_as_numbers=flags)
+        seen = classes_of(truth, predicted)
+        classes = tuple(seen) if len(seen) == 2 else ()  # the confidence tells both probabilities
+    if len(classes) != 2:
+        if positive is not None:
+            what = f"there are {len(classes)}" if probabilities else "the first rows do not have two"
+            raise UsageError(f"--positive_class is for two classes; {what}")
+        chosen = None
+    else:
+        chosen = classes[1] if positive is None else positive
+        if chosen not in classes:
+            raise UsageError(f'--positive_class: there is no class "{chosen}"; there are: {", ".join(classes)}')
+    return EvaluationPlan(
+        **{
+            **vars(plan),
+            "classes": classes,
+            "positive": chosen,
+            "probabilities": probabilities,
+            "confidence": confidence,
+            "flags_as_numbers": flags,
+        }
+    )
+
+
+def _with_probabilities(schema: pa.Schema) -> tuple[str, ...]:
+    """The classes that have a column of probabilities, in its order; that of the model's labels."""
+    return tuple(
+        each.name.removeprefix(PROBABILITY)
+        for each in schema
+        if each.name.startswith(PROBABILITY) and len(each.name) > len(PROBABILITY) and pa.types.is_floating(each.type)
+    )
+
+
+def _shown(schema: pa.Schema, label: str, predicted: str, slices: Sequence[str]) -> tuple[str, ...]:
+    """The columns of the worst rows: what was true and what was predicted, slices, then the first others."""
+    others = [each.name for each in schema if not _is_output(each.name)]
+    first = [label, predicted, *([CONFIDENCE] if CONFIDENCE in schema.names else []), *slices]
+    return tuple(dict.fromkeys([*first, *others]))[:_SHOWN]
+
+
+def match_columns(first: pa.Schema, second: pa.Schema, key: str | None) -> tuple[tuple[str, ...], bool]:
+    """What the rows of two runs are matched by: the column `key`, or else all input columns that both have.
+
+    Returns:
+        The columns, and whether they are a key.
+    """
+    if key is not None:
+        for schema, where in ((first, "--input"), (second, "--compare")):
+            _kind(schema, key, "key", where)
+        return (key,), True
+    common = tuple(name for name in first.names if name in second.names and not _is_output(name))
+    if not common:
+        raise UsageError(
+            "--compare: the two runs have no input columns in common to match their rows by; give --key=COLUMN"
+        )
+    return common, False
