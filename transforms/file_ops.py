@@ -119,10 +119,10 @@ def _rename_local(source: str, target: str) -> None:
     Path(source).replace(target)
 
 
-def create(path: str) -> pa.NativeFile:
-    """Opens `path`, local or remote, for writing; creates its folders."""
+def create(path: str, *, make_parents: bool = True) -> pa.NativeFile:
+    """Opens `path`, local or remote, for writing; creates its folder, and with `make_parents` those above."""
     if not is_remote(path):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).parent.mkdir(parents=make_parents, exist_ok=True)
         return pa.OSFile(path, "wb")
     return pa.PythonFile(FileSystems.create(path, compression_type=CompressionTypes.UNCOMPRESSED), mode="w")
 

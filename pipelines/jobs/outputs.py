@@ -24,7 +24,7 @@ from transforms.processes import Process
 from transforms.sinks.bigquery_tables import Tables, plan_tables
 from transforms.sinks.claims import Claim, OutputClaim, held
 from transforms.sinks.publish import DEAD_LETTERS, FAILED_FILES, PREDICTIONS, left_over, reports, run_of
-from transforms.sinks.temporary import clean_up, missing_folders, remove_abandoned, remove_empty
+from transforms.sinks.temporary import clean_up, missing_folders, remove_abandoned, remove_empty, temporary_folder
 from transforms.sources import Input
 
 
@@ -61,7 +61,7 @@ def claimed_output(options: ScoreOptions, tell: Callable[[str], None]) -> Iterat
         options.run, options.beam, [options.source.input, folder, options.model.model, options.sink.report]
     )
     claim = OutputClaim(folder, uuid.uuid4().hex[:12], options.run.runner, Process.current())
-    made = missing_folders(*_written(options.sink, folder))
+    made = missing_folders(temporary_folder(folder, claim.run_id), *_written(options.sink, folder))
     try:
         with _held(claim, folder, options, tell):
             try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
@@ -16,6 +17,7 @@ from handlers.errors import BrokenFileError, TorchbeamError, UsageError
 from handlers.model import stores
 from handlers.model.directory import ModelDir
 from handlers.model.spec import ModelSpec
+from handlers.paths import is_remote
 from handlers.predict.placement import Placement
 from pipelines import runners
 from pipelines.command.options import ModelOptions
@@ -72,6 +74,7 @@ def prepare(options: ScoreOptions, model: ModelDir, output: Output) -> Job:
         model_version=model.version,
         runner=options.run.runner,
         tables=output.tables,
+        keep_folder=not is_remote(output.folder) and options.run.runner != dataflow.RUNNER,
     )
     return Job(source, score, publication, launch, output.claim, options.run.verbose)
 
@@ -140,6 +143,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
         publication.predictions,
         publication.output_format,
         group_bytes=score.batching.chunk_bytes,
+        make_parents=not publication.keep_folder,
     )
     dead_letters = (
         (read.dead_letters, scored.dead_letters)
@@ -150,6 +154,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
             publication.dead_letters,
             publication.dead_letter_format,
             group_bytes=score.batching.chunk_bytes,
+            make_parents=not publication.keep_folder,
         )
     )
     files = read.files | "Files" >> FileOutcomes()
@@ -175,6 +180,8 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
     """
     job = replace(job, publication=replace(job.publication, started=time.time()))
     publication = job.publication
+    if publication.keep_folder:
+        Path(temporary_folder(publication.output, publication.run_id)).mkdir(parents=True)
     run = Execution(
         job.launch, publication.runner, publication.run_id, job.input.rows, publication.report_file, job.verbose
     )

@@ -1,9 +1,21 @@
 """What the tests of the command share: a table with poisoned rows, and the model that scores it."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from poisoned_table import Table, make_table, save_model
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sigint_reaches_commands() -> Iterator[None]:
+    """A shell starts what runs in its background with SIGINT ignored, which the commands would inherit and respect."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

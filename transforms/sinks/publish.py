@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 import apache_beam as beam
@@ -59,6 +60,8 @@ class Publication:
         overwrite: whether a finished run under `output` is replaced.
         started: when the run began, in Unix time.
         tables: the tables to load, if the output is not files under `output`; requires `report_path`.
+        keep_folder: whether the local temporary folder stays after publishing, until the driver removes it, so that a
+            runner that computes files again finds it.
     """
 
     output: str
@@ -73,6 +76,7 @@ class Publication:
     runner: str = ""
     started: float = 0.0
     tables: Tables | None = None
+    keep_folder: bool = False
 
     @property
     def report_file(self) -> str:
@@ -176,7 +180,9 @@ def publish_tables(
 
 def _finish(run: Publication, failed_files: Sequence[dict[str, Any]], report: dict[str, Any]) -> None:
     _publish_failed_files(run.failed_files_at, failed_files)
-    remove_tree(temporary_folder(run.output, run.run_id))
+    temporary = temporary_folder(run.output, run.run_id)
+    for folder in Path(temporary).iterdir() if run.keep_folder else [temporary]:
+        remove_tree(str(folder))
     write_text(run.report_file, json.dumps(report | {"run_id": run.run_id}, indent=2) + "\n")
 
 
@@ -292,8 +298,11 @@ def publish_run(
 ) -> dict[str, Any]:
     """Publishes a run and returns its report.
 
-    Raises `AccountingError`, before anything changes, if the counts do not add up or differ from the rows of the files.
+    Raises, before anything changes, `AccountingError` if the counts do not add up or differ from the rows of the files, and
+    `PublishError` if the run has ended in the meantime.
     """
+    if run.keep_folder and not Path(folder := temporary_folder(run.output, run.run_id)).is_dir():
+        raise PublishError(f"{folder} was removed, as it is once a run has ended: nothing is published; run again")
     found = report(
         counts,
         model_name=run.model_name,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,8 +25,13 @@ def temporary_folder(output: str, run_id: str) -> str:
 
 def clean_up(output: str, run_id: str) -> None:
     """Removes the temporary folder of a failed run; ignores errors."""
+    folder = temporary_folder(output, run_id)
+    if not is_remote(output):
+        # Renamed first: workers that outlive the run then find nothing to write to, also while the folder is removed.
+        with suppress(OSError):
+            folder = str(Path(folder).rename(temporary_folder(output, uuid.uuid4().hex[:12])))
     with suppress(Exception):  # the error of the run is the one to report
-        remove_tree(temporary_folder(output, run_id))
+        remove_tree(folder)
 
 
 def remove_abandoned(output: str, run_id: str, dead: str | None, now: float | None = None) -> list[str]:

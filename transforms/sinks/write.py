@@ -86,8 +86,11 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
 class _Roll:
     """Writes tables to a sequence of files, each of about `max_bytes` at most."""
 
-    def __init__(self, folder: str, schema: pa.Schema, output_format: str, max_bytes: int) -> None:
+    def __init__(
+        self, folder: str, schema: pa.Schema, output_format: str, max_bytes: int, *, make_parents: bool
+    ) -> None:
         self._folder = folder
+        self._make_parents = make_parents
         self._schema = schema
         self._sink = sink(output_format)
         self._max_bytes = max_bytes
@@ -100,7 +103,7 @@ class _Roll:
     def write(self, batches: list[pa.RecordBatch]) -> None:
         if self._file is None:
             self._path = _path_of_attempt(self._folder, self._sink.extension)
-            self._file = create(self._path)
+            self._file = create(self._path, make_parents=self._make_parents)
             self._encoder = self._sink.encoder(self._file, self._schema)
             self._rows = 0
         assert self._encoder is not None  # noqa: S101 - created with the file
@@ -151,10 +154,11 @@ class Writer:
         output_format: str,
         max_bytes: int = FILE_BYTES,
         group_bytes: int = GROUP_BYTES,
+        make_parents: bool = True,
     ) -> None:
         self._schema = schema
         self._group_bytes = min(group_bytes, max_bytes)
-        self._roll = _Roll(folder, schema, output_format, max_bytes)
+        self._roll = _Roll(folder, schema, output_format, max_bytes, make_parents=make_parents)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sink")
         self._writing: Future[None] | None = None
         self._group: list[pa.RecordBatch] = []
@@ -205,9 +209,15 @@ class Writer:
 @beam.typehints.with_output_types(Part)
 class _WriteFn(SharesS3, beam.DoFn):
     def __init__(
-        self, folder: str, schema: pa.Schema, output_format: str, max_bytes: int, group_bytes: int = GROUP_BYTES
+        self,
+        folder: str,
+        schema: pa.Schema,
+        output_format: str,
+        max_bytes: int,
+        group_bytes: int = GROUP_BYTES,
+        make_parents: bool = True,
     ) -> None:
-        self._arguments = (folder, schema, output_format, max_bytes, group_bytes)
+        self._arguments = (folder, schema, output_format, max_bytes, group_bytes, make_parents)
         self._writer: Writer | None = None
 
     def start_bundle(self) -> None:
@@ -260,6 +270,8 @@ class WriteChunks(beam.PTransform[Any, Any]):
         output_format: a format of `transforms.sinks.formats`.
         max_bytes: the size at which a file is closed and another one opened.
         group_bytes: the size of rows that are encoded together; twice as much is held in memory.
+        make_parents: whether the folders above a local `folder` are created. If not, a worker that outlives its run
+            writes nothing once they are gone.
     """
 
     folder: str
@@ -267,12 +279,15 @@ class WriteChunks(beam.PTransform[Any, Any]):
     output_format: str = "parquet"
     max_bytes: int = FILE_BYTES
     group_bytes: int = GROUP_BYTES
+    make_parents: bool = True
 
     def __post_init__(self) -> None:
         sink(self.output_format).check(self.schema)
 
     def expand(self, chunks: PCollection[pa.RecordBatch]) -> PCollection[Part]:
         """Writes in each bundle; the windows of the chunks do not affect the files."""
-        write = _WriteFn(self.folder, self.schema, self.output_format, self.max_bytes, self.group_bytes)
+        write = _WriteFn(
+            self.folder, self.schema, self.output_format, self.max_bytes, self.group_bytes, self.make_parents
+        )
         parts: PCollection[Part] = chunks | "Global" >> beam.WindowInto(GlobalWindows()) | "Write" >> beam.ParDo(write)
         return parts

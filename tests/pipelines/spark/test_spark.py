@@ -196,6 +196,7 @@ def test_interrupted(
     assert out == ""
     wait_for(lambda: not any(each.executors() or each.python_workers() for each in cluster.workers), "executors")
     assert not processes(str(job_server), environment=str(tmp_path))
+    assert list((tmp_path / "out").rglob("*")) == []
     assert not (tmp_path / "out").exists()
 
 

@@ -371,6 +371,23 @@ def test_nothing_is_published_where_a_row_is_missing(tmp_path: Path) -> None:
     assert everything(tmp_path) == []
 
 
+def test_a_folder_that_is_kept_takes_files_that_are_computed_again(tmp_path: Path) -> None:
+    run = publication(tmp_path, keep_folder=True)
+    folder = Path(temporary_folder(run.output, run.run_id))
+    counts = Counts(rows_read=2, rows_scored=2)
+    for _ in range(2):  # the second time by a runner that has lost what the first one told
+        publish_run(run, parts(run, "predictions", [batch(0, 1)]), [], [], counts)
+        assert list(folder.iterdir()) == []
+        assert numbers(tmp_path / "predictions") == [0, 1]
+
+
+def test_a_run_that_has_ended_publishes_nothing(tmp_path: Path) -> None:
+    run = publication(tmp_path, keep_folder=True)
+    with pytest.raises(PublishError, match=r"_tmp-r1 was removed.*nothing is published; run again"):
+        publish_run(run, [], [], [], Counts())
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_files_must_hold_the_rows_that_were_counted(tmp_path: Path) -> None:
     run = publication(tmp_path)
 

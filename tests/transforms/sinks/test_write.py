@@ -3,6 +3,7 @@ import datetime
 import decimal
 import json
 import math
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -92,6 +93,18 @@ def test_rows_come_back_from_every_format(tmp_path: Path, output_format: str) ->
         assert avro_rows(part.path) == expected
     else:
         assert lines(part.path) == expected
+
+
+def test_a_worker_that_outlives_its_run_writes_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "out" / "_tmp-1" / "predictions"
+    folder.parent.mkdir(parents=True)
+    (part,) = write(folder, [chunk(0, 3)], make_parents=False)
+    assert pq.read_table(part.path).num_rows == 3
+
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(FileNotFoundError):
+        write(folder, [chunk(0, 3)], make_parents=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_pipeline_writes_each_bundle_to_a_file_of_its_own(tmp_path: Path) -> None:
@@ -376,7 +389,7 @@ def test_a_folder_that_cannot_be_made_fails_the_pipeline(tmp_path: Path) -> None
     assert without_threads()
 
 
-def full(path: str) -> pa.NativeFile:
+def full(path: str, **_: Any) -> pa.NativeFile:
     return pa.OSFile("/dev/full", "wb")
 
 
