@@ -125,7 +125,7 @@ class TestLaunch:
         code = (
             "import handlers, pipelines, transforms; print(pipelines.__file__, handlers.__file__, transforms.__file__)"
         )
-        done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+        done = subprocess.run([str(python), "-I", "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
         assert all(path.startswith(str(python.parents[1])) for path in done.stdout.split()), done.stdout
 
     def test_posted_job_and_staged_pipeline(self, python: Path, paths: tuple[Path, Path], tmp_path: Path) -> None:
