@@ -311,7 +311,7 @@ def test_bare_file_takes_the_columns_of_numbers(
 def test_model_directory_that_is_saved_over_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("three years of work")
-    with pytest.raises(Exception, match="no model directory"):
+    with pytest.raises(Exception, match="not a model directory"):
         save_model(tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.txt").exists()
 

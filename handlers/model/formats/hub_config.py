@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from handlers.errors import UsageError
+from handlers.errors import UsageError, one_line
 
 CONFIG = "config.json"
 MODULES = "modules.json"
@@ -38,7 +38,11 @@ def with_defaults(content: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     Raises:
         UsageError: where the task or the inputs are neither given nor known from the directory.
     """
-    known = _known(folder)
+    try:
+        known = _known(folder)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:  # JSON of another shape than transformers writes
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise UsageError(f"{folder}: its JSON files are not those of save_pretrained ({reason})") from None
     if "task" in content and content["task"] != known.get("task"):
         known.pop("labels", None)
     found = known | dict(content)

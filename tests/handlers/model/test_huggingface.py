@@ -114,6 +114,20 @@ class TestRefusals:
         with pytest.raises(UsageError, match=r"config\.json cannot be read"):
             ModelDir(folder)
 
+    @pytest.mark.parametrize("fields", [{"id2label": {"a": "x"}}, {"id2label": 3}, {"architectures": 7}])
+    def test_a_configuration_of_another_shape(self, folder: Path, fields: dict[str, Any]) -> None:
+        edit(folder, **fields)
+        with pytest.raises(UsageError, match="are not those of save_pretrained"):
+            ModelDir(folder)
+
+    @pytest.mark.parametrize("processor", [{"size": 8, "image_mean": [0.5]}, {"image_processor": 3}])
+    def test_a_processor_of_another_shape(self, folder: Path, processor: dict[str, Any]) -> None:
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            (folder / name).unlink()
+        (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+        with pytest.raises(UsageError, match="are not those of save_pretrained"):
+            ModelDir(folder)
+
     def test_unknown_pooling(self, tmp_path: Path) -> None:
         copy = shutil.copytree(text_models.minilm(), tmp_path / "m")
         (copy / "1_Pooling" / "config.json").write_text('{"pooling_mode_weightedmean_tokens": true}')
