@@ -103,7 +103,8 @@ def columns(options: ScoreOptions, model: ModelDir, predictor: Predictor, source
 
 def score_rows(model: ModelDir, predictor: Predictor, source: Source, plan: Plan) -> Finding[None]:
     """Scores the first rows of the input, or rows of zeros if it has none."""
-    sample = source.sample
+    # A few rows if scoring one takes long, as for images and texts.
+    sample = source.sample.slice(0, min((bound.sample_rows for bound in plan.inputs), default=None))
     if not sample.num_rows:
         return _score_zeros(predictor, {name: zeros for bound in plan.inputs for name, zeros in bound.zeros(2).items()})
     scored = Scorer(model, plan, predictor).score(sample)
