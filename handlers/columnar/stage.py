@@ -142,9 +142,9 @@ class ModelStage:
         """Indices of the rows of each piece; None for all rows at once, in their order."""
         count = batch.num_rows
         rows = max(1, PIECE_BYTES // max(1, sum(bound.row_bytes for bound in self._inputs)))
-        order = next((order for bound in self._inputs if (order := bound.order(batch)) is not None), None)
         if count <= rows:
             return [None]
+        order = next((order for bound in self._inputs if (order := bound.order(batch)) is not None), None)
         indices = np.arange(count) if order is None else order
         return [indices[start : start + rows] for start in range(0, count, rows)]
 
