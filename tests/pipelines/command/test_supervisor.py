@@ -6,32 +6,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from child_processes import is_there, wait_until, written
 
 from pipelines.command.supervisor import supervised_command
-
-
-def wait_for(condition: Callable[[], bool], seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def is_there(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def written(file: Path) -> int:
-    """The number in a file, once it is there."""
-    wait_for(lambda: file.exists() and file.read_text().endswith("\n"), 20)
-    return int(file.read_text())
 
 
 @pytest.fixture
@@ -57,7 +37,7 @@ class TestSupervisedCommand:
         child = written(tmp_path / "pid")
         starter.kill()
         starter.wait()
-        wait_for(lambda: not is_there(child) and not folder.exists(), 10)
+        wait_until(lambda: not is_there(child) and not folder.exists(), 10)
 
     def test_starter_that_is_gone_before(self, folder: Path) -> None:
         gone = subprocess.Popen(["true"])

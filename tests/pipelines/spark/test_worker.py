@@ -12,20 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from child_processes import is_there, written
 from spark_parts import wait_for
-
-
-def is_there(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def written(file: Path) -> int:
-    """The number in a file, once it is there."""
-    wait_for(lambda: file.exists() and file.read_text().endswith("\n"), 20)
-    return int(file.read_text())
 
 
 class TestWorker:

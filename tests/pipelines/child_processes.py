@@ -1,0 +1,29 @@
+"""What the tests of processes share: whether one is there, and what it has written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+    """Waits until `condition` holds; fails after so many seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def is_there(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def written(file: Path) -> int:
+    """The number in a file, once it is there."""
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), 20)
+    return int(file.read_text())
