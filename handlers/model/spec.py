@@ -136,10 +136,11 @@ def spec_of(content: Mapping[str, Any], path: str) -> ModelSpec:
     try:
         return ModelSpec.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_explain(error)}") from None
+        raise UsageError(f"{path}: {explain(error)}") from None
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """What is wrong with a `model.yaml`, in a line that names the field."""
     first = error.errors()[0]
     # Union members show up in the location: types as names with brackets, inputs by their encoder. People know only the
     # fields and their indices.
