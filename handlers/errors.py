@@ -28,6 +28,10 @@ class BrokenModelError(TorchbeamError):
     """The model fails on every row that it is given. Ends a command with exit code 3."""
 
 
+class DivergedError(TorchbeamError):
+    """The loss of a training is not finite, so that nothing can be learned from it. Ends a command with exit code 3."""
+
+
 class BrokenFileError(TorchbeamError):
     """An input file could not be read, or not to its end.
 
