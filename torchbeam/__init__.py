@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         BrokenFileError,
         BrokenModelError,
         DeviceLostError,
+        DivergedError,
         PublishError,
         ServiceError,
         TorchbeamError,
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from handlers.predict.placement import Placement
     from handlers.tensors import Padding, Ragged
     from handlers.version import __version__
+    from pipelines.train import train
     from transforms.accounting import Counts
     from transforms.inference.failure_rate import FailureRateError
     from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
@@ -46,6 +48,7 @@ __all__ = [
     "Counts",
     "DeadLetter",
     "DeviceLostError",
+    "DivergedError",
     "FailedPrediction",
     "FailureRateError",
     "FileRead",
@@ -74,6 +77,7 @@ __all__ = [
     "__version__",
     "plan_input",
     "skip_failures",
+    "train",
 ]
 
 _HOMES = {
@@ -84,6 +88,7 @@ _HOMES = {
     "Counts": "transforms.accounting",
     "DeadLetter": "transforms.inference.run_torch_inference",
     "DeviceLostError": "handlers.errors",
+    "DivergedError": "handlers.errors",
     "FailedPrediction": "handlers.elements.failures",
     "FailureRateError": "transforms.inference.failure_rate",
     "FileRead": "transforms.sources.splits",
@@ -112,6 +117,7 @@ _HOMES = {
     "__version__": "handlers.version",
     "plan_input": "transforms.sources.planning",
     "skip_failures": "handlers.elements.handler",
+    "train": "pipelines.train",
 }
 
 

@@ -9,7 +9,7 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ try:
         warnings.simplefilter("ignore")
         import lightning.pytorch as pl
         from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-        from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+        from lightning.pytorch.loggers import TensorBoardLogger
 except ImportError:
     raise UsageError("training needs lightning; pip install 'torchbeam[train]'") from None
 for _name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning_utilities"):
@@ -94,7 +94,7 @@ def fit(
                 max_epochs=settings.epochs,
                 gradient_clip_val=settings.gradient_clip or None,
                 logger=_logger(settings.logger, folder),
-                callbacks=[_Keeper(checkpoints, task, settings, listener)],
+                callbacks=[_Keeper(folder, task, settings, listener)],
                 plugins=[LightningEnvironment()],  # never what a cluster's variables suggest
                 deterministic="warn",
                 num_sanity_val_steps=0,
@@ -203,10 +203,11 @@ class _Task(pl.LightningModule):
 
 
 class _Keeper(pl.Callback):
-    """Saves the state after each epoch, under its name only once it is whole, and ends the training."""
+    """Saves the state after each epoch, under its name only once it is whole, logs it, and ends the training."""
 
     def __init__(self, folder: Path, task: _Task, settings: Settings, listener: Listener) -> None:
-        self._folder = folder
+        self._checkpoints = folder / "checkpoints"
+        self._log = folder / "logs" / "metrics.csv" if settings.logger == "csv" else None
         self._task = task
         self._settings = settings
         self._listener = listener
@@ -219,14 +220,17 @@ class _Keeper(pl.Callback):
         """Saves, and decides whether to go on."""
         history = self._task.history
         best = best_of(history)
-        self._folder.mkdir(parents=True, exist_ok=True)
-        new = self._folder / f"_{LAST}"
+        self._checkpoints.mkdir(parents=True, exist_ok=True)
+        new = self._checkpoints / f"_{LAST}"
         trainer.save_checkpoint(new)
         if best is history[-1]:
-            copy = self._folder / f"_{BEST}"
+            copy = self._checkpoints / f"_{BEST}"
             shutil.copyfile(new, copy)
-            copy.replace(self._folder / BEST)
-        new.replace(self._folder / LAST)
+            copy.replace(self._checkpoints / BEST)
+        new.replace(self._checkpoints / LAST)
+        if self._log is not None:
+            self._log.parent.mkdir(exist_ok=True)
+            self._log.write_text(_table(history))
         self._listener.epoch(history[-1], best)
         if is_finished(history, self._settings):
             trainer.should_stop = True
@@ -289,9 +293,15 @@ def _load(checkpoint: Path) -> dict[str, Any]:
     return found
 
 
+def _table(history: list[Epoch]) -> str:
+    """The epochs as CSV; all of them, also of a training that was continued."""
+    names = [each.name for each in fields(Epoch)]
+    return "".join(",".join(map(str, row)) + "\n" for row in [names, *map(astuple, history)])
+
+
 def _logger(name: str, folder: Path) -> Any:
-    if name == "csv":
-        return CSVLogger(folder, name="logs", version="")
+    if name == "csv":  # which `_Keeper` writes; Lightning's logger deletes what an interrupted training has logged
+        return False
     try:
         return TensorBoardLogger(folder, name="logs", version="")
     except ModuleNotFoundError:

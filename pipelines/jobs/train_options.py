@@ -238,6 +238,8 @@ class TrainOptions:
             for name in ("sample", "sample_rows", "validation", "split_by"):
                 if getattr(self.rows, name) != getattr(LabelledRows(), name):
                     raise UsageError(f"--{name} is an option of prepare; the rows of --prepared are chosen already")
+            if self.beam:  # which prepares nothing
+                raise UsageError(f'unknown option "{self.beam[0]}"; see --help')
         if not self.architecture:
             raise UsageError(
                 f"say what to train: --architecture={', '.join(BUILT_IN)} or module:Class, or --model=CONFIG.yaml with architecture"

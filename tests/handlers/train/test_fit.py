@@ -15,8 +15,12 @@ from prepared_folders import customers, prepared_folder
 from handlers.errors import DivergedError, UsageError
 from handlers.train.config import ModelConfig
 from handlers.train.fit import BEST, LAST
+from handlers.train.inputs import find_inputs
+from handlers.train.labels import find_labels
 from handlers.train.learn import Learned, Wanted, default_settings, learn
+from handlers.train.network import built_in
 from handlers.train.prepared import Prepared
+from handlers.train.rows import Moments, RowTensors
 from handlers.train.settings import Epoch, Settings, best_of, is_finished
 
 QUICK = Settings(epochs=4, batch_size=32)
@@ -63,7 +67,9 @@ def test_it_learns_and_keeps_its_best_epoch(tmp_path: Path, prepared: Prepared) 
     saved = torch.load(tmp_path / "checkpoints" / BEST, weights_only=True)["state_dict"]
     for name, tensor in weights(learned).items():
         torch.testing.assert_close(saved[f"network.{name}"], tensor, rtol=0, atol=0)
-    assert (tmp_path / "logs/metrics.csv").read_text().startswith("epoch")
+    lines = (tmp_path / "logs/metrics.csv").read_text().splitlines()
+    assert lines[0] == "epoch,train_loss,validation_loss,learning_rate"
+    assert [float(line.split(",")[2]) for line in lines[1:]] == losses
 
 
 def test_the_constants_are_those_of_the_training_rows(tmp_path: Path, prepared: Prepared) -> None:
@@ -85,6 +91,7 @@ def test_an_interrupted_training_ends_with_the_same_weights(tmp_path: Path, prep
     recorder = Recorder()
     rest = learn(prepared, wanted, QUICK, tmp_path / "parts", recorder)
     assert [epoch.epoch for epoch in recorder.epochs] == [3, 4]
+    assert len((tmp_path / "parts/logs/metrics.csv").read_text().splitlines()) == 5
     assert whole.history == again.history == rest.history
     for name, tensor in weights(whole).items():
         torch.testing.assert_close(weights(again)[name], tensor, rtol=0, atol=0)
@@ -141,3 +148,39 @@ def test_when_a_training_ends() -> None:
     assert not is_finished(history, Settings(epochs=30, patience=0))
     assert is_finished(history, Settings(epochs=4, patience=0))
     assert not is_finished([], Settings())
+
+
+def test_tensorboard(tmp_path: Path, prepared: Prepared) -> None:
+    learn(prepared, Wanted("mlp"), dataclasses.replace(QUICK, epochs=1, logger="tensorboard"), tmp_path, Recorder())
+    assert [path for path in (tmp_path / "logs").iterdir() if path.name.startswith("events.out")]
+
+
+def test_bfloat16(tmp_path: Path, prepared: Prepared) -> None:
+    settings = dataclasses.replace(QUICK, epochs=6, learning_rate=0.01, precision="bfloat16", device="cpu")
+    learned = learn(prepared, Wanted("mlp"), settings, tmp_path, Recorder())
+    assert learned.best.validation_loss < 0.4
+    assert weights(learned)["head.layers.0.weight"].dtype == torch.float32
+
+
+def test_rows_that_do_not_fit_into_memory_give_the_same(prepared: Prepared) -> None:
+    labels = find_labels(prepared)
+    specs = find_inputs(prepared.train, "churned").inputs
+    network = built_in("mlp", specs, prepared.train.take(np.arange(50)), labels, {})
+    kept, read = (
+        RowTensors.scan(prepared.train, network.inputs, labels, ["numbers"], size) for size in (1 << 20, 1 << 10)
+    )
+    assert torch.equal(kept.moments["numbers"].mean, read.moments["numbers"].mean)
+    (first, target), (second, other) = (rows.__getitems__([250, 3, 17]) for rows in (kept, read))
+    assert torch.equal(target, other)
+    for name, tensor in first.items():
+        torch.testing.assert_close(second[name], tensor, rtol=0, atol=0, equal_nan=True)
+
+
+def test_moments_are_those_of_numpy() -> None:
+    numbers = torch.from_numpy(np.random.default_rng(0).normal(1e6, 1, (1000, 2)))
+    numbers[5, 0] = float("nan")
+    moments = Moments.of(numbers[:300])
+    moments.add(Moments.of(numbers[300:]))
+    np.testing.assert_allclose(moments.mean, np.nanmean(numbers, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(moments.deviation, np.nanstd(numbers, axis=0), rtol=1e-9)
+    assert moments.count.tolist() == [999, 1000]
