@@ -157,7 +157,7 @@ def _useless(column: Column) -> str | None:
         return "has the same value in every row" if not column.missing else None
     named_id = column.name.lower().rsplit("_", 1)[-1] in _ID_NAMES
     if named_id and pa.types.is_integer(column.kind) and len(column.values) >= min(column.rows, MAX_CATEGORIES + 1):
-        return "is named like an id, and its values are distinct"
+        return f"is named like an id, and has {_count(column)} values"
     return None
 
 

@@ -115,11 +115,11 @@ class Loss(nn.Module):
 def class_weights(labels: Labels) -> torch.Tensor:
     """Float32 of (classes,): such that all classes weigh the same, with mean 1 over the rows.
 
-    Of multilabel how much rows with a label weigh against those without it. A class without training rows has weight 0.
+    Of multilabel how much rows with a label weigh against those without it. A class without training rows has weight 1.
     """
     counts = torch.tensor(labels.counts, dtype=torch.float64)
     total = counts.sum()
     there = counts > 0
     if labels.task == "multilabel":
         return torch.where(there, (labels.rows - counts).clamp(min=1) / counts.clamp(min=1), 1).float()
-    return torch.where(there, total / (there.sum() * counts.clamp(min=1)), 0).float()
+    return torch.where(there, total / (there.sum() * counts.clamp(min=1)), 1).float()

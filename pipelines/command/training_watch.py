@@ -6,7 +6,7 @@ import sys
 import time
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from handlers.train.settings import Epoch
 from pipelines.command.watch import LOG_SECONDS
@@ -27,13 +27,10 @@ class TrainingWatch:
         self._began = self._shown = time.monotonic()
         self._best = ""
         columns = (
-            SpinnerColumn(),
-            TextColumn("training"),
-            BarColumn(),
+            BarColumn(10),
             TextColumn("{task.description}"),
-            TimeElapsedColumn(),
-            TextColumn("left at most"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
+            TextColumn("left"),
         )
         self._bar = Progress(*columns, console=self._console, transient=True)
         self._task = self._bar.add_task("", total=None)
@@ -47,17 +44,17 @@ class TrainingWatch:
 
     def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """After step `step` of `steps` of an epoch, both from 1."""
-        line = f"epoch {epoch}/{self._epochs}, step {step}/{steps}, loss {loss:.4g}{self._best}"
         if self._console.is_terminal:
             self._bar.start()
             done = (epoch - 1) * steps + step
+            line = f"epoch {epoch}/{self._epochs}, loss {loss:.4f}{self._best}"
             self._bar.update(self._task, total=self._epochs * steps, completed=done, description=line)
         else:
-            self._print(line)
+            self._print(f"epoch {epoch}/{self._epochs}, step {step}/{steps}, loss {loss:.4g}{self._best}")
 
     def epoch(self, done: Epoch, best: Epoch) -> None:
         """After an epoch, with the best one so far."""
-        self._best = f", validation loss {done.validation_loss:.4g} (best {best.validation_loss:.4g})"
+        self._best = f", validation {done.validation_loss:.4f}, best {best.validation_loss:.4f}"
         if not self._console.is_terminal:
             self._print(f"epoch {done.epoch}/{self._epochs}, loss {done.train_loss:.4g}{self._best}")
 

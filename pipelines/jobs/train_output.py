@@ -119,7 +119,7 @@ def _opened(folder: Path, sink: OutputOptions, options: Mapping[str, Any]) -> Tr
     started = folder / CHECKPOINTS / OPTIONS
     if finished and not written:
         raise UsageError(f"--output {folder} is a model directory that no training has written; write elsewhere")
-    if others and not finished and not set(others) <= {*WORK_FOLDERS, FILE}:
+    if others and not finished and not started.is_file():
         raise UsageError(f"--output {folder} is not empty and holds no model of a training; write elsewhere")
     if sink.resume and started.is_file():
         _check_same(_read(started), options)

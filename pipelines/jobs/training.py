@@ -24,7 +24,7 @@ from handlers.stats import Stats
 from handlers.train.card import card
 from handlers.train.labels import check_label
 from handlers.train.learn import Learned, Wanted, default_epochs, default_settings, learn
-from handlers.train.prepared import Prepared
+from handlers.train.prepared import ABOUT, Prepared
 from handlers.train.settings import Listener, Settings
 from handlers.version import __version__
 from pipelines.jobs.train_options import TrainOptions
@@ -97,6 +97,8 @@ def determining(options: TrainOptions) -> dict[str, Any]:
     found |= {"architecture": options.architecture}
     found |= {name: getattr(options.network, name) for name in ("task", "pretrained")}
     found |= {each.name: getattr(options.training, each.name) for each in dataclasses.fields(options.training)}
+    if options.source.prepared is not None and (about := Path(options.source.prepared) / ABOUT).is_file():
+        found["prepared_sha256"] = files.sha256(about)
     if config.path:
         found["config"] = config.spec.model_dump(mode="json", exclude_unset=True, exclude={"training"})
         found["code"] = files.digest_of(config.code_files) if config.code_files else None
