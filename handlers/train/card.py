@@ -20,8 +20,9 @@ def card(about: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     parts = [
         f"# {about['name']}",
         "",
-        f"A model of task {about['task']} that predicts `{about['label']}`. Architecture `{about['architecture']}`, trained "
-        f"with torchbeam {about['torchbeam']}.",
+        f"A model of task {about['task']} that predicts `{about['label']}`. Architecture `{about['architecture']}`"
+        + (f", fine-tuned from `{about['pretrained']}`" if about["pretrained"] else "")
+        + f", trained with torchbeam {about['torchbeam']}.",
         "",
         "## Data",
         "",

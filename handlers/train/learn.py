@@ -13,6 +13,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from handlers.columnar.features import feature_columns
+from handlers.encode.base import BoundInput
 from handlers.encode.binding import bind_inputs
 from handlers.encode.specs import InputSpec, NumericInput, input_spec
 from handlers.errors import UsageError
@@ -21,7 +23,7 @@ from handlers.model.formats.hub_config import is_hub_directory, with_defaults
 from handlers.model.formats.modules import of_module
 from handlers.model_code import NO_CODE
 from handlers.train import network as networks
-from handlers.train.config import ModelConfig
+from handlers.train.config import ConfigSpec, ModelConfig
 from handlers.train.fit import fit
 from handlers.train.inputs import Found, find_inputs
 from handlers.train.labels import Labels, find_labels
@@ -90,19 +92,22 @@ class Learned:
         given, network = self.config.spec, self.network
         fields = {
             each: _plain(getattr(given, each))
-            for each in ("features", "preprocess", "postprocess", "env_vars", "output", "threshold")
+            for each in ("preprocess", "postprocess", "env_vars", "output", "threshold")
             if each in given.model_fields_set
         }
+        # With all columns by name: a pattern could match the label in the rows that are scored.
+        specs = [bound.spec.model_copy(update={"columns": bound.columns}) for bound in network.inputs]
         code = self.config.code_folder
         return ModelDir.save(
             network.module,
             path,
             name=name,
             task=self.labels.task,
-            inputs=[bound.spec for bound in network.inputs],
+            inputs=specs,
             format=network.format,
             code=sorted(item for item in code.iterdir() if not item.name.startswith(".")) if code else (),
             labels=list(self.labels.names),
+            features=needed_features(given, self.labels.column, network.inputs),
             **network.fields,
             **network.parts,
             **fields,
@@ -130,6 +135,7 @@ def learn(prepared: Prepared, wanted: Wanted, settings: Settings, folder: Path, 
         raise UsageError("--class_weights=balanced is for classes; the task is regression")
     _check_rows(prepared)
     network, left_out = _network(prepared, wanted, labels, settings.seed)
+    needed_features(spec, labels.column, network.inputs)
     train = _scan(prepared.train, network, labels)
     validation = _scan(prepared.validation, network, labels)
     _check_usable(train, validation)
@@ -165,6 +171,26 @@ def learn(prepared: Prepared, wanted: Wanted, settings: Settings, folder: Path, 
         train.failures + validation.failures,
         wanted.config,
     )
+
+
+def needed_features(spec: ConfigSpec, label: str, inputs: Sequence[BoundInput]) -> dict[str, str]:
+    """The features that scoring needs: not those that only make the label, whose columns new rows may not have.
+
+    Raises:
+        UsageError: for one that is computed from the label.
+    """
+    used = {name for bound in inputs for name in bound.columns}
+    kept: dict[str, str] = {}
+    for name, text in reversed(spec.features.items()):
+        if name in used or (spec.preprocess and name != label):  # what functions use is not known
+            kept[name] = text
+            columns = feature_columns({name: text})
+            if label in columns:
+                raise UsageError(
+                    f'feature "{name}" is computed from the label "{label}", which rows to score do not have'
+                )
+            used |= columns
+    return dict(reversed(kept.items()))
 
 
 def default_epochs(architecture: str) -> int:

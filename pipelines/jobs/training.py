@@ -171,6 +171,7 @@ def describe(options: TrainOptions, prepared: Prepared, learned: Learned, model:
         "label": learned.labels.column,
         "labels": list(learned.labels.names),
         "architecture": options.architecture,
+        "pretrained": options.network.pretrained,
         "source": about.get("input") or options.source.input or str(options.source.prepared),
         "validation": _held_out(about),
         "inputs": [_input(bound.spec.given(), bound.spec.encoder, bound.columns) for bound in learned.network.inputs],

@@ -9,6 +9,7 @@ from typing import Any
 import image_files
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import text_models
 import torch
@@ -62,22 +63,24 @@ def test_a_class_beside_the_config(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
         "architecture: net_beside_config:Net\narguments: {hidden: 8}\nlabels: [under, over]\nthreshold: 0.4\n"
-        "features: {total: a + b}\n"
+        "features: {total: a + b, difference: a - b}\ninputs: [{name: point, columns: [a, diff*]}]\n"
     )
     opened = ModelConfig.open(config)
     wanted = Wanted(str(opened.spec.architecture), opened)
-    prepared = prepared_folder(tmp_path / "rows", points(), "y")
+    table = points()
+    table = table.append_column("difference", pc.subtract(table["a"], table["b"]))
+    prepared = prepared_folder(tmp_path / "rows", table, "y")
     learned = learn(prepared, wanted, QUICK, tmp_path / "out", Recorder())
     batch = prepared.validation.take(np.arange(40))
     found = scored(learned, tmp_path / "model", batch)
     assert set(found) == {"predicted_class", "confidence", "probability_under", "probability_over"}
-    x = torch.tensor(np.stack([batch.column("a"), batch.column("b")], axis=1), dtype=torch.float32)
+    x = torch.tensor(np.stack([batch.column("a"), batch.column("difference")], axis=1), dtype=torch.float32)
     with torch.no_grad():
         expected = learned.network.module(x).softmax(dim=1)
     np.testing.assert_allclose(found["probability_over"], expected[:, 1], atol=1e-6)
     spec = ModelDir(tmp_path / "model").spec
-    assert (spec.labels, spec.threshold, spec.features) == (("under", "over"), 0.4, {"total": "a + b"})
-    assert spec.inputs[0].given() == {"name": "point", "columns": ("a", "b")}
+    assert (spec.labels, spec.threshold, spec.features) == (("under", "over"), 0.4, {"difference": "a - b"})
+    assert spec.inputs[0].given() == {"name": "point", "columns": ("a", "difference")}  # patterns are resolved
     assert (tmp_path / "model/code/net_beside_config.py").read_text() == NET
 
 
@@ -106,6 +109,8 @@ def test_classes_that_cannot_be_trained(tmp_path: Path) -> None:
     assert "unexpected keyword argument 'layer'" in refused("architecture: mlp\narguments: {layer: 3}")
     image = "architecture: mlp\ninputs: [{name: a, encoder: image, crop: 8}]"
     assert "holds double" in refused(image) or "takes numeric and categorical inputs" in refused(image)
+    leak = "architecture: mlp\nfeatures: {a: y}\ninputs: [{name: a}]"
+    assert 'feature "a" is computed from the label "y"' in refused(leak)
     assert "needs an input with encoder sequence" in refused("architecture: lstm\ninputs: [{name: a}]")
 
 
@@ -170,3 +175,14 @@ def test_directories_that_cannot_be_fine_tuned(tmp_path: Path) -> None:
     prepared = prepared_folder(tmp_path / "rows", reviews(), "mood")
     with pytest.raises(UsageError, match="is not a directory that save_pretrained wrote"):
         learn(prepared, Wanted("huggingface", pretrained=tmp_path / "rows"), QUICK, tmp_path / "out", Recorder())
+
+
+def test_a_class_of_one_input_takes_all_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "net_on_the_path.py").write_text(NET.replace("hidden: int", "hidden: int = 4"))
+    monkeypatch.syspath_prepend(tmp_path)
+    table = points().append_column("kind", pa.array(["k", "l"] * 80))
+    prepared = prepared_folder(tmp_path / "rows", table, "y")
+    learned = learn(prepared, Wanted("net_on_the_path:Net"), QUICK, tmp_path / "out", Recorder())
+    assert learned.network.inputs[0].columns == ("a", "b")
+    assert learned.left_out == {"kind": "not a number"}
+    assert ModelDir(learned.save(tmp_path / "model", "m").path).spec.architecture == "net_on_the_path:Net"
