@@ -56,7 +56,7 @@ def _limit(text: str, known: tuple[str, ...], others: tuple[str, ...], instead: 
 
 @dataclass(frozen=True)
 class InputOptions(SourceOptions):
-    """What is evaluated."""
+    """The rows to evaluate."""
 
     TITLE = "source"
 
@@ -68,7 +68,7 @@ class InputOptions(SourceOptions):
 
 @dataclass(frozen=True)
 class OnTheWayOptions(ModelOptions):
-    """What the rows are scored with, where they are not yet."""
+    """The model for rows that are not scored yet."""
 
     TITLE = "model"
 
@@ -77,25 +77,25 @@ class OnTheWayOptions(ModelOptions):
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is computed, and where it goes."""
+    """The metrics, and the output."""
 
     TITLE = "evaluation"
 
     label: str = option("column of the true answers", parse=path, metavar="COLUMN")
     output: str = option("directory for metrics.json and report.html, local, gs:// or s3://", parse=path)
     slice_by: tuple[str, ...] = option(
-        "columns by whose values the metrics are given, too, between commas; numbers are cut into 5 bins by quantiles",
+        "columns, comma separated, for whose values the metrics are computed, too; numbers are cut into 5 bins by quantiles",
         (),
         parse=names,
         metavar="COLUMNS",
     )
     positive_class: str | None = option(
-        "of two classes the one that the curves are of (default: the second of the model's labels)",
+        "of two classes the positive one, for the curves (default: the second of the model's labels)",
         None,
         metavar="CLASS",
     )
     compare: str | None = option(
-        "output of another run on the same rows, set side by side with a paired test", None, parse=path, metavar="RUN"
+        "output of another run on the same rows, to compare with by a paired test", None, parse=path, metavar="RUN"
     )
     key: str | None = option(
         "column that identifies a row in both runs of --compare (default: all input columns that both have)",
@@ -103,14 +103,14 @@ class EvaluationOptions:
         metavar="COLUMN",
     )
     fail_below: tuple[Limit, ...] = option(
-        "exit with code 3 where a metric is lower, as accuracy=0.9; may be repeated",
+        "exit with code 3 if a metric is lower, as accuracy=0.9; may be repeated",
         (),
         parse=at_least,
         repeatable=True,
         metavar="METRIC=VALUE",
     )
     fail_above: tuple[Limit, ...] = option(
-        "exit with code 3 where a metric is higher, as rmse=3.5; may be repeated",
+        "exit with code 3 if a metric is higher, as rmse=3.5; may be repeated",
         (),
         parse=at_most,
         repeatable=True,
@@ -127,8 +127,8 @@ class EvaluateOptions:
     """All options of the command.
 
     Attributes:
-        score: those that it shares with `score`; `score.sink` is made of `evaluation.output`.
-        evaluation: its own.
+        score: the options shared with `score`; `score.sink` is derived from `evaluation.output`.
+        evaluation: the options of `evaluate` only.
     """
 
     score: ScoreOptions
@@ -154,7 +154,7 @@ class EvaluateOptions:
         return EvaluateOptions(ScoreOptions(source, model, sink, run, tuple(others)), evaluation)
 
     def settled(self) -> EvaluateOptions:
-        """The same with what the runner needs; raises `UsageError` for what it would refuse only later."""
+        """The options completed for the runner; raises `UsageError` for what the runner would refuse later."""
         score = self.score.settled()
         if score is self.score:
             return self
