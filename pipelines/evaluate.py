@@ -40,7 +40,9 @@ def _run(options: EvaluateOptions) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `score`
     if options.score.run.runner == dataflow.RUNNER:
         dataflow.check_credentials(options.score.beam)
-    connect(options.score, compare=options.evaluation.compare or "", fingerprint=options.evaluation.fingerprint or "")
+    wanted = options.evaluation
+    others = {"compare": wanted.compare, "fingerprint": wanted.fingerprint, "actuals": wanted.actuals}
+    connect(options.score, **{name: path for name, path in others.items() if path})
     model = None
     if options.score.model.model:
         from handlers.model.directory import ModelDir

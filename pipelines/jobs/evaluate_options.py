@@ -18,6 +18,7 @@ from pipelines.command.options import (
     parser,
     path,
     pick,
+    positive,
 )
 from pipelines.jobs.options import ScoreOptions, absolute_path
 from transforms.evaluation.names import ALL_HIGHER, ALL_LOWER
@@ -102,6 +103,30 @@ class EvaluationOptions:
         None,
         metavar="COLUMN",
     )
+    by: tuple[str, ...] = option(
+        "of forecasts: columns whose values identify a series, comma separated (default: those of --model, else none)",
+        (),
+        parse=names,
+        metavar="COLUMNS",
+    )
+    order_by: str | None = option(
+        "of forecasts: column of the time; forecasts are compared with the label of later rows of their series "
+        "(default: that of --model)",
+        None,
+        metavar="COLUMN",
+    )
+    season: int | None = option(
+        "of forecasts: steps of a season, for the seasonal-naive baseline, as 7 for days of a week",
+        None,
+        parse=positive,
+        metavar="STEPS",
+    )
+    actuals: str | None = option(
+        "of forecasts: rows with the actual values, if the forecasts do not carry them",
+        None,
+        parse=path,
+        metavar="INPUT",
+    )
     fail_below: tuple[Limit, ...] = option(
         "exit with code 3 if a metric is lower, as accuracy=0.9; may be repeated",
         (),
@@ -146,11 +171,15 @@ class EvaluateOptions:
         values, others = parser(command, groups).parse_known_args(argv)
         if others and not others[0].startswith("-"):
             raise UsageError(f"unexpected argument \"{others[0]}\"; quote patterns, as --input='data/*.parquet'")
-        evaluation = pick(EvaluationOptions, values)
+        evaluation, model = pick(EvaluationOptions, values), pick(OnTheWayOptions, values)
         if evaluation.key is not None and evaluation.compare is None:
             raise UsageError("--key is for --compare=RUN, which is not given")
+        if evaluation.order_by is None and not model.model:
+            for name in ("by", "season", "actuals"):
+                if getattr(evaluation, name):
+                    raise UsageError(f"--{name} is for forecasts; name the column of their time, too, with --order_by")
         sink = SinkOptions(output=evaluation.output, probabilities=True, overwrite=evaluation.overwrite)
-        source, model, run = pick(InputOptions, values), pick(OnTheWayOptions, values), pick(RunOptions, values)
+        source, run = pick(InputOptions, values), pick(RunOptions, values)
         return EvaluateOptions(ScoreOptions(source, model, sink, run, tuple(others)), evaluation)
 
     def settled(self) -> EvaluateOptions:
@@ -162,5 +191,6 @@ class EvaluateOptions:
             self.evaluation,
             output=score.sink.output,
             compare=self.evaluation.compare and absolute_path(self.evaluation.compare),
+            actuals=self.evaluation.actuals and absolute_path(self.evaluation.actuals),
         )
         return EvaluateOptions(score, evaluation)
