@@ -39,7 +39,7 @@ CHAPTERS = {
     ],
     "Where and how a model runs": ["Placement", "Batching", "ResourceHints"],
     "Errors": [
-        *("TorchbeamError", "UsageError", "BrokenModelError", "DivergedError", "BrokenFileError", "ServiceError"),
+        *("TorchbeamError", "UsageError", "BrokenModelError", "TrainingError", "BrokenFileError", "ServiceError"),
         *("DeviceLostError", "AccountingError", "PublishError", "FailureRateError"),
     ],
 }

@@ -28,8 +28,11 @@ class BrokenModelError(TorchbeamError):
     """The model fails on every row that it is given. Ends a command with exit code 3."""
 
 
-class DivergedError(TorchbeamError):
-    """The loss of a training is not finite, so that nothing can be learned from it. Ends a command with exit code 3."""
+class TrainingError(TorchbeamError):
+    """A training gives no usable model: its loss is not finite, or too many rows are dead letters.
+
+    Ends a command with exit code 3.
+    """
 
 
 class BrokenFileError(TorchbeamError):

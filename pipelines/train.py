@@ -82,7 +82,7 @@ def train(
 
     Raises:
         UsageError: where an option is wrong, or nothing can be learned from the rows.
-        DivergedError: where the loss is not finite.
+        TrainingError: where the loss is not finite.
     """
     own = {"output": output, "input": input, "label": label, "architecture": architecture, "model": model}
     given: dict[str, object] = {**own, "prepared": prepared, **options}

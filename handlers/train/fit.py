@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from handlers.errors import DivergedError, UsageError, one_line
+from handlers.errors import TrainingError, UsageError, one_line
 from handlers.predict.calling import caller
 from handlers.predict.loaded import LoadedModel
 from handlers.predict.placement import Placement
@@ -69,7 +69,7 @@ def fit(
         What each epoch came to.
 
     Raises:
-        DivergedError: where the loss is not finite.
+        TrainingError: where the loss is not finite.
         UsageError: where the device is not there, a checkpoint cannot be read, or the model's outputs do not fit.
     """
     device = Placement(settings.device, settings.precision).resolve()
@@ -141,11 +141,11 @@ class _Task(pl.LightningModule):
         self._trained = 0.0
 
     def training_step(self, batch: Batch, _index: int) -> torch.Tensor:
-        """The loss; raises `DivergedError` where it is not finite."""
+        """The loss; raises `TrainingError` where it is not finite."""
         loss = self(batch)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise DivergedError(
+            raise TrainingError(
                 f"the loss is {value} in epoch {self.current_epoch + 1}; lower --learning_rate (it is "
                 f"{self._settings.learning_rate:g}), or look for numbers in the input that are far too large"
             )
@@ -166,7 +166,7 @@ class _Task(pl.LightningModule):
         """Adds the epoch to the history."""
         validation = self._sum / self._rows
         if not math.isfinite(validation):
-            raise DivergedError(
+            raise TrainingError(
                 f"the validation loss is {validation} after epoch {self.current_epoch + 1}; lower --learning_rate (it is "
                 f"{self._settings.learning_rate:g})"
             )

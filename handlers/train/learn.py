@@ -126,7 +126,7 @@ def learn(prepared: Prepared, wanted: Wanted, settings: Settings, folder: Path, 
 
     Raises:
         UsageError: for what the user must fix.
-        DivergedError: where the loss is not finite.
+        TrainingError: where the loss is not finite.
     """
     spec = wanted.config.spec
     task = wanted.task or (None if spec.task == "raw" else spec.task)

@@ -123,7 +123,9 @@ class RowTensors:
             targets.append(target)
             size += sum(_nbytes(tensor) for tensor in tensors.values())
             if parts is not None:
-                parts = [*parts, tensors] if size <= kept_bytes else None
+                parts.append(tensors)
+            if size > kept_bytes:
+                parts = None
         rows.good = np.concatenate(good) if good else rows.good
         if parts and targets:
             rows._kept = {name: _join([part[name] for part in parts]) for name in parts[0]}

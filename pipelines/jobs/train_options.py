@@ -84,6 +84,7 @@ class LabelledRows(RowOptions):
     TITLE = "rows"
 
     label: str = option("column of the true answers, of the input or a feature", "", parse=path, metavar="COLUMN")
+    skip_null_labels: bool = flag("train without the rows whose label is null or not finite, instead of refusing them")
 
 
 @dataclass(frozen=True)

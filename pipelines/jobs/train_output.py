@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handlers.errors import DivergedError, UsageError
+from handlers.errors import TrainingError, UsageError
 from handlers.model.directory import MODEL_FILE
 from handlers.model.files import TAG, TAG_TEXT, WORK_FOLDERS
 from handlers.train.fit import LAST
@@ -21,10 +21,12 @@ from pipelines.jobs.train_options import OutputOptions
 from transforms.evaluation.fingerprint import FILE
 from transforms.processes import Process
 from transforms.sinks.claims import CLAIM, OutputClaim, held
+from transforms.sinks.publish import DEAD_LETTERS
 from transforms.sinks.temporary import missing_folders, remove_empty
 
 CHECKPOINTS, LOGS = WORK_FOLDERS
 OPTIONS, ROWS = "options.json", "prepared"
+EMPTY = "part-empty.parquet"  # what stands for no dead letters
 _NEW = ".new-"
 
 
@@ -50,6 +52,11 @@ class TrainOutput:
         """Whether they are complete."""
         return (self.rows / ABOUT).is_file()
 
+    @property
+    def dead_letters(self) -> Path:
+        """Where the rows are that could not be prepared, if there are any."""
+        return self.folder / CHECKPOINTS / DEAD_LETTERS
+
     @contextmanager
     def new(self) -> Iterator[Path]:
         """A folder to write the model directory to; it is removed if it is not published."""
@@ -69,6 +76,9 @@ class TrainOutput:
                 shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
         for item in sorted(new.iterdir(), key=lambda item: item.name == MODEL_FILE):
             item.replace(self.folder / item.name)
+        if (self.rows / DEAD_LETTERS).is_dir() and not (self.rows / DEAD_LETTERS / EMPTY).exists():
+            shutil.rmtree(self.dead_letters, ignore_errors=True)
+            (self.rows / DEAD_LETTERS).rename(self.dead_letters)
         shutil.rmtree(self.rows, ignore_errors=True)
         (self.folder / CHECKPOINTS / OPTIONS).unlink(missing_ok=True)
 
@@ -105,7 +115,7 @@ def claimed(
             try:
                 yield output
             except BaseException as error:
-                hopeless = isinstance(error, UsageError | DivergedError) or not (folder / CHECKPOINTS / LAST).exists()
+                hopeless = isinstance(error, UsageError | TrainingError) or not (folder / CHECKPOINTS / LAST).exists()
                 if hopeless and not output.resumed:
                     _clear(folder)
                 raise

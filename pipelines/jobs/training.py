@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from handlers.columnar.chains import Rows
 from handlers.columnar.stage import ModelStage
-from handlers.errors import UsageError
+from handlers.errors import TrainingError, UsageError
 from handlers.model import files
 from handlers.model.directory import ModelDir
 from handlers.predict.placement import Placement
@@ -27,6 +27,9 @@ from handlers.train.learn import Learned, Wanted, default_epochs, default_settin
 from handlers.train.prepared import ABOUT, Prepared
 from handlers.train.settings import Listener, Settings
 from handlers.version import __version__
+from pipelines.command.options import SourceOptions
+from pipelines.jobs.prepare_options import ConfigOptions, FolderOptions, PrepareOptions
+from pipelines.jobs.preparing import prepare_rows
 from pipelines.jobs.train_options import TrainOptions
 from pipelines.jobs.train_output import TrainOutput, claimed
 from transforms.evaluation.evaluate import Totals
@@ -66,7 +69,7 @@ def train(options: TrainOptions, tell: Callable[[str], None], listener: Listener
 
     Raises:
         UsageError: for what the user must fix.
-        DivergedError: if the loss is not finite.
+        TrainingError: if the loss is not finite.
         TorchbeamError: if the rows cannot be prepared.
     """
     with claimed(options.sink, determining(options), tell) as output:
@@ -118,9 +121,35 @@ def _rows(options: TrainOptions, output: TrainOutput, tell: Callable[[str], None
         return prepared
     if output.has_rows:
         return Prepared.open(output.rows)
-    from pipelines.jobs.preparing import prepare_rows  # type: ignore[import-not-found]
+    source, folder = options.source, FolderOptions(output=str(output.rows), overwrite=True)
+    wanted = PrepareOptions(
+        source=SourceOptions(source.input, source.input_format, source.limit),
+        rows=options.rows,
+        config=ConfigOptions(options.network.model),
+        folder=folder,
+        run=options.run,
+        beam=options.beam,
+    )
+    prepared = prepare_rows(wanted, options.config, tell)
+    _check_dead(options, prepared.about)
+    return prepared
 
-    return prepare_rows(options, output.rows, tell)  # type: ignore[no-any-return]
+
+def _check_dead(options: TrainOptions, about: Mapping[str, Any]) -> None:
+    """Refuses rows of which too many cannot be used."""
+    read, dead = about["rows"]["read"], about["rows"]["dead"]
+    label = options.rows.label
+    nulls = sum(about["dead_by_error"].get(f"label/{kind}", 0) for kind in ("NullValue", "NotFinite"))
+    if nulls and not options.rows.skip_null_labels:
+        raise UsageError(
+            f'--label: column "{label}" is null or not finite in {nulls:,} of {read:,} rows; fill it in features, or train without '
+            "such rows by --skip_null_labels"
+        )
+    if dead and dead / read > options.run.max_failure_rate:
+        worst = next(iter(about["dead_by_error"]))
+        raise TrainingError(
+            f"{dead} of {read} rows are dead letters, above --max_failure_rate={options.run.max_failure_rate}; most are {worst}"
+        )
 
 
 def _wanted(options: TrainOptions, prepared: Prepared) -> tuple[Wanted, Settings]:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from prepared_folders import customers, prepared_folder
 
-from handlers.errors import DivergedError, UsageError
+from handlers.errors import TrainingError, UsageError
 from handlers.train.config import ModelConfig
 from handlers.train.fit import BEST, LAST
 from handlers.train.inputs import find_inputs
@@ -115,7 +115,7 @@ def test_rows_that_cannot_be_encoded_are_left_out(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite(tmp_path: Path, prepared: Prepared) -> None:
-    with pytest.raises(DivergedError, match=r"the loss is nan in epoch 1; lower --learning_rate \(it is 1e\+30\)"):
+    with pytest.raises(TrainingError, match=r"the loss is nan in epoch 1; lower --learning_rate \(it is 1e\+30\)"):
         learn(prepared, Wanted("mlp"), dataclasses.replace(QUICK, learning_rate=1e30), tmp_path, Recorder())
 
 
