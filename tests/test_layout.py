@@ -29,6 +29,7 @@ ALLOWED = {
     "transforms.sinks": {"handlers.*", "transforms"},
     "transforms.inference": {"handlers.*", "transforms", "transforms.sources"},
     "transforms.evaluation": {"handlers.*", "transforms"},
+    "transforms.preparation": {"handlers.*", "transforms", "transforms.sinks", "transforms.evaluation"},
     "pipelines.command": {"handlers.*", "transforms.*"},
     "pipelines.dataflow": {"handlers.*", "transforms.*", "pipelines.command"},
     "pipelines.spark": {"handlers.*", "transforms.*", "pipelines.command"},

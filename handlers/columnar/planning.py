@@ -20,6 +20,7 @@ from handlers.encode.columns import UnknownLengthError, match_columns
 from handlers.encode.values import is_binary
 from handlers.errors import BrokenModelError, TorchbeamError, UsageError, one_line
 from handlers.model.directory import ModelDir
+from handlers.model_code import ModelCode
 from handlers.predict.predictor import Predictor
 from handlers.stats import Stats
 
@@ -55,11 +56,7 @@ def make_plan(
     raw = without_provenance(sample)
     if not raw.schema.names:  # empty files: no rows and no columns
         return Plan(chain, (), (), frozenset(), pa.schema([MODEL_VERSION_FIELD]))
-    rows = number_step().run(Rows(raw, np.arange(raw.num_rows)))[0]
-    if chain.features:
-        check_features(dict(chain.features), rows.batch)
-    for step in chain.before(model.code()):
-        rows = _try(step, rows)
+    rows = before_model(chain, model.code(), raw)
     plan = Plan(chain, (), _carried(columns, raw.schema), frozenset(), probabilities=probabilities)
     try:
         inputs = bind_inputs(model.spec.inputs, predictor.model.inputs, rows.batch, predictor.model.parameters)
@@ -90,6 +87,20 @@ def make_plan(
         if strict and not scored:
             _check_settled(step, rows.batch)
     return replace(plan, output=rows.batch.schema)
+
+
+def before_model(chain: Chain, code: ModelCode, raw: pa.RecordBatch) -> Rows:
+    """The rows of a sample without provenance, as the model gets them.
+
+    Raises:
+        UsageError: for features that look at other rows, and functions that fail on every row or break their contract.
+    """
+    rows = number_step().run(Rows(raw, np.arange(raw.num_rows)))[0]
+    if chain.features:
+        check_features(dict(chain.features), rows.batch)
+    for step in chain.before(code):
+        rows = _try(step, rows)
+    return rows
 
 
 def _try(step: Step, rows: Rows) -> Rows:

@@ -57,7 +57,7 @@ class Scorer:
         self._before = [number_step(), *plan.chain.before(model.code())]
         self._after = plan.chain.after(model.code())
         if plan.output is not None:
-            self._after.append(_fit(plan.output))
+            self._after.append(fit_step(plan.output))
         self._lock = threading.Lock()
         self._load = load
 
@@ -119,8 +119,8 @@ class Scorer:
         )
 
 
-def _fit(schema: pa.Schema) -> Step:
-    """The step that brings rows into the output schema of the run."""
+def fit_step(schema: pa.Schema, stage: str = "postprocess") -> Step:
+    """The step that brings rows into the output schema of the run; rows that do not fit fail in `stage`."""
 
     def call(rows: Rows) -> Rows:
         batch = rows.batch
@@ -142,4 +142,4 @@ def _fit(schema: pa.Schema) -> Step:
                 raise ValueError(f'column "{wanted.name}" does not fit the output: {one_line(error)}') from None
         return Rows(pa.RecordBatch.from_arrays(arrays, schema=schema), rows.ids)
 
-    return Step("output", "postprocess", call)
+    return Step("output", stage, call)

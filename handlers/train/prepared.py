@@ -196,25 +196,54 @@ def _shards(root: Path, part: str, about: Mapping[str, Any]) -> Shards:
     return shards
 
 
-def write_shards(
-    folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], shard_bytes: int = SHARD_BYTES
-) -> int:
-    """Writes one part of a prepared folder, in files of about `shard_bytes`, and gives the number of its rows.
+class ShardWriter:
+    """Writes one part of a prepared folder, in files of about `shard_bytes`.
 
     Without rows there is one file with the schema.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = files = 0
-    waiting = iter(batches)
-    batch = next(waiting, None)
-    while batch is not None or not files:
-        with pa.OSFile(str(folder / f"part-{files:05d}.arrow"), "wb") as file, pa.ipc.new_file(file, schema) as writer:
-            while batch is not None and file.tell() < shard_bytes:
-                writer.write_batch(batch)
-                rows += batch.num_rows
-                batch = next(waiting, None)
-        files += 1
-    return rows
+
+    def __init__(self, folder: Path, schema: pa.Schema, shard_bytes: int = SHARD_BYTES) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder = folder
+        self._schema = schema
+        self._shard_bytes = shard_bytes
+        self._files = 0
+        self.rows = 0
+        self._open()
+
+    def write(self, batch: pa.RecordBatch) -> None:
+        """Adds rows, as one record batch."""
+        if self._file.tell() >= self._shard_bytes:
+            self.close()
+            self._open()
+        self._writer.write_batch(batch)
+        self.rows += batch.num_rows
+
+    def close(self) -> None:
+        """Ends the last file."""
+        self._writer.close()
+        self._file.close()
+
+    def _open(self) -> None:
+        self._file = pa.OSFile(str(self._folder / f"part-{self._files:05d}.arrow"), "wb")
+        self._writer = pa.ipc.new_file(self._file, self._schema)
+        self._files += 1
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def write_shards(
+    folder: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], shard_bytes: int = SHARD_BYTES
+) -> int:
+    """Writes one part of a prepared folder, and gives the number of its rows; see `ShardWriter`."""
+    with ShardWriter(folder, schema, shard_bytes) as writer:
+        for batch in batches:
+            writer.write(batch)
+    return writer.rows
 
 
 def write_about(folder: Path, about: Mapping[str, Any]) -> None:
