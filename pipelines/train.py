@@ -27,7 +27,7 @@ COMMAND = Command(
     description="Train a model on the rows of a table: prepares them with Beam, trains on this machine, and writes a model "
     "directory with its metrics and a model card.",
     usage="--input=… --label=… --architecture=… --output=…",
-    exit_codes="0 finished, 1 failed, 2 wrong usage, 3 the loss is not finite, 130 interrupted",
+    exit_codes="0 finished, 1 failed, 2 wrong usage, 3 the loss is not finite or above --max_failure_rate, 130 interrupted",
     interrupted="continue with --resume",
 )
 
@@ -82,7 +82,7 @@ def train(
 
     Raises:
         UsageError: where an option is wrong, or nothing can be learned from the rows.
-        TrainingError: where the loss is not finite.
+        TrainingError: where the loss is not finite, or too many rows are dead letters.
     """
     own = {"output": output, "input": input, "label": label, "architecture": architecture, "model": model}
     given: dict[str, object] = {**own, "prepared": prepared, **options}
@@ -118,6 +118,8 @@ def _show(trained: Trained) -> None:
     Console(highlight=False).print(table)
     for name, reason in list(about["left_out"].items())[:8]:
         print(f"not used: {name} ({reason})")
+    if rows.get("dead"):
+        print(f"dead letters: {trained.output}/checkpoints/dead_letters")
     print(f"\nmodel  {trained.output}, version {trained.version}\ncard   {trained.output}/README.md")
     print(f"score with it: torchbeam score --input=… --model={trained.output} --output=…")
 

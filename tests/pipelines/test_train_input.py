@@ -21,15 +21,14 @@ ROWS = 240
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Orders as CSV: three rows have no number of days, one has no number at all in `weight`."""
+    """Orders as CSV; one has no weight."""
     random = np.random.default_rng(0)
     days = random.integers(1, 60, ROWS)
     weight = days / 10 + random.normal(0, 0.5, ROWS)
-    text = [f"{value:.4f}" for value in weight]
-    text[200] = "heavy"
+    weights = pa.array(weight, mask=np.arange(ROWS) == 200)
     country = random.choice(["NL", "BE"], ROWS)
     file = tmp_path_factory.mktemp("orders") / "orders.csv"
-    pc.write_csv(pa.table({"order": np.arange(ROWS), "days": days, "weight": text, "country": country}), file)
+    pc.write_csv(pa.table({"order": np.arange(ROWS), "days": days, "weight": weights, "country": country}), file)
     return file
 
 
@@ -84,7 +83,7 @@ def test_rows_are_accounted_for_and_the_label_s_columns_are_not_needed(table: Pa
     rows = about(model)["rows"]
     assert rows["read"] == ROWS
     assert rows["trained"] + rows["validated"] + rows["dropped"] + rows["dead"] + rows["unusable"] == ROWS
-    assert rows["dead"] + rows["unusable"] == 1
+    assert (rows["dead"], rows["unusable"]) == (0, 1)
     assert ModelDir(model).spec.features == {"heavy": "weight * 1"}
     assert not (model / "checkpoints/prepared").exists()
     new = tmp_path / "new.csv"
@@ -117,3 +116,26 @@ def test_refusals(table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "epoch" in refused("--label=days", "--epoch=3")
     assert "are needed at least" in refused("--label=country", "--limit=5")
     assert "is held out to validate with" in refused("--label=country", "--validation=0")
+
+
+def test_labels_that_are_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=100)
+    y = pa.array(np.where(x > 0, "up", "down"), mask=np.arange(100) % 20 == 0)
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"x": x, "y": y}), file)
+    options = [f"--input={file}", "--label=y", "--architecture=mlp", f"--output={tmp_path / 'out'}", "--epochs=1"]
+    assert train.main(options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'column "y" is null or not finite in 5 of 100 rows' in line
+    assert not (tmp_path / "out").exists()
+    assert train.main([*options, "--skip_null_labels", "--max_failure_rate=0.01"]) == 3
+    assert "5 of 100 rows are dead letters, above --max_failure_rate=0.01" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert train.main([*options, "--skip_null_labels"]) == 0
+    rows = about(tmp_path / "out")["rows"]
+    assert (rows["dead"], rows["trained"] + rows["validated"]) == (5, 95)
+    letters = pq.read_table(tmp_path / "out/checkpoints/dead_letters")
+    assert letters.num_rows == 5
+    assert "5" in capsys.readouterr().out
+    assert "Rows that could not be read or prepared: 5" in (tmp_path / "out/README.md").read_text()
