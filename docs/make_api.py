@@ -20,7 +20,7 @@ OURS = ("handlers", "transforms", "pipelines")
 
 # Every public name, in the order of the page.
 CHAPTERS = {
-    "Models": ["ModelDir", "Trust", "StateDict"],
+    "Models": ["ModelDir", "Trust", "StateDict", "train"],
     "Chunks": [
         "Score",
         "ScoredRows",
@@ -39,8 +39,8 @@ CHAPTERS = {
     ],
     "Where and how a model runs": ["Placement", "Batching", "ResourceHints"],
     "Errors": [
-        *("TorchbeamError", "UsageError", "BrokenModelError", "BrokenFileError", "ServiceError", "DeviceLostError"),
-        *("AccountingError", "PublishError", "FailureRateError"),
+        *("TorchbeamError", "UsageError", "BrokenModelError", "TrainingError", "BrokenFileError", "ServiceError"),
+        *("DeviceLostError", "AccountingError", "PublishError", "FailureRateError"),
     ],
 }
 

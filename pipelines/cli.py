@@ -12,6 +12,7 @@ from pipelines.command import process
 COMMANDS = {
     "prepare": "clean, sample and split rows for training",
     "score": "score a table with a PyTorch model",
+    "train": "train a model on a table and write its model directory",
     "evaluate": "compare labels with predictions: metrics and a report",
     "doctor": "check for problems before a run",
     "describe": "describe a model directory",

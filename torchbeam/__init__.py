@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         PublishError,
         ServiceError,
         TorchbeamError,
+        TrainingError,
         UsageError,
     )
     from handlers.model.directory import ModelDir
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from handlers.predict.placement import Placement
     from handlers.tensors import Padding, Ragged
     from handlers.version import __version__
+    from pipelines.train import train
     from transforms.accounting import Counts
     from transforms.inference.failure_rate import FailureRateError
     from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
@@ -68,12 +70,14 @@ __all__ = [
     "StateDict",
     "TorchModelHandler",
     "TorchbeamError",
+    "TrainingError",
     "Trust",
     "UsageError",
     "WriteChunks",
     "__version__",
     "plan_input",
     "skip_failures",
+    "train",
 ]
 
 _HOMES = {
@@ -84,6 +88,7 @@ _HOMES = {
     "Counts": "transforms.accounting",
     "DeadLetter": "transforms.inference.run_torch_inference",
     "DeviceLostError": "handlers.errors",
+    "TrainingError": "handlers.errors",
     "FailedPrediction": "handlers.elements.failures",
     "FailureRateError": "transforms.inference.failure_rate",
     "FileRead": "transforms.sources.splits",
@@ -112,6 +117,7 @@ _HOMES = {
     "__version__": "handlers.version",
     "plan_input": "transforms.sources.planning",
     "skip_failures": "handlers.elements.handler",
+    "train": "pipelines.train",
 }
 
 

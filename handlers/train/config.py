@@ -12,20 +12,36 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, ValidationError, model_validator
 
 from handlers.errors import UsageError
 from handlers.model import files
 from handlers.model.directory import MODEL_FILE
-from handlers.model.spec import ModelSpec, explain, parse_yaml
+from handlers.model.spec import FUNCTION, ModelSpec, explain, parse_yaml
 from handlers.model.trust import CODE_FOLDER
 from handlers.model_code import NO_CODE, ModelCode
 
+BUILT_IN = ("mlp", "lstm", "huggingface")
+
+
+def check_architecture(text: str) -> str:
+    """A built-in architecture, or `module:Class`; raises ValueError for anything else."""
+    if text not in BUILT_IN and not FUNCTION.fullmatch(text):
+        raise ValueError(f'must be {", ".join(BUILT_IN)} or module:Class, not "{text}"')
+    return text
+
 
 class ConfigSpec(ModelSpec):
-    """The fields of a config: those of `model.yaml`. Which of them training needs, training checks."""
+    """The fields of a config: those of `model.yaml`, and options of the training.
+
+    Attributes:
+        architecture: a built-in one, or `module:Class`.
+        training: options of `torchbeam train` by their names; those of the command line win.
+    """
 
     name: Annotated[str, Field(min_length=1)] = "model"
+    architecture: Annotated[str, AfterValidator(check_architecture)] | None = None
+    training: dict[str, str | int | float | bool | None] = Field(default={})
 
     @model_validator(mode="after")
     def _ways_to_load(self) -> ConfigSpec:

@@ -323,7 +323,10 @@ def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:
 
 def _argument(item: dataclasses.Field[Any], strict: bool) -> dict[str, Any]:
     about = item.metadata
-    settings: dict[str, Any] = {"help": about["help"].replace("%", "%%"), "type": _checked(item.name, about["parse"])}
+    settings: dict[str, Any] = {
+        "help": about["help"].replace("%", "%%"),
+        "type": _checked(item.name, about["parse"], item.default),
+    }
     if item.default is dataclasses.MISSING:
         settings |= {"required": strict, "action": _Once}
     else:
@@ -355,8 +358,10 @@ class _Append(argparse.Action):
         setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
 
 
-def _checked(name: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
+def _checked(name: str, parse: Callable[[str], Any], default: Any) -> Callable[[str], Any]:
     def convert(text: str) -> Any:
+        if text is default:  # argparse converts defaults, too, where they are text
+            return default
         try:
             return parse(text)
         except ValueError as error:

@@ -20,7 +20,7 @@ from handlers.model.spec import ModelSpec
 from handlers.model_code import ModelCode
 from handlers.predict.loaded import LoadedModel
 
-_OFFLINE = {"local_files_only": True, "trust_remote_code": False}
+OFFLINE = {"local_files_only": True, "trust_remote_code": False}
 _ACTIVATIONS = {"Identity": torch.nn.Identity, "Tanh": torch.nn.Tanh, "ReLU": torch.nn.ReLU, "GELU": torch.nn.GELU}
 
 
@@ -48,23 +48,13 @@ class Embedder(torch.nn.Module):
 
 def load(spec: ModelSpec, folder: Path, _code: ModelCode) -> LoadedModel:
     """Loads the model of a directory; raises `UsageError` where it cannot be loaded safely."""
-    transformers = _transformers()
-    if not any(folder.glob("*.safetensors")):
-        pickled = next((file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)), None)
-        what = f"its weights are pickled ({pickled})" if pickled else "it has no weights (*.safetensors)"
-        raise UsageError(f"{folder} is refused: {what}; write it again with save_pretrained, which writes safetensors")
-    config = read_json(folder / CONFIG)
-    if "auto_map" in config:
-        raise UsageError(f"{folder} is refused: its {CONFIG} names custom code (auto_map), which is never run")
-    for index in folder.glob("*.index.json"):  # whose parts must be files of the directory, which its version covers
-        parts = read_json(index).get("weight_map", {})
-        if outside := next((part for part in parts.values() if not re.fullmatch(r"\w[\w.\-]*", str(part))), None):
-            raise UsageError(f"{folder} is refused: {index.name} names {outside!r}, which is not in the directory")
+    transformers = import_transformers()
+    config = checked_config(folder)
     kind: Any = transformers.AutoModel
     if spec.task != "embedding":
         kind = _architecture(transformers, config, folder)
     try:
-        module = kind.from_pretrained(folder, use_safetensors=True, **_OFFLINE)
+        module = kind.from_pretrained(folder, use_safetensors=True, **OFFLINE)
         if spec.task == "embedding":
             return _embedder(module, spec, folder)
     except TorchbeamError:
@@ -77,17 +67,34 @@ def load(spec: ModelSpec, folder: Path, _code: ModelCode) -> LoadedModel:
     return LoadedModel(module, _parameters(module))
 
 
+def checked_config(folder: Path) -> dict[str, Any]:
+    """The contents of `config.json`; raises `UsageError` for a directory that cannot be loaded safely."""
+    if not any(folder.glob("*.safetensors")):
+        pickled = next((file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)), None)
+        what = f"its weights are pickled ({pickled})" if pickled else "it has no weights (*.safetensors)"
+        raise UsageError(f"{folder} is refused: {what}; write it again with save_pretrained, which writes safetensors")
+    config = read_json(folder / CONFIG)
+    if "auto_map" in config:
+        raise UsageError(f"{folder} is refused: its {CONFIG} names custom code (auto_map), which is never run")
+    for index in folder.glob("*.index.json"):  # whose parts must be files of the directory, which its version covers
+        parts = read_json(index).get("weight_map", {})
+        if outside := next((part for part in parts.values() if not re.fullmatch(r"\w[\w.\-]*", str(part))), None):
+            raise UsageError(f"{folder} is refused: {index.name} names {outside!r}, which is not in the directory")
+    return config
+
+
 def save(module: torch.nn.Module, folder: Path, _example: object) -> Path:
     """Writes `module`, a `PreTrainedModel`, into `folder`."""
     write = getattr(module, "save_pretrained", None)
     if write is None:
         raise UsageError(f"format huggingface needs a model of transformers, not a {type(module).__name__}")
-    _transformers()
+    import_transformers()
     write(folder)
     return folder / CONFIG
 
 
-def _transformers() -> Any:
+def import_transformers() -> Any:
+    """The library, offline and silent; raises `UsageError` where it is not installed."""
     # Read on import; without it an unreachable hub is waited for.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
