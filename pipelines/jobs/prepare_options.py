@@ -94,8 +94,11 @@ class ConfigOptions:
 
     TITLE = "model"
 
-    model: str = option(
-        "YAML of the model, a model.yaml without weights: its features and preprocess are applied", "", parse=path
+    model: str | None = option(
+        "YAML of the model, a model.yaml without weights: its features and preprocess are applied",
+        None,
+        parse=path,
+        metavar="FILE",
     )
 
 
