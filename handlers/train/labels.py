@@ -175,6 +175,11 @@ def _classes(prepared: Prepared, task: str, names: Sequence[str] | None) -> Labe
                     f'--label: column "{column}" has more than {MAX_CLASSES:,} classes, the most that can be trained; is it an id, '
                     "or a number for --task=regression?"
                 )
+    rows = len(prepared.train) + len(prepared.validation)
+    if task == "classification" and len(counts) > max(2, rows // 2):
+        raise UsageError(
+            f'--label: column "{column}" has {len(counts)} classes in {rows} rows, too few rows of each to learn it; is it an id?'
+        )
     if names is not None:
         if unknown := [value for value in counts if value not in set(names)]:
             raise UsageError(

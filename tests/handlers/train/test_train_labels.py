@@ -73,6 +73,7 @@ def test_given_classes_have_their_order(tmp_path: Path) -> None:
         ([1, 2] * 10, "multilabel", "it must hold lists of text"),
         ([["a"], ["b"]] * 10, "classification", "a class is a single value"),
         ([str(value) for value in range(10_000)], None, "has more than 1,000 classes"),
+        ([str(value) for value in range(20)], None, "has 20 classes in 20 rows, too few rows of each"),
         ([1.0, float("inf")] * 10, None, "holds an infinite number"),
         ([[1.0], [1.0, 2.0]] * 10, None, r"holds lists of unequal length \(1 to 2\)"),
         ([b"a", b"b"] * 10, None, "holds binary; a label is text, a flag, a number or a list of text"),
