@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from handlers.model.directory import ModelDir
+from handlers.train.settings import Epoch
 from pipelines import evaluate, score, train
+from pipelines.command.training_watch import TrainingWatch
 
 ROWS = 240
 
@@ -139,3 +142,27 @@ def test_labels_that_are_null(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert letters.num_rows == 5
     assert "5" in capsys.readouterr().out
     assert "Rows that could not be read or prepared: 5" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_resumed_training_does_not_read_its_rows_again(
+    table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "orders.csv"
+    shutil.copy(table, file)
+    output = tmp_path / "late"
+    options = [f"--input={file}", f"--model={config(tmp_path, 'weight * 1')}", f"--output={output}"]
+
+    def interrupt(_self: TrainingWatch, done: Epoch, _best: Epoch) -> None:
+        if done.epoch == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingWatch, "epoch", interrupt)
+        assert train.main(options) == 130
+    assert "interrupted; continue with --resume" in capsys.readouterr().err
+    assert not (output / "model.yaml").exists()
+    file.unlink()
+    assert train.main([*options, "--resume"]) == 0
+    assert len(about(output)["history"]) == 5
+    assert not list(output.glob(".*"))
+    assert not (output / "_claim.json").exists()

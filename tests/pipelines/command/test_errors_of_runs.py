@@ -17,6 +17,7 @@ from handlers.errors import (
     PublishError,
     ServiceError,
     TorchbeamError,
+    TrainingError,
     UsageError,
 )
 from pipelines.command import process
@@ -27,7 +28,7 @@ from pipelines.spark.job_server import JobServerError
 
 OURS = [
     *(TorchbeamError, UsageError, BrokenModelError, BrokenFileError, ServiceError, DeviceLostError),
-    *(AccountingError, PublishError, JobServerError, NotFollowedError),
+    *(AccountingError, PublishError, TrainingError, JobServerError, NotFollowedError),
 ]
 
 
