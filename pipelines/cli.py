@@ -14,6 +14,7 @@ COMMANDS = {
     "score": "score a table with a PyTorch model",
     "train": "train a model on a table and write its model directory",
     "evaluate": "compare labels with predictions: metrics and a report",
+    "run": "prepare, train, score and evaluate from one file",
     "doctor": "check for problems before a run",
     "describe": "describe a model directory",
     "init": "make a model directory from a Hugging Face directory",

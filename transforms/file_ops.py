@@ -70,6 +70,15 @@ def written_below(folder: str, prefix: str) -> dict[str, float | None]:
     return {name: max(found) or None for name, found in times.items()}
 
 
+def changed_at(paths: Sequence[str]) -> dict[str, float | None]:
+    """When files were last written, in Unix time, by their paths; None if the file system has no times."""
+    times: dict[str, float | None] = {path: Path(path).stat().st_mtime for path in paths if not is_remote(path)}
+    for folder in sorted({folder_of(path) for path in paths if is_remote(path)}):
+        for match in FileSystems.match([join(escape(folder), "*")]):
+            times |= {file.path: file.last_updated_in_seconds or None for file in match.metadata_list}
+    return {path: times.get(path) for path in paths}
+
+
 def present(paths: Iterable[str]) -> set[str]:
     """The `paths` that exist; remote folders are listed, which takes fewer calls than one for each file."""
     local = {path for path in paths if not is_remote(path) and exists(path)}
