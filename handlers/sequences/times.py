@@ -52,8 +52,7 @@ class TimeAxis:
             )
         if pa.types.is_integer(kind) and isinstance(self.step, float):
             raise UsageError(f'sequences.step: column "{self.column}" holds {kind}, so step must be a whole number')
-        if self._months is None:
-            self._fixed_step()
+        self._fixed_step()
 
     @property
     def next_type(self) -> pa.DataType:
@@ -132,9 +131,11 @@ class TimeAxis:
         return int(match[1]) if match and match[2] == _MONTH else None
 
     def _fixed_step(self) -> int | float | None:
-        """The step in units of the column; None where it is not given."""
+        """The step in units of the column; None if it is not given, or is given in months."""
         if not isinstance(self.step, str):
             return self.step
+        if self._months is not None:
+            return None
         match = STEP.fullmatch(self.step)
         assert match  # noqa: S101 - checked by the spec
         units = np.timedelta64(int(match[1]), _UNITS[match[2]]) / np.timedelta64(1, self._unit)  # type: ignore[call-overload]
