@@ -152,6 +152,14 @@ def spec_of(content: Mapping[str, Any], path: str) -> ModelSpec:
         raise UsageError(f"{path}: {_explain(error)}") from None
 
 
+def sequences_spec(content: Mapping[str, Any]) -> SequencesSpec:
+    """Validates the fields of `sequences`; raises `UsageError` that names the field at fault."""
+    try:
+        return SequencesSpec.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"sequences: {_explain(error)}") from None
+
+
 def _explain(error: ValidationError) -> str:
     first = error.errors()[0]
     # Union members show up in the location: types as names with brackets, inputs by their encoder. People know only the

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import apache_beam as beam
@@ -11,13 +13,18 @@ import numpy as np
 import pyarrow as pa
 from apache_beam.pvalue import PCollection, TaggedOutput
 
-from handlers.columnar.chunks import REFUSED, refusals, with_refusals
+from handlers.batching import Batching
+from handlers.columnar.chunks import NEXT_STEP, REFUSED, dead_letters, model_rows, refusals, with_refusals
+from handlers.model.sequences import SequencesSpec
+from handlers.model.spec import sequences_spec
+from handlers.predict.heads.head import FORECAST_FROM
 from handlers.sequences.cutter import WindowCutter
 from handlers.sequences.keyed_rows import KeyedRows
 from handlers.sequences.windows import Steps
 from transforms import progress
 from transforms.accounting import Counts
 from transforms.inference import chunk_coder  # noqa: F401 - registers the coder of chunks
+from transforms.inference.admit import admit
 
 # Rows of one bucket are ordered together. More buckets mean less memory for each, and more pieces to shuffle.
 BUCKETS = 128
@@ -73,6 +80,76 @@ class CutWindows(beam.PTransform[Any, Any]):
             )
         )
         return Windows((parts[_REFUSED], cut.windows) | "Flatten" >> beam.Flatten(), cut[_COUNTS])
+
+
+class SequenceRows(NamedTuple):
+    """The outputs of `Sequences`.
+
+    Attributes:
+        windows: a row for each window: the columns of its last row, in which the columns of the window are lists, and if
+            there is a horizon `forecast_from`.
+        dead_letters: the rows that can be in no window, as they were given, with the struct `dead_letter`.
+        counts: `Counts` of all rows; `rows_scored` are windows.
+    """
+
+    windows: PCollection[pa.RecordBatch]
+    dead_letters: PCollection[pa.RecordBatch]
+    counts: PCollection[Counts]
+
+
+@dataclass(eq=False)
+class Sequences(beam.PTransform[Any, Any]):
+    """`PCollection[pa.RecordBatch | pa.Table]` to `SequenceRows`: the windows of `sequences` in model.yaml, without a model.
+
+    Attributes:
+        spec: the fields of `sequences`; docs/sequences.md describes them.
+        schema: the columns of the chunks.
+        source: the source of rows without provenance, as in `Score`.
+        batching: rows and bytes of a chunk.
+
+    Raises:
+        UsageError: for fields or columns that do not fit.
+    """
+
+    spec: SequencesSpec | Mapping[str, Any]
+    schema: pa.Schema
+    source: str = "pipeline"
+    batching: Batching = Batching()
+
+    def __post_init__(self) -> None:
+        self.spec = self.spec if isinstance(self.spec, SequencesSpec) else sequences_spec(self.spec)
+        self._cutter = WindowCutter(self.spec, self.schema)
+
+    def expand(self, chunks: PCollection[Any]) -> SequenceRows:
+        """Admit → cut → split."""
+        cutter, batching = self._cutter, self.batching
+        admitted = chunks | "Admit" >> beam.Map(
+            partial(admit, schema=self.schema, needed=cutter.needed, source=self.source)
+        ).with_output_types(pa.RecordBatch)
+        cut, dropped = admitted | "Cut" >> CutWindows(cutter, batching.chunk_rows, batching.chunk_bytes)
+        split = cut | "Split" >> beam.ParDo(_Split()).with_outputs(  # type: ignore[no-untyped-call]
+            _REFUSED, _COUNTS, main="windows"
+        )
+        return SequenceRows(split.windows, split[_REFUSED], (dropped, split[_COUNTS]) | "Counts" >> beam.Flatten())
+
+
+@beam.typehints.with_output_types(pa.RecordBatch, refused=pa.RecordBatch, counts=Counts)
+@dataclass
+class _Split(beam.DoFn):
+    def process(self, chunk: pa.RecordBatch) -> Iterator[Any]:
+        failures = refusals(chunk)
+        good = np.setdiff1d(np.arange(chunk.num_rows), list(failures))
+        errors = Counter(f"{failure.stage}/{failure.type}" for failure in failures.values())
+        yield TaggedOutput(_COUNTS, Counts(rows_scored=len(good), rows_dead=len(failures), dead_by_error=dict(errors)))
+        if failures:
+            dead = chunk.take(pa.array(sorted(failures), pa.int64()))
+            yield TaggedOutput(_REFUSED, dead_letters(dead, [failures[row] for row in sorted(failures)], None))
+        if len(good):
+            rows = chunk.take(pa.array(good))
+            windows = model_rows(rows)
+            if NEXT_STEP in rows.schema.names:
+                windows = windows.append_column(FORECAST_FROM, rows.column(NEXT_STEP))
+            yield windows
 
 
 @beam.typehints.with_output_types(tuple[int, pa.RecordBatch], refused=pa.RecordBatch)
