@@ -230,6 +230,11 @@ class TrainOptions:
                 raise UsageError(f"{path}: {name} is written by the training; remove it")
         if spec.loader:
             raise UsageError(f"{path}: a model with a loader cannot be trained; give architecture as module:Class")
+        if spec.sequences is not None:
+            raise UsageError(
+                f"{path}: windows of sequences are not trained on yet; remove sequences, and write the windows as list columns "
+                "for --architecture=lstm"
+            )
         if bool(self.source.input) == (self.source.prepared is not None):
             what = "exclude each other" if self.source.input else "are both missing"
             raise UsageError(f"--input and --prepared {what}; give one of them")

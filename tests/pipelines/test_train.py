@@ -220,6 +220,8 @@ def test_refused_configs(refused: Refused, tmp_path: Path) -> None:
     assert "--epochs must be a whole number" in of("training: {epochs: many}")
     assert "weights is written by the training; remove it" in of("weights: w.safetensors")
     assert "a model with a loader cannot be trained" in of("loader: a:b")
+    windows = "sequences: {by: [shop], order_by: day, columns: [sales], length: 3}"
+    assert "windows of sequences are not trained on yet" in of(windows)
     file.write_text("task: regression")
     assert "says task: regression; remove one of them" in refused("--task=classification", model=file)
 
