@@ -53,7 +53,7 @@ class Embed(nn.Module):
 class Columns(nn.Module):
     """The inputs of a row as one vector: numbers normalised, codes embedded.
 
-    A number that is missing (NaN or infinite) becomes the mean, and a flag beside it says so.
+    A number that is missing (NaN or infinite) becomes the mean, and a flag next to it is set.
 
     Args:
         numeric: by input its `width`, and whether values may be `missing`.

@@ -1,4 +1,4 @@
-"""An LSTM over list columns, with the other columns of a table beside its last state."""
+"""An LSTM over list columns, whose last state is joined by the other columns of a table."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import random
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from dataclasses import asdict, astuple, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
@@ -63,7 +65,7 @@ def fit(
         validation: the rows that decide which epoch is the best.
         settings: how.
         folder: where `checkpoints/` and `logs/` are.
-        listener: is told how it goes.
+        listener: receives the progress.
 
     Returns:
         What each epoch came to.
@@ -85,7 +87,7 @@ def fit(
     task = _Task(model, loss, settings, len(batches), history)
     _try(task, validation)
     if not is_finished(history, settings):
-        task.to(device)
+        task.to(device).train()  # Lightning keeps the mode of each module
         with _quiet():
             trainer = pl.Trainer(
                 accelerator="gpu" if device.type == "cuda" else "cpu",
@@ -135,10 +137,17 @@ class _Task(pl.LightningModule):
         found: torch.Tensor = self.loss(self._call(inputs, {}), target)
         return found
 
-    def on_train_epoch_start(self) -> None:
-        """Each epoch draws its own random numbers, so that it does not matter which epochs this process has seen."""
-        torch.manual_seed(_seed(self._settings.seed, self.current_epoch))
-        self._trained = 0.0
+    def on_train_batch_start(self, _batch: Batch, index: int) -> None:
+        """Each epoch draws its own random numbers, so that it does not matter which epochs this process has seen.
+
+        Not in `on_train_epoch_start`: after it some epochs make a new iterator over the rows, which draws a number, too.
+        """
+        if index == 0:
+            seed = _seed(self._settings.seed, self.current_epoch)
+            torch.manual_seed(seed)
+            np.random.seed(seed % (1 << 32))
+            random.seed(seed)
+            self._trained = 0.0
 
     def training_step(self, batch: Batch, _index: int) -> torch.Tensor:
         """The loss; raises `TrainingError` where it is not finite."""
@@ -213,7 +222,7 @@ class _Keeper(pl.Callback):
         self._listener = listener
 
     def on_train_batch_end(self, trainer: Any, _module: Any, outputs: Any, _batch: Any, index: int) -> None:
-        """Tells the listener."""
+        """Passes the progress on."""
         self._listener.step(trainer.current_epoch + 1, index + 1, trainer.num_training_batches, float(outputs["loss"]))
 
     def on_train_epoch_end(self, trainer: Any, _module: Any) -> None:

@@ -170,7 +170,7 @@ def _count(column: Column) -> str:
 
 
 def _categories(column: Column, index: int) -> CategoricalInput:
-    """The categories of a column in the training rows; a value beside them has a code of its own, null is a category."""
+    """The categories of a column in the training rows; any other value has the code `unknown`; null is a category."""
     values = sorted(column.values | ({MISSING} if column.missing else set()))
     return CategoricalInput(
         name=_input_name(column.name, index),

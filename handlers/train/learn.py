@@ -122,7 +122,7 @@ def learn(prepared: Prepared, wanted: Wanted, settings: Settings, folder: Path, 
         wanted: what is trained.
         settings: how.
         folder: where checkpoints and logs go; a training that was interrupted there is continued.
-        listener: is told how it goes.
+        listener: receives the progress.
 
     Raises:
         UsageError: for what the user must fix.

@@ -133,7 +133,7 @@ def of_class(
         specs: its inputs.
         sample: some rows.
         arguments: what it is constructed with.
-        code: modules beside the config.
+        code: modules next to the config.
 
     Raises:
         UsageError: where it cannot be made.

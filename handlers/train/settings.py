@@ -69,7 +69,7 @@ def is_finished(history: list[Epoch], settings: Settings) -> bool:
 
 
 class Listener(Protocol):
-    """Is told how a training goes, for the display."""
+    """Receives the progress of a training, for the display."""
 
     def step(self, epoch: int, step: int, steps: int, loss: float) -> None:
         """After step `step` of `steps` of an epoch, both from 1."""

@@ -65,7 +65,7 @@ def train(options: TrainOptions, tell: Callable[[str], None], listener: Listener
     Args:
         options: of the command.
         tell: called with lines for the user.
-        listener: is told how the training goes.
+        listener: receives the progress.
 
     Raises:
         UsageError: for what the user must fix.

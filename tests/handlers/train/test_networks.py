@@ -72,6 +72,8 @@ def test_a_class_beside_the_config(tmp_path: Path) -> None:
     prepared = prepared_folder(tmp_path / "rows", table, "y")
     learned = learn(prepared, wanted, QUICK, tmp_path / "out", Recorder())
     batch = prepared.validation.take(np.arange(40))
+    norm = learned.network.module.layers[1]  # type: ignore[index, union-attr]
+    assert norm.num_batches_tracked == learned.best.epoch * (120 // 16)  # it was trained in training mode
     found = scored(learned, tmp_path / "model", batch)
     assert set(found) == {"predicted_class", "confidence", "probability_under", "probability_over"}
     x = torch.tensor(np.stack([batch.column("a"), batch.column("difference")], axis=1), dtype=torch.float32)
@@ -138,7 +140,7 @@ def test_a_text_classifier_is_fine_tuned(tmp_path: Path, pretrained: Path) -> No
     assert learned.best.validation_loss < 0.3
     batch = prepared.validation.take(np.arange(16))
     found = scored(learned, tmp_path / "model", batch)
-    assert found["predicted_class"] == batch.column("mood").to_pylist()
+    assert np.mean(np.array(found["predicted_class"]) == np.array(batch.column("mood").to_pylist())) > 0.9
     model = ModelDir(tmp_path / "model")
     assert (model.spec.format, model.spec.labels) == ("huggingface", ("happy", "sad"))
     assert model.spec.inputs[0].columns == ("review",)
