@@ -23,6 +23,7 @@ ALLOWED = {
     "handlers.train": {
         *("handlers", "handlers.nets", "handlers.encode", "handlers.predict", "handlers.model", "handlers.columnar"),
     },
+    "handlers.sequences": {"handlers", "handlers.encode", "handlers.predict", "handlers.model", "handlers.columnar"},
     "handlers.elements": {"handlers", "handlers.encode", "handlers.predict", "handlers.model", "handlers.columnar"},
     "transforms": {"handlers.*"},
     "transforms.sources": {"handlers.*", "transforms"},
