@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from handlers.columnar.chains import Rows
-from handlers.columnar.chunks import NUMBERS, dead_letters, exact_cast, refusals, without_provenance
+from handlers.columnar.chunks import NUMBERS, dead_letters, exact_cast, model_rows, refusals, without_provenance
 from handlers.columnar.features import feature_columns
 from handlers.columnar.numbers import number_step
 from handlers.columnar.plan import Chain
@@ -73,15 +73,22 @@ def plan_cleaning(config: ModelConfig, label: str, sample: pa.RecordBatch, where
     Args:
         config: the features and functions.
         label: the column of the true answers.
-        sample: rows as they are read, with provenance, in the settled schema of the input. It may be empty.
+        sample: rows as they are read, with provenance, in the settled schema of the input, or windows of them. It may be empty.
         where: what the rows are of, for messages.
 
     Raises:
         UsageError: for features or functions that cannot work, and a label that there is not.
     """
-    raw = without_provenance(sample)
+    raw, given = without_provenance(sample), model_rows(sample)
     chain = Chain.of(config.spec)
-    rows = before_model(chain, config.code(), raw)
+    in_windows = [field.name for field in given.schema if field.name not in raw.schema.names]
+    in_windows += [field.name for field in raw.schema if given.schema.field(field.name).type != field.type]
+    if label in in_windows:
+        raise UsageError(
+            f'--label: column "{label}" is among the columns of sequences, whose past values are inputs; name another column, '
+            "or make one of it before"
+        )
+    rows = before_model(chain, config.code(), given)
     found = [_plain(field) for field in rows.batch.schema]
     names = [field.name for field in found]
     if label not in names:
@@ -89,7 +96,7 @@ def plan_cleaning(config: ModelConfig, label: str, sample: pa.RecordBatch, where
             raise UsageError(f'--label: {where} has no column "{label}"; {near(label, [*raw.schema.names, *names])}')
         found.append(_plain(number_step().run(Rows(raw, np.arange(raw.num_rows)))[0].batch.schema.field(label)))
     needed = {label, *feature_columns(dict(chain.features))} & set(raw.schema.names)
-    changed = set(raw.schema.names) if chain.preprocess else set(chain.features)
+    changed = set(raw.schema.names) if chain.preprocess else {*chain.features, *in_windows}
     changed |= {field.name for field in raw.schema if field.metadata == NUMBERS}
     kept = tuple(name for name in raw.schema.names if name in changed and name in {field.name for field in found})
     return CleaningPlan(config, label, pa.schema(found), kept, frozenset(needed))
@@ -120,7 +127,7 @@ class Cleaner:
         """Cleans the rows of `chunk`, which has provenance."""
         plan, count = self._plan, chunk.num_rows
         raw = without_provenance(chunk)
-        rows = Rows(raw, np.arange(count))
+        rows = Rows(model_rows(chunk), np.arange(count))
         failures = refusals(chunk)
         if failures:
             rows = rows.take(np.setdiff1d(rows.ids, list(failures)))

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 import time
 import uuid
@@ -17,28 +16,40 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-import pyarrow as pa
-import pyarrow.compute as pc
 from apache_beam.options.pipeline_options import GoogleCloudOptions
 from apache_beam.pvalue import AsList, AsSingleton
 
 from handlers.columnar.chunks import dead_letter_schema
 from handlers.errors import AccountingError, UsageError
 from handlers.paths import is_remote
-from handlers.train.cleaning import CleaningPlan, near, plan_cleaning
+from handlers.sequences.cutter import WindowCutter
+from handlers.sequences.windows import sample_windows
+from handlers.train.cleaning import CleaningPlan, plan_cleaning
 from handlers.train.config import ModelConfig
-from handlers.train.prepared import ABOUT, TRAIN, VALIDATION, Prepared, write_about
+from handlers.train.prepared import ABOUT, Prepared, write_about
 from handlers.version import __version__
 from pipelines import runners
 from pipelines.command.options import ModelOptions
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.execution import Execution, execute
 from pipelines.jobs.outputs import check_writable
+from pipelines.jobs.prepare_checks import (
+    PARTS,
+    check_apart,
+    check_counts,
+    check_free,
+    check_label,
+    check_merged,
+    check_split,
+    check_usable,
+)
 from pipelines.jobs.prepare_options import PrepareOptions
 from pipelines.jobs.scoring import dead_at_read, sample_rows
 from transforms.accounting import Counts, FileOutcome, FileOutcomes, total
 from transforms.file_ops import join, read_text, remove_tree, write_text
 from transforms.inference.rechunk import Rechunk
+from transforms.inference.score import SAMPLE_ROWS
+from transforms.inference.sequences import CutWindows
 from transforms.preparation.merge import Merged, downloaded, merge
 from transforms.preparation.spill import Prepare, Sampling
 from transforms.processes import Process
@@ -52,8 +63,6 @@ from transforms.sources.blocks import CHUNK_ROWS
 Tell = Callable[[str], None]
 
 _RESULT = "result.json"
-# What is replaced in a folder; nothing else in it is touched.
-_PARTS = {TRAIN: "part-*.arrow", VALIDATION: "part-*.arrow", DEAD_LETTERS: "part-*.parquet"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +70,7 @@ class Job:
     """A preparation whose every setting is known to be right, as far as the driver can tell.
 
     Attributes:
+        cutter: cuts windows by key, if the model takes them.
         staging: where the workers write, local or remote; removed at the end.
     """
 
@@ -71,6 +81,7 @@ class Job:
     launch: runners.Launch
     run_id: str
     staging: str
+    cutter: WindowCutter | None = None
 
 
 def prepare_rows(options: PrepareOptions, config: ModelConfig | None = None, tell: Tell = lambda _: None) -> Prepared:
@@ -120,20 +131,30 @@ def settle(options: PrepareOptions, config: ModelConfig, run_id: str) -> Job:
     if config.spec.task in ("regression", "forecast"):
         numeric = (*numeric, rows.label)
     source = plan_input(given.input, given.input_format, numeric_columns=numeric, limit=given.limit)
-    _check_apart(source, options.folder.output)
+    check_apart(source, options.folder.output)
     where = f"--input {given.input}"
-    plan = plan_cleaning(config, rows.label, sample_rows(source, options.run.chunk_bytes), where)
+    sample, cutter = sample_rows(source, options.run.chunk_bytes), None
+    if config.spec.sequences is not None and source.schema.names:
+        cutter = WindowCutter(config.spec.sequences, source.schema)
+        sample = sample_windows(sample, cutter, SAMPLE_ROWS)
+    plan = plan_cleaning(config, rows.label, sample, where)
+    if cutter is not None:
+        plan = replace(plan, needed=plan.needed | cutter.needed)
     for name in rows.split_by:
-        _check_split(name, source.schema, plan.schema, where)
+        check_split(name, source.schema, plan.schema, where)
     sampling = Sampling(rows.seed, given.input, rows.sample or 1.0, rows.sample_rows, rows.validation, rows.split_by)
-    return Job(options, source, plan, sampling, launch, run_id, staging)
+    return Job(options, source, plan, sampling, launch, run_id, staging, cutter)
 
 
 def build(pipeline: beam.Pipeline, job: Job) -> None:
     """Puts the pipeline of a job together."""
     chunk_bytes = job.options.run.chunk_bytes
     read = pipeline | "Read" >> ReadChunks(job.input, job.plan.needed, max_chunk_bytes=chunk_bytes)
-    chunks = read.chunks | "Rechunk" >> Rechunk(CHUNK_ROWS, chunk_bytes)
+    chunks, others = read.chunks, []
+    if job.cutter is not None:
+        chunks, in_windows = chunks | "Sequences" >> CutWindows(job.cutter, CHUNK_ROWS, chunk_bytes, job.run_id)
+        others.append(in_windows)
+    chunks = chunks | "Rechunk" >> Rechunk(CHUNK_ROWS, chunk_bytes)
     prepared = chunks | "Prepare" >> Prepare(job.plan, job.sampling, join(job.staging, "rows"), job.run_id)
     dead_letters = (
         (prepared.dead_letters, read.dead_letters)
@@ -145,7 +166,7 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     )
     files = read.files | "Files" >> FileOutcomes()
     unreadable = read.dead_letters | "RowsUnreadable" >> beam.Map(dead_at_read).with_output_types(Counts)
-    counts = (prepared.counts, unreadable, files.counts) | "AllCounts" >> beam.Flatten()
+    counts = (prepared.counts, unreadable, files.counts, *others) | "AllCounts" >> beam.Flatten()
     _ = (
         pipeline
         | "Once" >> beam.Create([join(job.staging, _RESULT)])
@@ -183,18 +204,18 @@ def run(job: Job, tell: Tell) -> Prepared:
     execute(lambda pipeline: build(pipeline, job), how, wait=True)
     result = json.loads(read_text(path))
     counts = Counts(**result["counts"])
-    _check_counts(counts, result)
-    _check_usable(counts, job)
+    check_counts(counts, result)
+    check_usable(counts, job.plan.label, f"--input {options.source.input}")
     files = downloaded([part["path"] for part in result["files"]], local / "rows")
     merged = merge(files, job.plan.schema, local, rows=job.sampling.rows)
-    _check_merged(merged, counts, result, job)
+    check_merged(merged, counts, result, job.sampling)
     for part in downloaded([part["path"] for part in result["dead_letters"]], local / DEAD_LETTERS):
         if Path(part).parent != local / DEAD_LETTERS:
             raise AccountingError(f"{part} is not where dead letters are written")
     if not result["dead_letters"]:
         write_empty(str(local / DEAD_LETTERS / "part-empty.parquet"), dead_letter_schema(job.input.schema), "parquet")
     about = _about(job, counts, merged)
-    _check_label(local, job, about)
+    check_label(local, job.plan.label, job.plan.schema, about["rows"]["sampled"])
     if job.sampling.validation and not merged.validation:
         tell(f"warning: no row is held out of {merged.train}; give more rows, a larger --validation or another --seed")
     _publish(local, Path(options.folder.output), about | {"seconds": round(time.time() - started, 3)}, result["failed"])
@@ -232,7 +253,7 @@ def _about(job: Job, counts: Counts, merged: Merged) -> dict[str, Any]:
 def _publish(local: Path, output: Path, about: dict[str, Any], failed: Sequence[dict[str, Any]]) -> None:
     """Gives everything its final name; `prepared.json` last."""
     (output / ABOUT).unlink(missing_ok=True)
-    for name, pattern in _PARTS.items():
+    for name, pattern in PARTS.items():
         (output / name).mkdir(exist_ok=True)
         for old in (output / name).glob(pattern):
             old.unlink()
@@ -243,111 +264,6 @@ def _publish(local: Path, output: Path, about: dict[str, Any], failed: Sequence[
         write_text(str(output / FAILED_FILES), "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in failed))
     remove_tree(str(local))
     write_about(output, about)
-
-
-# Checks
-
-
-def _check_counts(counts: Counts, result: dict[str, Any]) -> None:
-    accounted = counts.rows_scored + counts.rows_dropped + counts.rows_dead
-    dead = sum(part["rows"] for part in result["dead_letters"])
-    if counts.rows_read != accounted or counts.rows_dead != dead:
-        raise AccountingError(
-            f"{counts.rows_read} rows were read, but {counts.rows_scored} usable + {counts.rows_dropped} dropped + "
-            f"{counts.rows_dead} dead = {accounted} came out, {dead} of them as dead letters: nothing is prepared"
-        )
-
-
-def _check_usable(counts: Counts, job: Job) -> None:
-    """Refuses an input of which no row can be used."""
-    where = f"--input {job.options.source.input}"
-    if counts.rows_scored:
-        return
-    if counts.rows_dead:
-        worst = max(counts.dead_by_error, key=lambda error: counts.dead_by_error[error])
-        nulls = counts.dead_by_error.get("label/NullValue", 0)
-        hint = f': column "{job.plan.label}" is null in {nulls} of them' if nulls else f"; most are {worst}"
-        raise UsageError(f"none of the {counts.rows_read} rows of {where} can be trained on{hint}")
-    if not counts.rows_read and counts.files_dead:
-        raise UsageError(f"none of the {counts.files_dead} files of {where} could be read")
-    what = "all rows were dropped by preprocess" if counts.rows_dropped else "there are no rows"
-    raise UsageError(f"{where} gives nothing to train on: {what}")
-
-
-def _check_merged(merged: Merged, counts: Counts, result: dict[str, Any], job: Job) -> None:
-    """Compares the rows of the shards with what was counted, and refuses a sample with nothing to train on."""
-    found, limit = merged.train + merged.validation, job.sampling.rows
-    if limit is not None:
-        expected = min(limit, counts.rows_scored)
-    else:
-        written = sum(part["rows"] for part in result["files"])
-        expected = counts.rows_scored if job.sampling.share >= 1 else written
-    if found != expected:
-        raise AccountingError(f"{expected} rows were to be prepared, but the shards hold {found}")
-    if not found:
-        raise UsageError(
-            f"--sample={job.sampling.share:g} takes none of {counts.rows_scored} rows; give a larger share, or --sample_rows"
-        )
-    if not merged.train:
-        raise UsageError(f"all {found} rows are held out; give more rows, a smaller --validation or another --seed")
-
-
-def _check_label(folder: Path, job: Job, about: dict[str, Any]) -> None:
-    """Refuses a label that is the same in every row."""
-    name = job.plan.label
-    if pa.types.is_nested(job.plan.schema.field(name).type):
-        return
-    values: pa.Array | None = None
-    for part in (TRAIN, VALIDATION):
-        for file in sorted((folder / part).iterdir()):
-            reader = pa.ipc.open_file(pa.memory_map(str(file)))
-            for index in range(reader.num_record_batches):
-                found = pc.unique(reader.get_batch(index).column(name))
-                values = found if values is None else pc.unique(pa.concat_arrays([values, found]))
-                if len(values) > 1:
-                    return
-    if values is not None:
-        raise UsageError(
-            f'column "{name}", the label, is {values[0].as_py()!r} in all {about["rows"]["sampled"]} rows; there is nothing '
-            "to learn"
-        )
-
-
-def _check_split(name: str, read: pa.Schema, cleaned: pa.Schema, where: str) -> None:
-    schema = read if name in read.names else cleaned
-    if name not in schema.names:
-        raise UsageError(f'--split_by: {where} has no column "{name}"; {near(name, [*read.names, *cleaned.names])}')
-    kind = schema.field(name).type
-    try:
-        pa.array([], kind).cast(pa.string())
-    except pa.ArrowException:
-        raise UsageError(
-            f'--split_by: column "{name}" is {kind}, whose values cannot be compared; name another'
-        ) from None
-
-
-def _check_apart(source: Input, output: str) -> None:
-    """Refuses an output that would replace what the run reads."""
-    replaced = tuple(f"{os.path.realpath(join(output, name))}/" for name in _PARTS)
-    for path in sorted({split.path for split in source.splits}):
-        if not is_remote(path) and os.path.realpath(path).startswith(replaced):
-            raise UsageError(f"{path}, of the input, is part of prepared rows in --output {output}; write elsewhere")
-
-
-def _check_free(output: Path, *, overwrite: bool) -> None:
-    """Refuses an output that has prepared rows, or a part of them, unless they are to be replaced."""
-    for name in _PARTS:
-        if (output / name).exists() and not (output / name).is_dir():
-            raise UsageError(f"--output {output} cannot be written: {output / name} is not a folder")
-    if overwrite:
-        return
-    if (output / ABOUT).exists():
-        raise UsageError(f"--output {output} holds prepared rows; write elsewhere, or replace them with --overwrite")
-    for name, pattern in _PARTS.items():
-        if next((output / name).glob(pattern), None) is not None:
-            raise UsageError(
-                f"--output {output} holds files of another run in {name}/; write elsewhere, or replace them with --overwrite"
-            )
 
 
 # Files
@@ -361,14 +277,14 @@ def _claimed(options: PrepareOptions, tell: Tell) -> Iterator[str]:
         raise UsageError(f"--output {output}: training reads rows from a disk; give a local folder")
     check_writable("--output", output)
     run_id = uuid.uuid4().hex[:12]
-    made = missing_folders(temporary_folder(output, run_id), *(join(output, name) for name in _PARTS))
+    made = missing_folders(temporary_folder(output, run_id), *(join(output, name) for name in PARTS))
     claim = OutputClaim(output, run_id, options.run.runner, Process.current())
     try:
         with ExitStack() as stack:
             dead = stack.enter_context(held(claim, tell))
             if removed := remove_abandoned(output, run_id, dead.run_id if dead else None):
                 tell(f"removed {', '.join(removed)} in {output}, which a run that was killed had left")
-            _check_free(Path(output), overwrite=options.folder.overwrite)
+            check_free(Path(output), overwrite=options.folder.overwrite)
             try:
                 yield run_id
             except BaseException:

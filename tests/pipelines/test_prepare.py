@@ -300,3 +300,24 @@ def test_opening_what_a_killed_run_left(tmp_path: Path) -> None:
     (tmp_path / "train").mkdir()
     with pytest.raises(UsageError, match="is not complete"):
         Prepared.open(tmp_path)
+
+
+def test_windows_by_key(tmp_path: Path, refused: Callable[..., str]) -> None:
+    """Three rows of a key make a window; features and labels are those of its last row, as in scoring."""
+    rows = {"key": [0, 1] * 20, "step": np.arange(40) // 2, "v": np.arange(40.0), "late": np.arange(40) // 20}
+    pq.write_table(pa.table(rows), tmp_path / "rows.parquet")
+    (tmp_path / "model.yaml").write_text(
+        "sequences: {by: [key], order_by: step, columns: [v], length: 3}\nfeatures: {last: 10 * step}\n"
+    )
+    flags = {"input": tmp_path / "rows.parquet", "model": tmp_path / "model.yaml", "output": tmp_path / "out"}
+    assert "is among the columns of sequences" in refused(**flags, label="v")
+    assert run(**flags, label="late", split_by="key", validation=0) == 0
+    prepared = Prepared.open(tmp_path / "out")
+    assert prepared.about["rows"]["dropped"] == 4  # the first two rows of both keys
+    found = sorted(prepared.train.take(np.arange(len(prepared.train))).to_pylist(), key=lambda row: row["v"])
+    expected = [
+        {"v": [last - 4.0, last - 2.0, float(last)], "late": last // 20, "last": 10 * (last // 2)}
+        for last in range(4, 40)
+    ]
+    assert [{name: row[name] for name in ("v", "late", "last")} for row in found] == expected
+    assert prepared.about["fingerprint"]["columns"]["v"]["kind"] == "numeric"  # of the rows as they were read
