@@ -25,6 +25,7 @@ ALLOWED = {
     "transforms.sources": {"handlers.*", "transforms"},
     "transforms.sinks": {"handlers.*", "transforms"},
     "transforms.inference": {"handlers.*", "transforms", "transforms.sources"},
+    "transforms.registry": {"handlers.*", "transforms", "transforms.inference"},
     "transforms.evaluation": {"handlers.*", "transforms"},
     "pipelines.command": {"handlers.*", "transforms.*"},
     "pipelines.dataflow": {"handlers.*", "transforms.*", "pipelines.command"},

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         BrokenModelError,
         DeviceLostError,
         PublishError,
+        RowsFailedError,
         ServiceError,
         TorchbeamError,
         UsageError,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
     from transforms.inference.score import Score, ScoredRows
     from transforms.inference.sequences import SequenceRows, Sequences
+    from transforms.registry.registry import ModelRegistry, RegisteredModel
+    from transforms.registry.row_predictor import RowPredictor
     from transforms.sinks.write import Part, WriteChunks
     from transforms.sources.planning import Input, plan_input
     from transforms.sources.read import Read, ReadChunks
@@ -53,6 +56,7 @@ __all__ = [
     "Inferences",
     "Input",
     "ModelDir",
+    "ModelRegistry",
     "Padding",
     "Part",
     "Placement",
@@ -60,7 +64,10 @@ __all__ = [
     "Ragged",
     "Read",
     "ReadChunks",
+    "RegisteredModel",
     "ResourceHints",
+    "RowPredictor",
+    "RowsFailedError",
     "RunTorchInference",
     "Score",
     "ScoredRows",
@@ -93,6 +100,7 @@ _HOMES = {
     "Inferences": "transforms.inference.run_torch_inference",
     "Input": "transforms.sources.planning",
     "ModelDir": "handlers.model.directory",
+    "ModelRegistry": "transforms.registry.registry",
     "Padding": "handlers.tensors",
     "Part": "transforms.sinks.write",
     "Placement": "handlers.predict.placement",
@@ -100,7 +108,10 @@ _HOMES = {
     "Ragged": "handlers.tensors",
     "Read": "transforms.sources.read",
     "ReadChunks": "transforms.sources.read",
+    "RegisteredModel": "transforms.registry.registry",
     "ResourceHints": "handlers.batching",
+    "RowPredictor": "transforms.registry.row_predictor",
+    "RowsFailedError": "handlers.errors",
     "RunTorchInference": "transforms.inference.run_torch_inference",
     "Score": "transforms.inference.score",
     "ScoredRows": "transforms.inference.score",

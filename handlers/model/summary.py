@@ -26,7 +26,8 @@ def summary(model: ModelDir) -> dict[str, Any]:
 
     Returns:
         `parameters` (total, trainable, by top-level module), `bytes` (of parameters and buffers), `flops_per_row` (of
-        multiplications and additions; None where it is unknown), `inputs`, `outputs`, `labels`, `version`, `license`.
+        multiplications and additions; None where it is unknown), `inputs`, `outputs`, `labels`, `version`, `license`;
+        `registry`, such as `credit@3`, for a version in a registry.
 
     Raises:
         UsageError: where the model cannot be loaded.
@@ -40,6 +41,7 @@ def summary(model: ModelDir) -> dict[str, Any]:
         "task": model.spec.task,
         "format": model.spec.format or f"loader {model.spec.loader}",
         "version": model.version,
+        **({"registry": model.registered} if model.registered else {}),
         "license": _license(Path(model.path)),
         **counts,
         "flops_per_row": flops,
