@@ -28,6 +28,7 @@ class TensorInfo:
         columns: the columns that feed it, in order.
         allows_missing: whether it takes NaN, and null as NaN.
         frame: whether it takes a `Frame` instead of a tensor.
+        numbers: the columns of a frame that hold numbers, as far as it is known.
     """
 
     name: str
@@ -36,6 +37,7 @@ class TensorInfo:
     columns: tuple[str, ...] = ()
     allows_missing: bool = False
     frame: bool = False
+    numbers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ class BoundFrame(BoundInput):
         return {self.spec.name: Frame.blank(pa.schema(list(zip(self.columns, self.types, strict=True))), rows)}
 
 
-def bind(spec: FrameInput, _info: TensorInfo, batch: pa.RecordBatch, _parameters: Sequence[str] = ()) -> BoundFrame:
+def bind(spec: FrameInput, info: TensorInfo, batch: pa.RecordBatch, _parameters: Sequence[str] = ()) -> BoundFrame:
     """Binds an input to the columns of `batch`; raises `UsageError` for a column of lists, structs or bytes."""
     columns = resolve_columns(spec, batch.schema.names)
     types = []
@@ -63,7 +63,7 @@ def bind(spec: FrameInput, _info: TensorInfo, batch: pa.RecordBatch, _parameters
         kind = batch.schema.field(name).type
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
-        if is_number(kind) or pa.types.is_null(kind):
+        if is_number(kind) or pa.types.is_null(kind) or (is_text(kind) and name in info.numbers):
             kind = pa.float64()
         elif is_text(kind):
             kind = pa.string()

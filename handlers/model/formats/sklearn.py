@@ -34,9 +34,9 @@ class Sklearn(Backend):
         self.estimator = estimator
         self._task = task
         method = {"classification": "predict_proba", "multilabel": "predict_proba", "embedding": "transform"}
-        self.method = method.get(task, "predict")
+        self.method = method.get(task, "predict" if hasattr(estimator, "predict") else "transform")
         self._columns = getattr(estimator, "feature_names_in_", None)
-        tags = get_tags(estimator).input_tags
+        tags = get_tags(_first(estimator)).input_tags
         self._takes_texts = bool(tags.string and not tags.two_d_array)
         self.nbytes = nbytes
         self.summary = f"scikit-learn {sklearn.__version__}, {_summary(estimator)}"
@@ -71,8 +71,9 @@ class Sklearn(Backend):
 
     def _frame(self, frame: Frame) -> Any:
         table = frame.batch.to_pandas()
-        for name in table.select_dtypes(object).columns:  # pandas before 3 has None for a null text, and fits see NaN
-            table[name] = table[name].where(table[name].notna(), np.nan)
+        for name, kind in table.dtypes.items():
+            if kind.kind == "O" and table[name].isna().any():  # pandas before 3: None, where fits have seen NaN
+                table[name] = table[name].where(table[name].notna(), np.nan)
         return table.iloc[:, 0].tolist() if self._takes_texts else table
 
 
@@ -153,9 +154,30 @@ def _info(estimator: Any) -> TensorInfo:
     tags = get_tags(first).input_tags
     by_name = type(first).__name__ in ("ColumnTransformer", "FeatureUnion")
     if (tags.string and not tags.two_d_array) or ((by_name or tags.categorical or tags.string) and columns):
-        return TensorInfo("x" if columns else "text", columns=columns, frame=True)
+        return TensorInfo("x" if columns else "text", columns=columns, frame=True, numbers=_numbers(first))
     shape = None if count is None else (int(count),)
     return TensorInfo("x", torch.float64, shape, columns, allows_missing=_allows_missing(estimator))
+
+
+def _numbers(first: Any) -> frozenset[str]:
+    """The columns of a ColumnTransformer that hold numbers, as far as it is known."""
+    from sklearn.utils import get_tags
+
+    found: set[str] = set()
+    for _, part, columns in getattr(first, "transformers_", ()):
+        step = _first(part)
+        names = [columns] if isinstance(columns, str) else columns
+        if isinstance(step, str) or not isinstance(names, list | tuple | np.ndarray):
+            continue
+        tags = get_tags(step).input_tags
+        kinds = [each.dtype.kind for each in getattr(step, "categories_", ())]
+        if (statistics := getattr(step, "statistics_", None)) is not None:  # of an imputer
+            kinds = [statistics.dtype.kind] * len(names)
+        elif not kinds and type(step).__module__.startswith("sklearn.preprocessing."):
+            numeric = not tags.categorical and not tags.string and type(step).__name__ != "FunctionTransformer"
+            kinds = ["f" if numeric else "O"] * len(names)
+        found |= {str(name) for name, kind in zip(names, kinds, strict=False) if kind in "iuf"}
+    return frozenset(found)
 
 
 def _steps(estimator: Any) -> list[Any]:
