@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from handlers.errors import UsageError, one_line
@@ -57,17 +58,18 @@ class XGBoost(Backend):
 
     def __call__(self, inputs: Mapping[str, torch.Tensor | Frame]) -> dict[str, torch.Tensor]:
         """See `Backend`."""
-        values: Any = next(iter(inputs.values()))
-        if bool(values.isinf().any()):  # in matrices XGBoost refuses it, in arrays it does not
+        value: Any = next(iter(inputs.values()))
+        values = value.numpy()
+        if np.isinf(values).any():  # in matrices XGBoost refuses it, in arrays it does not
             raise ValueError(
                 "the row holds a number that is not finite as float32; only NaN and null are missing values"
             )
         options = {"iteration_range": self._range, "validate_features": False}
         if self._on_cpu:
             kind = "margin" if self._margin else "value"
-            found = self._booster.inplace_predict(values.numpy(), predict_type=kind, **options)
+            found = self._booster.inplace_predict(values, predict_type=kind, **options)
         else:
-            found = self._booster.predict(self._matrix(values.numpy()), output_margin=self._margin, **options)
+            found = self._booster.predict(self._matrix(values), output_margin=self._margin, **options)
         return {"output": tensor_of(found)}
 
 
