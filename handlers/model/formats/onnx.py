@@ -108,7 +108,7 @@ def _load(spec: ModelSpec, file: Path) -> LoadedModel:
     infos = [_info(each, file) for each in backend.inputs]
     fixed = {each.shape[0] for each in backend.inputs if isinstance(each.shape[0], int)}
     if len(fixed) > 1:
-        raise UsageError(f"{file} is exported for {' and '.join(map(str, sorted(fixed)))} rows at once")
+        raise UsageError(f"{file.name} is exported for {' and '.join(map(str, sorted(fixed)))} rows at once")
     output: Any = "probabilities" if backend.outputs[0] in _PROBABILITIES else None
     return LoadedModel(
         backend, tuple(info.name for info in infos), tuple(infos), next(iter(fixed), None), output=output
@@ -117,13 +117,15 @@ def _load(spec: ModelSpec, file: Path) -> LoadedModel:
 
 def _info(found: Any, file: Path) -> TensorInfo:
     if not found.shape:
-        raise UsageError(f'{file} takes "{found.name}", which has no axis of rows; export it with a first axis of rows')
+        raise UsageError(
+            f'{file.name} takes "{found.name}", which has no axis of rows; export it with a first axis of rows'
+        )
     if found.type == _TEXT:
         if len(found.shape) > 1 and found.shape[1:] not in ([1], [None]):
-            raise UsageError(f'{file} takes several texts as "{found.name}"; export it with one input a column')
+            raise UsageError(f'{file.name} takes several texts as "{found.name}"; export it with one input a column')
         return TensorInfo(found.name, columns=(found.name,), frame=True)
     if found.type not in _DTYPES:
-        raise UsageError(f'{file} takes "{found.name}" as {found.type}, which a table has no values for')
+        raise UsageError(f'{file.name} takes "{found.name}" as {found.type}, which a table has no values for')
     shape = found.shape[1:]
     static = all(isinstance(size, int) for size in shape)
     return TensorInfo(found.name, _DTYPES[found.type], tuple(shape) if static else None)
@@ -134,10 +136,10 @@ def _outputs(found: list[Any], task: str, file: Path) -> list[str]:
     names = [each.name for each in found if each.type in _DTYPES]
     if maps := [each.name for each in found if "map(" in each.type]:
         raise UsageError(
-            f'{file} gives "{maps[0]}" as a list of maps (ZipMap); export it with options={{"zipmap": False}} of skl2onnx'
+            f'{file.name} gives "{maps[0]}" as a list of maps (ZipMap); export it with options={{"zipmap": False}} of skl2onnx'
         )
     if not names:
-        raise UsageError(f"{file} gives no tensor of numbers")
+        raise UsageError(f"{file.name} gives no tensor of numbers")
     if task in ("classification", "multilabel"):
         return [name for name in names if name in _PROBABILITIES] or names
     return names

@@ -111,9 +111,10 @@ def _load(spec: ModelSpec, file: Path) -> LoadedModel:
     skops = _skops()
     estimator = skops.load(file, trusted=_checked(file, skops))
     check_trees(estimator, file)
-    backend = Sklearn(estimator, spec.task, file.stat().st_size)
     if not hasattr(estimator, "fit"):
-        raise UsageError(f"{file} holds a {type(estimator).__name__}, which is not an estimator")
+        raise UsageError(f"{file.name} holds a {type(estimator).__name__}, which is not an estimator")
+    _check_fitted(estimator, file)
+    backend = Sklearn(estimator, spec.task, file.stat().st_size)
     _check_task(estimator, spec.task, backend.method, file)
     info = _info(estimator)
     output: Any = "probabilities" if backend.method == "predict_proba" else None
@@ -133,15 +134,25 @@ def _checked(file: Path, skops: Any) -> list[str]:
     return list(found)
 
 
+def _check_fitted(estimator: Any, file: Path) -> None:
+    from sklearn.exceptions import NotFittedError
+    from sklearn.utils.validation import check_is_fitted
+
+    try:
+        check_is_fitted(estimator)
+    except NotFittedError:
+        raise UsageError(f"{file.name} holds a {_summary(estimator)} that was not fitted; fit it first") from None
+
+
 def _check_task(estimator: Any, task: str, method: str, file: Path) -> None:
     kind = _summary(estimator)
     if not hasattr(estimator, method):
         hint = "; wrap it in CalibratedClassifierCV, or write task: raw" if method == "predict_proba" else ""
-        raise UsageError(f"{file} holds a {kind} without {method}, which task {task} needs{hint}")
+        raise UsageError(f"{file.name} holds a {kind} without {method}, which task {task} needs{hint}")
     from sklearn.base import is_classifier
 
     if task == "regression" and is_classifier(estimator):
-        raise UsageError(f"{file} holds a classifier ({kind}); write task: classification")
+        raise UsageError(f"{file.name} holds a classifier ({kind}); write task: classification")
 
 
 def _info(estimator: Any) -> TensorInfo:

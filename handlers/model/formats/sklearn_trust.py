@@ -13,6 +13,7 @@ from __future__ import annotations
 import gc
 import types
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def refused(found: list[str]) -> list[str]:
     return sorted(set(found) - REVIEWED)
 
 
-def check_trees(model: Any, file: Any) -> None:
+def check_trees(model: Any, file: Path) -> None:
     """Checks the indices of all trees in `model`; raises `UsageError` where one leads out of its tree or its row."""
     from sklearn.ensemble._bagging import BaseBagging
     from sklearn.ensemble._forest import BaseForest
@@ -78,16 +79,18 @@ def check_trees(model: Any, file: Any) -> None:
         elif isinstance(part, BaseHistGradientBoosting):
             if getattr(part, "_preprocessor", None) is not None:
                 raise UsageError(
-                    f"{file} is refused: its {type(part).__name__} has categorical features; encode them in a step "
+                    f"{file.name} is refused: its {type(part).__name__} has categorical features; encode them in a step "
                     "before it, as with OrdinalEncoder"
                 )
             for each in (each for stage in getattr(part, "_predictors", ()) for each in stage):
                 sound &= _is_sound_predictor(each, part.n_features_in_)
                 checked.add(id(each))
         if not sound:
-            raise UsageError(f"{file} is refused: a tree in its {type(part).__name__} has indices that lead out of it")
+            raise UsageError(
+                f"{file.name} is refused: a tree in its {type(part).__name__} has indices that lead out of it"
+            )
     if set(found) - checked:
-        raise UsageError(f"{file} is refused: it holds a tree outside of an estimator")
+        raise UsageError(f"{file.name} is refused: it holds a tree outside of an estimator")
 
 
 def _is_sound(tree: Any, features: int) -> bool:

@@ -102,17 +102,19 @@ def _load(spec: ModelSpec, file: Path) -> LoadedModel:
     booster = _xgboost().Booster(model_file=file)
     if "c" in (booster.feature_types or ()):
         raise UsageError(
-            f"{file} was trained with categorical features, whose codes a table does not hold; train it on codes or "
+            f"{file.name} was trained with categorical features, whose codes a table does not hold; train it on codes or "
             "one-hot columns, or export it with a preprocessing pipeline to ONNX"
         )
     backend = XGBoost(booster, spec.task, file)
     classes = backend.objective.startswith(("binary:", "multi:"))
     if spec.task in ("classification", "multilabel") and not classes and backend.objective != "reg:logistic":
-        raise UsageError(f"{file} has the objective {backend.objective}; write task: regression")
+        raise UsageError(f"{file.name} has the objective {backend.objective}; write task: regression")
     if spec.task == "regression" and classes:
-        raise UsageError(f"{file} has the objective {backend.objective}; write task: classification")
+        raise UsageError(f"{file.name} has the objective {backend.objective}; write task: classification")
     if spec.task == "embedding":
-        raise UsageError(f"{file} has the objective {backend.objective}, which gives no embedding; write task: raw")
+        raise UsageError(
+            f"{file.name} has the objective {backend.objective}, which gives no embedding; write task: raw"
+        )
     info = TensorInfo(
         "x", torch.float32, (booster.num_features(),), tuple(booster.feature_names or ()), allows_missing=True
     )

@@ -190,7 +190,10 @@ class TestSklearn:
             ModelDir.save(reads, tmp_path / "reads")
         with pytest.raises(UsageError, match="KDTree"):
             ModelDir.save(KNeighborsClassifier(algorithm="kd_tree").fit(DIGITS, DIGIT), tmp_path / "neighbours")
+        with pytest.raises(UsageError, match="holds a LinearRegression that was not fitted; fit it first"):
+            ModelDir.save(LinearRegression(), tmp_path / "unfitted")
         assert not (tmp_path / "own").exists()
+        assert not (tmp_path / "unfitted").exists()
         (tmp_path / "p").mkdir()
         (tmp_path / "p" / "m.skops").write_bytes(pickle.dumps(LinearRegression()))
         (tmp_path / "p" / "model.yaml").write_text("{name: p, format: sklearn, weights: m.skops}")
