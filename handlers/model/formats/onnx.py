@@ -41,6 +41,7 @@ class Onnx(Backend):
         self._file = file
         self._session = self._started("CPUExecutionProvider")
         self.inputs: list[Any] = self._session.get_inputs()
+        self._ranks = {each.name: len(each.shape) for each in self.inputs}
         self.outputs = _outputs(self._session.get_outputs(), task, file)
         self.nbytes = file.stat().st_size
         about = self._session.get_modelmeta()
@@ -69,7 +70,10 @@ class Onnx(Backend):
         given: Mapping[str, torch.Tensor | Frame] = inputs
         if len(self.inputs) == 1:
             given = {self.inputs[0].name: next(iter(inputs.values()))}
-        feeds = {name: _texts(value) if isinstance(value, Frame) else value.numpy() for name, value in given.items()}
+        feeds = {
+            name: _texts(value, self._ranks[name]) if isinstance(value, Frame) else value.numpy()
+            for name, value in given.items()
+        }
         found = self._session.run(self.outputs, feeds)
         return {name: tensor_of(values) for name, values in zip(self.outputs, found, strict=True)}
 
@@ -145,10 +149,13 @@ def _outputs(found: list[Any], task: str, file: Path) -> list[str]:
     return names
 
 
-def _texts(frame: Frame) -> np.ndarray:
-    """The only column of `frame` as text of (rows, 1); null is empty."""
-    values = frame.batch.column(0).cast("string").fill_null("").to_numpy(zero_copy_only=False)
-    return np.asarray(values, object).reshape(-1, 1)
+def _texts(frame: Frame, rank: int) -> np.ndarray:
+    """The only column of `frame` as text of (rows,) or (rows, 1)."""
+    column = frame.batch.column(0)
+    if column.null_count:
+        raise ValueError(f'column "{frame.batch.schema.names[0]}" is null, and the graph takes text')
+    values = np.asarray(column.cast("string").to_numpy(zero_copy_only=False), object)
+    return values if rank == 1 else values.reshape(-1, 1)
 
 
 def _onnxruntime() -> Any:

@@ -5,6 +5,7 @@ Nothing is unpickled: skops creates objects of trusted types alone; see `handler
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,10 @@ from handlers.model_code import ModelCode
 from handlers.predict.backend import Backend, import_extra, tensor_of
 from handlers.predict.loaded import LoadedModel
 from handlers.tensors import Frame, TensorInfo
+
+# What a compressed file may unpack to: more than this only if it is large itself.
+MAX_BYTES = 1 << 30
+MAX_RATIO = 100
 
 
 class Sklearn(Backend):
@@ -124,6 +129,10 @@ def _load(spec: ModelSpec, file: Path) -> LoadedModel:
 
 def _checked(file: Path, skops: Any) -> list[str]:
     """The types of a file to trust beyond the usual; raises `UsageError` with those that are not trusted."""
+    with zipfile.ZipFile(file) as archive:
+        size = sum(member.file_size for member in archive.infolist())
+    if size > max(MAX_BYTES, MAX_RATIO * file.stat().st_size):
+        raise UsageError(f"{file.name} is refused: it would unpack to {size:,} bytes; write it without compression")
     found = skops.get_untrusted_types(file=file)
     if others := refused(found):
         shown = ", ".join(others[:5]) + (", …" if len(others) > 5 else "")

@@ -39,6 +39,7 @@ from handlers import TorchModelHandler
 from handlers.elements.failures import FailedPrediction
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
+from handlers.model.formats import sklearn as sklearn_format
 from handlers.model.loading import load_model
 from handlers.model.summary import summary
 from handlers.predict.placement import Placement
@@ -181,7 +182,7 @@ class TestSklearn:
         found = answers(ModelDir.save(imputing, tmp_path / "imputing"), rows(table))
         assert [each["predicted_class"] for each in found] == imputing.predict(table.to_numpy()).tolist()
 
-    def test_what_is_refused(self, tmp_path: Path) -> None:
+    def test_what_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         own = make_pipeline(FunctionTransformer(subprocess.getoutput), LogisticRegression())
         with pytest.raises(UsageError, match=r"it holds subprocess\.getoutput, which is not trusted"):
             ModelDir.save(own, tmp_path / "own")
@@ -192,6 +193,11 @@ class TestSklearn:
             ModelDir.save(KNeighborsClassifier(algorithm="kd_tree").fit(DIGITS, DIGIT), tmp_path / "neighbours")
         with pytest.raises(UsageError, match="holds a LinearRegression that was not fitted; fit it first"):
             ModelDir.save(LinearRegression(), tmp_path / "unfitted")
+        monkeypatch.setattr(sklearn_format, "MAX_BYTES", 1000)
+        monkeypatch.setattr(sklearn_format, "MAX_RATIO", 0.5)
+        with pytest.raises(UsageError, match=r"would unpack to [\d,]+ bytes"):
+            ModelDir.save(LinearRegression().fit(DIABETES, PROGRESSION), tmp_path / "own")
+        monkeypatch.undo()
         assert not (tmp_path / "own").exists()
         assert not (tmp_path / "unfitted").exists()
         (tmp_path / "p").mkdir()
@@ -273,9 +279,10 @@ class TestOnnx:
             ("b", "float64", [1]),
         ]
 
-    def test_texts_are_inputs(self, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("shape", [["rows"], ["rows", 1]])
+    def test_texts_are_inputs(self, tmp_path: Path, shape: list[Any]) -> None:
         """A graph that gives 1 for AT and 0 for other texts, of a column of text."""
-        inputs = [helper.make_tensor_value_info("country", TensorProto.STRING, ["rows", 1])]
+        inputs = [helper.make_tensor_value_info("country", TensorProto.STRING, shape)]
         node = helper.make_node(
             "LabelEncoder",
             ["country"],
@@ -285,13 +292,14 @@ class TestOnnx:
             values_floats=[1.0],
             default_float=0.0,
         )
-        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["rows", 1])
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)
         opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 2)]
         made = helper.make_model(helper.make_graph([node], "g", inputs, [output]), opset_imports=opsets)
         made.ir_version = 8
         model = ModelDir.save(made, tmp_path / "m", task="regression")
         found = answers(model, [{"country": each} for each in ("AT", "CH", None)])
-        assert [each["prediction"] for each in found] == [1, 0, 0]
+        assert [each["prediction"] for each in found[:2]] == [1, 0]
+        assert (found[2].stage, found[2].message) == ("forward", 'column "country" is null, and the graph takes text')
 
     def test_what_is_refused(self, tmp_path: Path) -> None:
         outside = tmp_path / "secret"
