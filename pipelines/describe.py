@@ -72,11 +72,13 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         ("task", found["task"]),
         ("format", found["format"]),
         ("version", found["version"]),
+        *([("model", found["model"])] if found["model"] else []),
         ("license", found["license"] or "unknown"),
     ]
     if "parameters" in found:
         lines.append(("parameters", f"{found['parameters']:,} ({found['trainable_parameters']:,} trainable)"))
         lines += [(f"  {name}", f"{count:,}") for name, count in found["parameters_by_module"].items()]
+    if "bytes" in found:
         lines.append(("memory", f"{found['bytes'] / 1e6:,.1f} MB"))
     flops = found["flops_per_row"]
     lines.append(("FLOPs a row", "unknown" if flops is None else f"{flops:,}"))

@@ -182,13 +182,13 @@ class ModelDir:
 
     @staticmethod
     def save(
-        module: torch.nn.Module,
+        module: Any,
         path: str | os.PathLike[str],
         *,
         name: str | None = None,
         task: str | None = None,
         inputs: Sequence[InputSpec | Mapping[str, Any]] = (),
-        format: str = "safetensors",
+        format: str | None = None,
         architecture: str | None = None,
         arguments: Mapping[str, Any] | None = None,
         example: tuple[torch.Tensor, ...] | None = None,
@@ -198,16 +198,17 @@ class ModelDir:
         trust: Trust | None = None,
         **fields: Any,
     ) -> ModelDir:
-        """Writes a model directory from a live module, reads it back and returns it.
+        """Writes a model directory from a live model, reads it back and returns it.
 
         Args:
-            module: the trained model; it is saved as it is in evaluation mode, on the CPU.
+            module: the trained model: a module, saved as it is in evaluation mode, on the CPU; or an estimator of
+                scikit-learn, a booster or an estimator of XGBoost, an ONNX model, or the path of a file of these.
             path: the directory to make. Where it is a model directory already, its `model.yaml`, weights and `code/` are
                 replaced, and other files in it stay.
             name: what the model is called; the name of the directory by default.
-            task: what its outputs mean; `raw` by default, and that of the model for huggingface.
+            task: what its outputs mean; `raw` by default, and that of the model for huggingface, sklearn and xgboost.
             inputs: its inputs, as `InputSpec` or the mappings that `model.yaml` would hold.
-            format: how the weights are written.
+            format: how the weights are written; safetensors for a module by default, else that of the model.
             architecture: `module:Class` of the module; for safetensors and state_dict, and found by itself for a class
                 that can be imported.
             arguments: what the class is constructed with.
@@ -221,12 +222,15 @@ class ModelDir:
         Raises:
             UsageError: where the result would not be a valid model directory.
         """
-        from handlers.model.loading import save_weights
+        from handlers.model.loading import format_of, save_weights, task_of
 
+        kind = format or format_of(module)
+        if kind not in FORMATS:
+            raise UsageError(f'format must be one of {", ".join(FORMATS)}, not "{kind}"')
         target = Path(path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / MODEL_FILE).is_file():
             raise UsageError(f"{target} is there and is not a model directory; save to a new one")
-        if format in ("safetensors", "state_dict") and architecture is None:
+        if kind in ("safetensors", "state_dict") and architecture is None:
             architecture = f"{plain_name(type(module).__module__)}:{type(module).__qualname__}"
             name_of_class, of_script = type(module).__qualname__, architecture.startswith("__main__:")
             if of_script or "<locals>" in name_of_class:
@@ -235,15 +239,18 @@ class ModelDir:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
             folder = Path(scratch)
-            weights = save_weights(module, folder, format, example)
+            weights = save_weights(module, folder, kind, example)
             for part in (tokenizer, image_processor):
                 if part is not None:
                     part.save_pretrained(folder)
-            whole = FORMATS[format].is_directory
+            whole = FORMATS[kind].is_directory
+            if FORMATS[kind].extensions:
+                found = task_of(kind, weights)  # loads it, so that a directory that cannot be used is not written
+                task = task or found
             content = {
                 "name": name or target.name,
                 "task": task,
-                "format": format,
+                "format": kind,
                 "weights": None if whole else weights.name,
                 "sha256": None if whole else files.sha256(weights),
                 "architecture": architecture,
