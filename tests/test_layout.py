@@ -25,6 +25,7 @@ ALLOWED = {
     "transforms.sinks": {"handlers.*", "transforms"},
     "transforms.inference": {"handlers.*", "transforms", "transforms.sources"},
     "transforms.evaluation": {"handlers.*", "transforms"},
+    "transforms.local": {"handlers.*", "transforms", "transforms.sources", "transforms.inference"},
     "pipelines.command": {"handlers.*", "transforms.*"},
     "pipelines.dataflow": {"handlers.*", "transforms.*", "pipelines.command"},
     "pipelines.spark": {"handlers.*", "transforms.*", "pipelines.command"},
