@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from transforms.inference.failure_rate import FailureRateError
     from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
     from transforms.inference.score import Score, ScoredRows
+    from transforms.inference.sequences import SequenceRows, Sequences
     from transforms.sinks.write import Part, WriteChunks
     from transforms.sources.planning import Input, plan_input
     from transforms.sources.read import Read, ReadChunks
@@ -63,6 +64,8 @@ __all__ = [
     "RunTorchInference",
     "Score",
     "ScoredRows",
+    "SequenceRows",
+    "Sequences",
     "ServiceError",
     "SplitFailures",
     "StateDict",
@@ -101,6 +104,8 @@ _HOMES = {
     "RunTorchInference": "transforms.inference.run_torch_inference",
     "Score": "transforms.inference.score",
     "ScoredRows": "transforms.inference.score",
+    "SequenceRows": "transforms.inference.sequences",
+    "Sequences": "transforms.inference.sequences",
     "ServiceError": "handlers.errors",
     "SplitFailures": "transforms.inference.run_torch_inference",
     "StateDict": "handlers.model.state_dict",
