@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
     from transforms.inference.score import Score, ScoredRows
     from transforms.inference.sequences import SequenceRows, Sequences
+    from transforms.local.scoring import Model, ScoreResult, load, score
     from transforms.sinks.write import Part, WriteChunks
     from transforms.sources.planning import Input, plan_input
     from transforms.sources.read import Read, ReadChunks
@@ -52,6 +53,7 @@ __all__ = [
     "FileRead",
     "Inferences",
     "Input",
+    "Model",
     "ModelDir",
     "Padding",
     "Part",
@@ -63,6 +65,7 @@ __all__ = [
     "ResourceHints",
     "RunTorchInference",
     "Score",
+    "ScoreResult",
     "ScoredRows",
     "SequenceRows",
     "Sequences",
@@ -75,7 +78,9 @@ __all__ = [
     "UsageError",
     "WriteChunks",
     "__version__",
+    "load",
     "plan_input",
+    "score",
     "skip_failures",
 ]
 
@@ -92,6 +97,7 @@ _HOMES = {
     "FileRead": "transforms.sources.splits",
     "Inferences": "transforms.inference.run_torch_inference",
     "Input": "transforms.sources.planning",
+    "Model": "transforms.local.scoring",
     "ModelDir": "handlers.model.directory",
     "Padding": "handlers.tensors",
     "Part": "transforms.sinks.write",
@@ -103,6 +109,7 @@ _HOMES = {
     "ResourceHints": "handlers.batching",
     "RunTorchInference": "transforms.inference.run_torch_inference",
     "Score": "transforms.inference.score",
+    "ScoreResult": "transforms.local.scoring",
     "ScoredRows": "transforms.inference.score",
     "SequenceRows": "transforms.inference.sequences",
     "Sequences": "transforms.inference.sequences",
@@ -115,7 +122,9 @@ _HOMES = {
     "UsageError": "handlers.errors",
     "WriteChunks": "transforms.sinks.write",
     "__version__": "handlers.version",
+    "load": "transforms.local.scoring",
     "plan_input": "transforms.sources.planning",
+    "score": "transforms.local.scoring",
     "skip_failures": "handlers.elements.handler",
 }
 

@@ -40,6 +40,7 @@ class Scored:
         dropped: how many rows a function left out on purpose.
         dead_by_error: dead letters by `stage/type`.
         stats: what was done in the model, for metrics.
+        rows: int64: the indices in the chunk of the scored rows, in the order of `predictions`.
     """
 
     predictions: pa.RecordBatch
@@ -47,6 +48,7 @@ class Scored:
     dropped: int
     dead_by_error: Counter[str]
     stats: Stats = field(default_factory=Stats)
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 class Scorer:
@@ -96,6 +98,7 @@ class Scorer:
             count - rows.batch.num_rows - len(dead),
             Counter(f"{failure.stage}/{failure.type}" for failure in found),
             stats,
+            rows.ids,
         )
 
     def blank(
