@@ -20,6 +20,7 @@ OURS = ("handlers", "transforms", "pipelines")
 
 # Every public name, in the order of the page.
 CHAPTERS = {
+    "From Python": ["score", "load", "Model", "ScoreResult"],
     "Models": ["ModelDir", "Trust", "StateDict", "ModelRegistry", "RegisteredModel", "RowPredictor"],
     "Chunks": [
         "Score",

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
     from transforms.inference.score import Score, ScoredRows
     from transforms.inference.sequences import SequenceRows, Sequences
+    from transforms.local.scoring import Model, ScoreResult, load, score
     from transforms.registry.registry import ModelRegistry, RegisteredModel
     from transforms.registry.row_predictor import RowPredictor
     from transforms.sinks.write import Part, WriteChunks
@@ -55,6 +56,7 @@ __all__ = [
     "FileRead",
     "Inferences",
     "Input",
+    "Model",
     "ModelDir",
     "ModelRegistry",
     "Padding",
@@ -70,6 +72,7 @@ __all__ = [
     "RowsFailedError",
     "RunTorchInference",
     "Score",
+    "ScoreResult",
     "ScoredRows",
     "SequenceRows",
     "Sequences",
@@ -82,7 +85,9 @@ __all__ = [
     "UsageError",
     "WriteChunks",
     "__version__",
+    "load",
     "plan_input",
+    "score",
     "skip_failures",
 ]
 
@@ -99,6 +104,7 @@ _HOMES = {
     "FileRead": "transforms.sources.splits",
     "Inferences": "transforms.inference.run_torch_inference",
     "Input": "transforms.sources.planning",
+    "Model": "transforms.local.scoring",
     "ModelDir": "handlers.model.directory",
     "ModelRegistry": "transforms.registry.registry",
     "Padding": "handlers.tensors",
@@ -114,6 +120,7 @@ _HOMES = {
     "RowsFailedError": "handlers.errors",
     "RunTorchInference": "transforms.inference.run_torch_inference",
     "Score": "transforms.inference.score",
+    "ScoreResult": "transforms.local.scoring",
     "ScoredRows": "transforms.inference.score",
     "SequenceRows": "transforms.inference.sequences",
     "Sequences": "transforms.inference.sequences",
@@ -126,7 +133,9 @@ _HOMES = {
     "UsageError": "handlers.errors",
     "WriteChunks": "transforms.sinks.write",
     "__version__": "handlers.version",
+    "load": "transforms.local.scoring",
     "plan_input": "transforms.sources.planning",
+    "score": "transforms.local.scoring",
     "skip_failures": "handlers.elements.handler",
 }
 
