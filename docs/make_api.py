@@ -20,7 +20,8 @@ OURS = ("handlers", "transforms", "pipelines")
 
 # Every public name, in the order of the page.
 CHAPTERS = {
-    "Models": ["ModelDir", "Trust", "StateDict", "train"],
+    "From Python": ["score", "load", "Model", "ScoreResult"],
+    "Models": ["ModelDir", "Trust", "StateDict", "train", "ModelRegistry", "RegisteredModel", "RowPredictor"],
     "Chunks": [
         "Score",
         "ScoredRows",
@@ -42,7 +43,7 @@ CHAPTERS = {
     "Where and how a model runs": ["Placement", "Batching", "ResourceHints"],
     "Errors": [
         *("TorchbeamError", "UsageError", "BrokenModelError", "TrainingError", "BrokenFileError", "ServiceError"),
-        *("DeviceLostError", "AccountingError", "PublishError", "FailureRateError"),
+        *("DeviceLostError", "AccountingError", "PublishError", "FailureRateError", "RowsFailedError"),
     ],
 }
 

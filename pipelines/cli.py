@@ -17,6 +17,7 @@ COMMANDS = {
     "run": "prepare, train, score and evaluate from one file",
     "doctor": "check for problems before a run",
     "describe": "describe a model directory",
+    "models": "list, show, push, promote and roll back models of a registry",
     "init": "make a model directory from a Hugging Face directory",
 }
 

@@ -23,6 +23,7 @@ TABLE = r"bigquery:.+"
 ACCELERATOR = r"type:[a-z0-9-]+(;[a-z_-]+(:[^;\s]+)?)*"
 RAM = r"[0-9]+(\.[0-9]+)?\s?([KMGTP]i?B)"
 FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+REGISTERED = r"[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9_-]+|models:/.+"
 NUMBER = r"[1-9][0-9]*"
 
 
@@ -54,7 +55,8 @@ TEMPLATES = {
         values={
             "input": f"{PATH}|{TABLE}",
             "limit": NUMBER,
-            "model": PATH,
+            "model": f"{PATH}|{REGISTERED}",
+            "registry": PATH,
             "batch_size": f"auto|{NUMBER}",
             "device": r"auto|cpu|cuda(:[0-9]+)?",
             "model_copies": NUMBER,

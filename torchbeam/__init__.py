@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         BrokenModelError,
         DeviceLostError,
         PublishError,
+        RowsFailedError,
         ServiceError,
         TorchbeamError,
         TrainingError,
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
     from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
     from transforms.inference.score import Score, ScoredRows
     from transforms.inference.sequences import SequenceRows, Sequences
+    from transforms.local.scoring import Model, ScoreResult, load, score
+    from transforms.registry.registry import ModelRegistry, RegisteredModel
+    from transforms.registry.row_predictor import RowPredictor
     from transforms.sinks.write import Part, WriteChunks
     from transforms.sources.planning import Input, plan_input
     from transforms.sources.read import Read, ReadChunks
@@ -54,7 +58,9 @@ __all__ = [
     "FileRead",
     "Inferences",
     "Input",
+    "Model",
     "ModelDir",
+    "ModelRegistry",
     "Padding",
     "Part",
     "Placement",
@@ -62,9 +68,13 @@ __all__ = [
     "Ragged",
     "Read",
     "ReadChunks",
+    "RegisteredModel",
     "ResourceHints",
+    "RowPredictor",
+    "RowsFailedError",
     "RunTorchInference",
     "Score",
+    "ScoreResult",
     "ScoredRows",
     "SequenceRows",
     "Sequences",
@@ -78,7 +88,9 @@ __all__ = [
     "UsageError",
     "WriteChunks",
     "__version__",
+    "load",
     "plan_input",
+    "score",
     "skip_failures",
     "train",
 ]
@@ -97,7 +109,9 @@ _HOMES = {
     "FileRead": "transforms.sources.splits",
     "Inferences": "transforms.inference.run_torch_inference",
     "Input": "transforms.sources.planning",
+    "Model": "transforms.local.scoring",
     "ModelDir": "handlers.model.directory",
+    "ModelRegistry": "transforms.registry.registry",
     "Padding": "handlers.tensors",
     "Part": "transforms.sinks.write",
     "Placement": "handlers.predict.placement",
@@ -105,9 +119,13 @@ _HOMES = {
     "Ragged": "handlers.tensors",
     "Read": "transforms.sources.read",
     "ReadChunks": "transforms.sources.read",
+    "RegisteredModel": "transforms.registry.registry",
     "ResourceHints": "handlers.batching",
+    "RowPredictor": "transforms.registry.row_predictor",
+    "RowsFailedError": "handlers.errors",
     "RunTorchInference": "transforms.inference.run_torch_inference",
     "Score": "transforms.inference.score",
+    "ScoreResult": "transforms.local.scoring",
     "ScoredRows": "transforms.inference.score",
     "SequenceRows": "transforms.inference.sequences",
     "Sequences": "transforms.inference.sequences",
@@ -120,7 +138,9 @@ _HOMES = {
     "UsageError": "handlers.errors",
     "WriteChunks": "transforms.sinks.write",
     "__version__": "handlers.version",
+    "load": "transforms.local.scoring",
     "plan_input": "transforms.sources.planning",
+    "score": "transforms.local.scoring",
     "skip_failures": "handlers.elements.handler",
     "train": "pipelines.train",
 }

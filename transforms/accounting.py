@@ -158,7 +158,14 @@ def _file_counts(outcomes: Sequence[FileOutcome]) -> Counts:
     return Counts(files_read=len(outcomes) - dead, files_dead=dead)
 
 
-def report(counts: Counts, *, model_name: str, model_version: str, runner: str, seconds: float) -> dict[str, Any]:
+def model_entry(name: str, version: str, registered: str) -> dict[str, str]:
+    """The model of a report; `registered` is its name and version in a registry, such as `credit@3`, or empty."""
+    return {"name": name, "version": version, **({"registry": registered} if registered else {})}
+
+
+def report(
+    counts: Counts, *, model_name: str, model_version: str, runner: str, seconds: float, registered: str = ""
+) -> dict[str, Any]:
     """The content of `report.json`. Raises `AccountingError` if a row is missing or counted twice."""
     accounted = counts.rows_scored + counts.rows_dropped + counts.rows_dead
     if counts.rows_read != accounted:
@@ -173,7 +180,7 @@ def report(counts: Counts, *, model_name: str, model_version: str, runner: str, 
         "rows_dead": counts.rows_dead,
         "files_read": counts.files_read,
         "files_dead": counts.files_dead,
-        "model": {"name": model_name, "version": model_version},
+        "model": model_entry(model_name, model_version, registered),
         "runner": runner,
         "seconds": round(seconds, 3),
         "rows_per_second": round(counts.rows_read / seconds, 1) if seconds > 0 else 0.0,

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from handlers.errors import UsageError
 
+MODEL_FILE = "model.yaml"
+
 # Folders of a training at the top of a model directory, which are not part of the model: its checkpoints and logs. They are
 # left out only with the tag file of the Cache Directory Tagging Specification, so that any other folder of that name counts.
 WORK_FOLDERS = ("checkpoints", "logs")

@@ -6,11 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
-
 from handlers.predict.loaded import LoadedModel
 
-Call = Callable[[Mapping[str, torch.Tensor], Mapping[str, Any]], Any]
+Call = Callable[[Mapping[str, Any], Mapping[str, Any]], Any]
 
 
 def caller(model: LoadedModel, called: Callable[..., Any]) -> Call:
@@ -23,7 +21,7 @@ def caller(model: LoadedModel, called: Callable[..., Any]) -> Call:
     names, keywords = model.parameters, model.keywords
     takes_any_name = _takes_any_name(model.module)
 
-    def call(tensors: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]) -> Any:
+    def call(tensors: Mapping[str, Any], arguments: Mapping[str, Any]) -> Any:
         rest = dict(tensors)
         if len(rest) == 1 and not keywords and next(iter(rest)) not in names[1:]:  # a single input may have any name
             return called(rest.popitem()[1], **arguments)

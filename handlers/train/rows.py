@@ -10,16 +10,18 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from handlers.encode.base import BoundInput, Tensors
+from handlers.encode.base import BoundInput
+from handlers.errors import UsageError
 from handlers.failures import RowFailures
 from handlers.predict.micro_batches import MicroBatches
-from handlers.tensors import Padding, Ragged, take
+from handlers.tensors import Frame, Padding, Ragged
 from handlers.train.labels import Labels
 from handlers.train.prepared import Shards
 
 SCAN_ROWS = 8192
 KEPT_BYTES = 256 << 20  # of tensors; rows that take more are encoded again in every epoch
 
+Tensors = dict[str, torch.Tensor | Ragged]
 Batch = tuple[dict[str, torch.Tensor], torch.Tensor]  # inputs by name and targets, each of (rows, …)
 
 
@@ -138,11 +140,14 @@ class RowTensors:
         failures: RowFailures = {}
         for bound in self.inputs:
             encoded = bound.encode(batch)
-            tensors |= encoded.tensors
+            for name, value in encoded.tensors.items():
+                if isinstance(value, Frame):  # of other frameworks
+                    raise UsageError(f'the input "{name}" is a table, which no network can be trained on')
+                tensors[name] = value
             failures = encoded.failures | failures
         indices = np.setdiff1d(np.arange(batch.num_rows), list(failures))
         if failures:
-            tensors = {name: take(tensor, indices) for name, tensor in tensors.items()}
+            tensors = _taken(tensors, indices)
         return indices, tensors, failures
 
     def __len__(self) -> int:
@@ -156,14 +161,17 @@ class RowTensors:
         """The rows at `indices`, padded and called as in scoring; those of unequal length sorted by it."""
         chosen = np.asarray(indices, dtype=np.int64)
         if self._kept is not None and self._targets is not None:
-            tensors = {name: take(tensor, chosen) for name, tensor in self._kept.items()}
+            tensors = _taken(self._kept, chosen)
             target = self._targets[torch.from_numpy(chosen)]
         else:
             batch = self.shards.take(self.good[chosen])
             _, tensors, _ = self.encode(batch)
             target = self.labels.targets(batch)
         work = MicroBatches(tensors, self.padding)
-        return work.tensors(0, len(chosen)), target[torch.from_numpy(work.order)]
+        padded = {
+            name: value for name, value in work.tensors(0, len(chosen)).items() if isinstance(value, torch.Tensor)
+        }
+        return padded, target[torch.from_numpy(work.order)]
 
     @property
     def padding(self) -> Padding:
@@ -181,6 +189,12 @@ class RowTensors:
                 self.moments[name].add(moments)
             else:
                 self.moments[name] = moments
+
+
+def _taken(tensors: Tensors, indices: np.ndarray) -> Tensors:
+    """The rows at `indices`."""
+    index = torch.from_numpy(indices)
+    return {name: each.take(indices) if isinstance(each, Ragged) else each[index] for name, each in tensors.items()}
 
 
 def _matrix(tensor: torch.Tensor | Ragged) -> torch.Tensor:

@@ -145,7 +145,17 @@ class SourceOptions:
 class TrustedModel:
     """A model and how far it is trusted."""
 
-    model: str = option("model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://", parse=path)
+    model: str = option(
+        "model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://; or a name in --registry, as credit@3, "
+        "credit@champion, credit@latest; or models:/name@alias of MLflow",
+        parse=path,
+    )
+    registry: str | None = option(
+        "folder of models by name and version, local, gs:// or s3:// (default: the environment variable TORCHBEAM_REGISTRY)",
+        None,
+        parse=path,
+        metavar="DIR",
+    )
     model_version: str | None = option(
         "the required version of the model, 12 to 64 hexadecimal digits; any other is refused",
         None,
@@ -323,10 +333,8 @@ def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:
 
 def _argument(item: dataclasses.Field[Any], strict: bool) -> dict[str, Any]:
     about = item.metadata
-    settings: dict[str, Any] = {
-        "help": about["help"].replace("%", "%%"),
-        "type": _checked(item.name, about["parse"], item.default),
-    }
+    parse = _checked(item.name, about["parse"], item.default)
+    settings: dict[str, Any] = {"help": about["help"].replace("%", "%%"), "type": parse}
     if item.default is dataclasses.MISSING:
         settings |= {"required": strict, "action": _Once}
     else:

@@ -111,7 +111,8 @@ def show_summary(report: dict[str, Any], publication: Publication) -> None:
     table.add_row("rows a second", f"{report['rows_per_second']:,.0f}")
     console.print(table)
     model = report["model"]
-    print(f"\nmodel        {model['name']}, version {model['version']}")
+    registered = f"{model['registry']}, " if "registry" in model else ""
+    print(f"\nmodel        {registered}{model['name']}, version {model['version']}")
     print(f"predictions  {publication.predictions_at}")
     if report["rows_dead"]:
         print(f"dead letters {publication.dead_letters_at} (fix them, then score them with --input)")

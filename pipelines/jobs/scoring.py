@@ -72,6 +72,7 @@ def prepare(options: ScoreOptions, model: ModelDir, output: Output) -> Job:
         overwrite=options.sink.overwrite,
         model_name=model.spec.name,
         model_version=model.version,
+        model_registered=model.registered,
         runner=options.run.runner,
         tables=output.tables,
         keep_folder=not is_remote(output.folder) and options.run.runner != dataflow.RUNNER,

@@ -73,6 +73,7 @@ class Publication:
     overwrite: bool = False
     model_name: str = ""
     model_version: str = ""
+    model_registered: str = ""
     runner: str = ""
     started: float = 0.0
     tables: Tables | None = None
@@ -307,6 +308,7 @@ def publish_run(
         counts,
         model_name=run.model_name,
         model_version=run.model_version,
+        registered=run.model_registered,
         runner=run.runner,
         seconds=time.time() - run.started,
     )
