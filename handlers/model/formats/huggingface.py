@@ -9,12 +9,14 @@ import inspect
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from handlers.errors import TorchbeamError, UsageError, one_line
+from handlers.model.device_map import PlacementSpec
 from handlers.model.formats.hub_config import CONFIG, modules_of, read_json
 from handlers.model.spec import ModelSpec
 from handlers.model_code import ModelCode
@@ -64,6 +66,8 @@ def load(spec: ModelSpec, folder: Path, _code: ModelCode) -> LoadedModel:
     if spec.task != "embedding":
         kind = _architecture(transformers, config, folder)
     try:
+        if spec.placement is not None:
+            return _placed(kind, spec, folder, spec.placement)
         module = kind.from_pretrained(folder, use_safetensors=True, **_OFFLINE)
         if spec.task == "embedding":
             return _embedder(module, spec, folder)
@@ -75,6 +79,30 @@ def load(spec: ModelSpec, folder: Path, _code: ModelCode) -> LoadedModel:
         ) from None
     module.eval()
     return LoadedModel(module, _parameters(module))
+
+
+def _placed(kind: Any, spec: ModelSpec, folder: Path, placement: PlacementSpec) -> LoadedModel:
+    """The model with its layers on several devices; transformers reads those on the disk from the safetensors files."""
+    from handlers.model import dispatch
+
+    accelerate = dispatch.library()
+    with accelerate.init_empty_weights():
+        empty = kind.from_config(_config(folder)) if hasattr(kind, "from_config") else kind(_config(folder))
+    device_map = dispatch.settle(empty, placement)
+    source = folder
+    if placement.offload_folder is not None:
+        files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json"))
+        source = dispatch.local_copies(files, placement)[0].parent
+    module = kind.from_pretrained(source, use_safetensors=True, device_map=device_map, **_OFFLINE)
+    device = dispatch.main_device(device_map)
+    module = dispatch.one_at_a_time(module.eval())
+    if spec.task == "embedding":
+        return replace(_embedder(module, spec, folder), device=device)
+    return LoadedModel(module, _parameters(module), device=device)
+
+
+def _config(folder: Path) -> Any:
+    return _transformers().AutoConfig.from_pretrained(folder, **_OFFLINE)
 
 
 def save(module: torch.nn.Module, folder: Path, _example: object) -> Path:
