@@ -51,6 +51,10 @@ class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
         # RunInference sets them before load_model; kept by the name that Beam's base class has for them.
         self._env_vars = model.spec.env_vars
 
+    def share_model_across_processes(self) -> bool:
+        """Whether one process of a host holds the model for all: if it is larger than a device."""
+        return self._model.spec.placement is not None
+
     def load_model(self) -> Scorer:
         """Loads the model into this process, on its device."""
         started = time.perf_counter()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictInt, StrictStr, ValidationError
 
@@ -21,8 +21,12 @@ def _device(value: str | int) -> str:
     return text
 
 
-def _layer_device(value: str | int) -> str:
-    return value if value == "disk" else _device(value)
+def _device_map(value: str | dict[str, str | int]) -> str | dict[str, str | int]:
+    if isinstance(value, dict):
+        return {name: device if device == "disk" else _device(device) for name, device in value.items()}
+    if value not in DEVICE_MAPS:
+        raise ValueError(f"must be one of {', '.join(DEVICE_MAPS)}, or the device of each layer")
+    return value
 
 
 def _memory(text: str) -> str:
@@ -48,10 +52,7 @@ class PlacementSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    device_map: (
-        Literal["auto", "balanced", "balanced_low_0", "sequential"]
-        | dict[str, Annotated[StrictStr | StrictInt, AfterValidator(_layer_device)]]
-    ) = "auto"
+    device_map: Annotated[StrictStr | dict[str, StrictStr | StrictInt], AfterValidator(_device_map)] = "auto"
     max_memory: dict[Device, Annotated[StrictStr, AfterValidator(_memory)]] = {}
     offload_folder: Annotated[StrictStr, Field(min_length=1)] | None = None
     no_split: tuple[StrictStr, ...] = ()

@@ -190,6 +190,12 @@ class ModelOptions(TrustedModel):
         metavar="N",
     )
     device: str = option("auto, cpu, cuda or cuda:N; auto is a GPU if there is one (default: auto)", "auto")
+    device_map: str | None = option(
+        "for models that do not fit into one device: auto, balanced, balanced_low_0 or sequential distributes the layers "
+        "over GPUs, CPU and disk (default: placement in model.yaml)",
+        None,
+        choices=("auto", "balanced", "balanced_low_0", "sequential"),
+    )
     precision: Literal["float32", "bfloat16", "float16"] = option(
         "float32, or bfloat16 or float16 by autocast (default: float32)",
         "float32",

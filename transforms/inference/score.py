@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 from collections import Counter
@@ -159,7 +160,10 @@ class Score(beam.PTransform[Any, Any]):
     @cached_property
     def plan(self) -> Plan:
         """How every worker scores a row; the first access loads the model in this process."""
-        return self.settle(Predictor(self._model.load(), self.driver, self.batching.batch_size))
+        plan = self.settle(Predictor(self._model.load(), self.driver, self.batching.batch_size))
+        if self._model.spec.placement is not None:
+            gc.collect()  # its hooks refer to it, and the workers of this process load it again
+        return plan
 
     @property
     def predictions_schema(self) -> pa.Schema:

@@ -97,7 +97,7 @@ def _placed(kind: Any, spec: ModelSpec, folder: Path, placement: PlacementSpec) 
     device = dispatch.main_device(device_map)
     module = dispatch.one_at_a_time(module.eval())
     if spec.task == "embedding":
-        return replace(_embedder(module, spec, folder), device=device)
+        return replace(_embedder(module, spec, folder, device), device=device)
     return LoadedModel(module, _parameters(module), device=device)
 
 
@@ -136,8 +136,10 @@ def _architecture(transformers: Any, config: Mapping[str, Any], folder: Path) ->
     return kind
 
 
-def _embedder(backbone: torch.nn.Module, spec: ModelSpec, folder: Path) -> LoadedModel:
-    layers = [_dense(part) for kind, part in modules_of(folder) if kind == "Dense"]
+def _embedder(
+    backbone: torch.nn.Module, spec: ModelSpec, folder: Path, device: torch.device | None = None
+) -> LoadedModel:
+    layers = [_dense(part).to(device) for kind, part in modules_of(folder) if kind == "Dense"]
     module = Embedder(backbone, spec.pooling or "mean", torch.nn.Sequential(*layers), normalize=bool(spec.normalize))
     return LoadedModel(module.eval(), _parameters(backbone), keywords=frozenset(_parameters(backbone)))
 
