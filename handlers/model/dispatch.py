@@ -6,12 +6,10 @@ more than what `max_memory` allows and its largest layer. Needs the extra `large
 
 from __future__ import annotations
 
-import atexit
 import ctypes
 import functools
 import logging
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +21,9 @@ from safetensors import safe_open
 
 from handlers.errors import UsageError, one_line
 from handlers.model.device_map import PlacementSpec
+from handlers.private import scratch_folder
+
+_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def dispatch(
@@ -44,7 +45,7 @@ def dispatch(
     accelerate = library()
     with accelerate.init_empty_weights():
         module = make().eval()
-    files = local_copies(files, placement)
+    files = local_copies(files, placement, module)
     tensors = _tensors(files)
     names = set(module.state_dict())
     if wrong := sorted(names ^ tensors.keys()):
@@ -123,36 +124,35 @@ def main_device(device_map: Mapping[str, str | int]) -> torch.device:
 def one_at_a_time(module: torch.nn.Module) -> torch.nn.Module:
     """Puts a lock around `forward`: layers come and go during a call, so that threads cannot share them."""
     lock, forward = threading.Lock(), module.forward
+    _free_at_once()
 
     @functools.wraps(forward)
     def locked(*args: Any, **kwargs: Any) -> Any:
         with lock:
-            try:
-                return forward(*args, **kwargs)
-            finally:
-                _give_back_memory()
+            return forward(*args, **kwargs)
 
     module.forward = locked
     return module
 
 
-def _give_back_memory() -> None:
-    """Returns the memory of the layers that have left to the system; glibc keeps it otherwise, 300 MB in each thread."""
+def _free_at_once() -> None:
+    """Makes glibc return blocks of a megabyte or more to the system when they are freed.
+
+    It keeps those of up to 32 MB otherwise, in each thread, which is more than a model on the disk may take.
+    """
     with suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
-def local_copies(files: Sequence[Path], placement: PlacementSpec) -> list[Path]:
-    """The files, copied into the offload folder if there is one; the copies are removed when the process ends."""
+def local_copies(files: Sequence[Path], placement: PlacementSpec, owner: object) -> list[Path]:
+    """The files, copied into the offload folder if there is one; the copies are removed with `owner`, or when the process ends."""
     if placement.offload_folder is None:
         return list(files)
     placement.check_folder()
-    folder = Path(tempfile.mkdtemp(prefix="torchbeam-", dir=placement.offload_folder))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    folder = scratch_folder(Path(placement.offload_folder), owner)
     try:
         return [Path(shutil.copy(file, folder)) for file in files]
     except OSError as error:
-        shutil.rmtree(folder, ignore_errors=True)
         raise UsageError(f"placement.offload_folder {placement.offload_folder}: {one_line(error)}") from None
 
 

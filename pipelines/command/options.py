@@ -191,8 +191,7 @@ class ModelOptions(TrustedModel):
     )
     device: str = option("auto, cpu, cuda or cuda:N; auto is a GPU if there is one (default: auto)", "auto")
     device_map: str | None = option(
-        "for models that do not fit into one device: auto, balanced, balanced_low_0 or sequential distributes the layers "
-        "over GPUs, CPU and disk (default: placement in model.yaml)",
+        "spreads layers over GPUs, CPU and disk, if the model is too large for one (default: placement in model.yaml)",
         None,
         choices=("auto", "balanced", "balanced_low_0", "sequential"),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -76,6 +77,19 @@ def test_layers_on_the_disk(tmp_path: Path, rows: Path) -> None:
         on_disk = [name for name, each in module.named_parameters() if each.device.type == "meta"]
         assert bool(on_disk) == (name != "fits")
     check(scores(tmp_path / "whole", rows, tmp_path / "out-flag", "--device_map=sequential"), expected)
+
+
+def test_nothing_is_left(tmp_path: Path, rows: Path) -> None:
+    """Of a whole process: neither copies of weights, nor the files by which Beam's processes share a model."""
+    model = save(
+        tmp_path / "model", placement={"max_memory": {"cpu": "40KB"}, "offload_folder": str(tmp_path / "disk")}
+    )
+    (temporary := tmp_path / "tmp").mkdir()
+    arguments = [f"--input={rows}", f"--model={model}", f"--output={tmp_path / 'out'}"]
+    command = [sys.executable, "-m", "pipelines.score", *arguments]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | {"TMPDIR": str(temporary)})
+    assert list((tmp_path / "disk").iterdir()) == []
+    assert [path.name for path in temporary.rglob("*") if path.suffix in (".lock", ".address")] == []
 
 
 def test_hugging_face(tmp_path: Path) -> None:
@@ -164,7 +178,7 @@ print("PEAK", code, status["VmHWM"].split()[0])
 def test_two_gigabytes_in_less_memory(tmp_path: Path) -> None:
     """A model of 2.1 GB in at most 1.2 GB, imports of torch and Beam included; file-backed pages count, too."""
     rows = table(tmp_path / "rows.parquet")
-    model = save(tmp_path / "model", layers=32, width=4096, placement={"max_memory": {"cpu": "150MB"}})
+    model = save(tmp_path / "model", layers=32, width=4096, placement={"max_memory": {"cpu": "70MB"}})
     assert (model / "weights.safetensors").stat().st_size > 2e9
 
     def run(name: str) -> tuple[pa.Table, int]:

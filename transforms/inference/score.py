@@ -221,7 +221,7 @@ class Score(beam.PTransform[Any, Any]):
         outputs = (
             admitted
             | "Rechunk" >> Rechunk(self.batching.chunk_rows, self.batching.chunk_bytes)
-            | "RunInference" >> RunInference(handler).with_output_types(Scored)
+            | "RunInference" >> RunInference(handler, model_identifier=handler.tag).with_output_types(Scored)
             | "Split" >> beam.ParDo(_Split(self.run_id)).with_outputs(_DEAD_LETTERS, _COUNTS, main="predictions")
         )
         counts = outputs[_COUNTS]

@@ -81,6 +81,10 @@ def load(spec: ModelSpec, folder: Path, _code: ModelCode) -> LoadedModel:
     return LoadedModel(module, _parameters(module))
 
 
+class _Copies:
+    """Stands for copies of weights: they are removed with it."""
+
+
 def _placed(kind: Any, spec: ModelSpec, folder: Path, placement: PlacementSpec) -> LoadedModel:
     """The model with its layers on several devices; transformers reads those on the disk from the safetensors files."""
     from handlers.model import dispatch
@@ -89,11 +93,12 @@ def _placed(kind: Any, spec: ModelSpec, folder: Path, placement: PlacementSpec) 
     with accelerate.init_empty_weights():
         empty = kind.from_config(_config(folder)) if hasattr(kind, "from_config") else kind(_config(folder))
     device_map = dispatch.settle(empty, placement)
-    source = folder
+    source, copies = folder, _Copies()
     if placement.offload_folder is not None:
         files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json"))
-        source = dispatch.local_copies(files, placement)[0].parent
+        source = dispatch.local_copies(files, placement, copies)[0].parent
     module = kind.from_pretrained(source, use_safetensors=True, device_map=device_map, **_OFFLINE)
+    module.weights_on_disk = copies  # kept as long as the module
     device = dispatch.main_device(device_map)
     module = dispatch.one_at_a_time(module.eval())
     if spec.task == "embedding":
