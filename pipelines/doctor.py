@@ -23,7 +23,7 @@ from pipelines.command import process
 from pipelines.command.errors import FINISHED, WRONG_USAGE
 from pipelines.command.options import Command
 from pipelines.dataflow import settings as dataflow
-from pipelines.jobs.options import ScoreOptions, connect, remote_paths
+from pipelines.jobs.options import ScoreOptions, connect, open_model, remote_paths
 
 T = TypeVar("T")
 
@@ -142,8 +142,7 @@ def _open_model(options: ScoreOptions) -> Finding[ModelDir]:
     if not options.model.model:
         raise SkipError("no --model was given")
     given = options.resolved().model
-    model = ModelDir(given.model, given.trust, given.registry)
-    model.set_environment()
+    model = open_model(given)
     checked = ", sha256 as model.yaml says" if model.spec.sha256 else ""
     registered = f"{model.registered}: " if model.registered else ""
     return Finding(

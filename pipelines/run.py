@@ -19,8 +19,9 @@ from handlers.errors import UsageError
 from handlers.redact import redact
 from pipelines.command import process
 from pipelines.command.errors import FINISHED
-from pipelines.command.options import Command, flag, option, parse_one, path
+from pipelines.command.options import Command, flag, option, parse_one
 from pipelines.command.supervisor import die_with_parent
+from pipelines.command.values import path
 from pipelines.jobs.stages import (
     KINDS,
     PipelineConfig,

@@ -17,7 +17,7 @@ from pipelines.command import process
 from pipelines.command.errors import FINISHED, NOT_SCORED
 from pipelines.command.options import Command
 from pipelines.dataflow import settings as dataflow
-from pipelines.jobs.options import ScoreOptions, connect
+from pipelines.jobs.options import ScoreOptions, connect, open_model
 
 PROG = "torchbeam score"
 COMMAND = Command(
@@ -47,11 +47,8 @@ def _run(options: ScoreOptions) -> int:
 
 
 def _score(options: ScoreOptions) -> int:
-    from handlers.model.directory import ModelDir
-
     connect(options)
-    model = ModelDir(options.model.model, options.model.trust, options.model.registry)
-    model.set_environment()
+    model = open_model(options.model)
 
     from pipelines.command.ignored import ignored_options
     from pipelines.command.watch import show_summary

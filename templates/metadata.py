@@ -50,7 +50,10 @@ TEMPLATES = {
         groups=(SourceOptions, ModelOptions, SinkOptions, RunOptions),
         # The launcher chooses the runner and does not wait to count; local paths and its terminal are nobody's.
         left_out=frozenset(
-            {"runner", "spark_version", "spark_master_ui", "wait", "max_failure_rate", "shared_filesystem", "verbose"}
+            {
+                *("runner", "spark_version", "spark_master_ui", "wait", "max_failure_rate", "shared_filesystem"),
+                *("verbose", "device_map"),  # the image is without the extra `large`
+            }
         ),
         values={
             "input": f"{PATH}|{TABLE}",

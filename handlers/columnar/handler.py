@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
+import uuid
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -21,6 +24,7 @@ from handlers.model.directory import ModelDir
 from handlers.predict.faults import leave_lost_process
 from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
+from handlers.private import at_end
 
 
 class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
@@ -47,13 +51,21 @@ class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
         self._placement = placement or Placement()
         self.batching = batching or Batching()
         self._hints = hints or ResourceHints()
+        # The name by which the processes of a host share a large model: Beam makes files of it.
+        self.tag = f"torchbeam-{uuid.uuid4().hex}"
         self._metrics = InferenceMetrics()
         # RunInference sets them before load_model; kept by the name that Beam's base class has for them.
         self._env_vars = model.spec.env_vars
 
+    def share_model_across_processes(self) -> bool:
+        """Whether one process of a host holds the model for all: if it is larger than a device."""
+        return self._model.spec.placement is not None
+
     def load_model(self) -> Scorer:
         """Loads the model into this process, on its device."""
         started = time.perf_counter()
+        if self.share_model_across_processes():
+            at_end(partial(_remove_files, self.tag))
         predictor = Predictor(self._model.load(), self._placement, self.batching.batch_size)
         return Scorer(self._model, self.plan, predictor, predictor.load_since(started))
 
@@ -111,6 +123,13 @@ class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
         """Batches are counted in rows, and rows that are large count more; a full chunk goes on by itself."""
         rows = self.batching.chunk_rows
         return {"min_batch_size": rows, "max_batch_size": rows, "element_size_fn": partial(_weight, self.batching)}
+
+
+def _remove_files(tag: str) -> None:
+    """Removes the files by which Beam's processes find a model that they share."""
+    for file in Path(tempfile.gettempdir()).iterdir():
+        if file.name.startswith(tag) and file.suffix in (".lock", ".address"):
+            file.unlink(missing_ok=True)
 
 
 def _weight(batching: Batching, chunk: pa.RecordBatch) -> int:

@@ -20,6 +20,7 @@ from pydantic import (
 
 from handlers.encode.specs import SPECS, AnyInput
 from handlers.errors import UsageError
+from handlers.model.device_map import PlacementSpec
 from handlers.model.formats import FORMATS
 from handlers.model.sequences import SequencesSpec
 from handlers.predict.heads import TASKS, Head
@@ -67,6 +68,7 @@ class ModelSpec(_Strict):
     architecture: FunctionName | None = None
     arguments: dict[str, Any] = {}
     loader: FunctionName | None = None
+    placement: PlacementSpec | None = None
     sequences: SequencesSpec | None = None
     features: dict[str, str] = {}
     inputs: tuple[AnyInput, ...] = ()
@@ -106,6 +108,9 @@ class ModelSpec(_Strict):
         frames = [name for name, each in FORMATS.items() if each.takes_frames]
         if self.format not in frames and any(spec.encoder == "frame" for spec in self.inputs):
             raise ValueError(f"encoder frame is for models of format {' and '.join(frames)}")
+        if self.placement and not (self.format and FORMATS[self.format].can_be_placed):
+            able = " and ".join(name for name, each in FORMATS.items() if each.can_be_placed)
+            raise ValueError(f"placement works with format {able} only; save the model as safetensors")
         if self.task == "multilabel" and not self.labels:
             raise ValueError("labels is missing; multilabel needs them")
         if self.task == "forecast":

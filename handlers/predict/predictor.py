@@ -97,7 +97,7 @@ class Predictor:
     ) -> None:
         placement = placement_of(model, placement or Placement())
         self.model = model
-        self.device = device or placement.resolve()
+        self.device = model.device or device or placement.resolve()
         self._precision = getattr(torch, placement.precision)
         self._batch_size = model.rows or batch_size
         self._lock = threading.Lock()
@@ -109,7 +109,7 @@ class Predictor:
         if isinstance(module, Backend):
             module.to(self.device)
         elif isinstance(module, torch.nn.Module):
-            module = module.to(self.device)
+            module = module if model.device is not None else module.to(self.device)
             for parameter in module.parameters():  # ScriptModules have no requires_grad_
                 parameter.requires_grad_(False)
         self.module: Any = module

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, TypeVar
@@ -16,6 +15,7 @@ from handlers.batching import Batching, chunk_bytes
 from handlers.errors import UsageError
 from handlers.model.environment import check_name
 from handlers.model.trust import Trust, check_version
+from pipelines.command.values import function, names, path, positive, positive_or_auto, rate, spark_version
 
 T = TypeVar("T")
 
@@ -60,66 +60,6 @@ def _boolean(text: str) -> bool:
     if text.lower() not in ("true", "false", "on", "off"):
         raise ValueError(f'must be true or false, not "{text}"')
     return text.lower() in ("true", "on")
-
-
-def positive(text: str) -> int:
-    """A whole number of 1 or more."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise ValueError(f'must be a whole number of 1 or more, not "{text}"')
-    return value
-
-
-def positive_or_auto(text: str) -> int | None:
-    """A whole number of 1 or more; None for `auto`."""
-    return None if text == "auto" else positive(text)
-
-
-def rate(text: str) -> float:
-    """A number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise ValueError(f'must be a number from 0 to 1, not "{text}"')
-    return value
-
-
-def path(text: str) -> str:
-    """A path, table or query."""
-    if not text.strip():
-        raise ValueError("is empty; remove it or give it a value")
-    if "\0" in text:
-        raise ValueError("contains a NUL character")
-    return text
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Names separated by commas."""
-    found = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not found:
-        raise ValueError("must be column names separated by commas, or *")
-    return found
-
-
-def function(text: str) -> str:
-    """A function's name as `module:function`."""
-    if not all(text.partition(":")):
-        raise ValueError(f'must be module:function, not "{text}"')
-    return text
-
-
-def spark_version(text: str) -> str | None:
-    """A full Spark version; None for `3`, which is Beam's default."""
-    if text == "3":
-        return None
-    if not re.fullmatch(r"3\.\d+\.\d+\S*", text):
-        raise ValueError(f'must be a full version of Spark 3, such as 3.5.7, not "{text}"')
-    return text
 
 
 @dataclass(frozen=True)
@@ -190,6 +130,11 @@ class ModelOptions(TrustedModel):
         metavar="N",
     )
     device: str = option("auto, cpu, cuda or cuda:N; auto is a GPU if there is one (default: auto)", "auto")
+    device_map: str | None = option(
+        "spreads layers over GPUs, CPU and disk, if the model is too large for one (default: placement in model.yaml)",
+        None,
+        choices=("auto", "balanced", "balanced_low_0", "sequential"),
+    )
     precision: Literal["float32", "bfloat16", "float16"] = option(
         "float32, or bfloat16 or float16 by autocast (default: float32)",
         "float32",

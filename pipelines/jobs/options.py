@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from handlers.errors import UsageError
 from handlers.model.registry import is_reference, registry_folder, resolve
@@ -20,6 +21,9 @@ from pipelines.command.options import (
 )
 from pipelines.dataflow import settings as dataflow
 from transforms.bigquery import is_bigquery
+
+if TYPE_CHECKING:
+    from handlers.model.directory import ModelDir
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,29 @@ class ScoreOptions:
             return absolute
         model, beam = dataflow.settle(absolute.model, self.beam)
         return replace(absolute, model=model, beam=beam)
+
+
+def open_model(options: ModelOptions) -> ModelDir:
+    """The model directory of the options, with their device map; sets the model's environment variables.
+
+    Raises:
+        UsageError: if it cannot be opened, or --device_map cannot be combined with other options.
+    """
+    from handlers.model.directory import ModelDir
+
+    if options.device_map:
+        for name, default in (("device", "auto"), ("compile", False), ("model_copies", 1)):
+            if getattr(options, name) != default:
+                raise UsageError(
+                    f"--{name} cannot be combined with --device_map, which chooses the devices of the layers"
+                )
+    model = ModelDir(options.model, options.trust, options.registry)
+    if options.device_map:
+        model = model.placed(options.device_map)
+    if model.spec.placement is not None:
+        model.spec.placement.check_folder()
+    model.set_environment()
+    return model
 
 
 def absolute_path(path: str) -> str:

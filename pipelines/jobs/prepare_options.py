@@ -5,20 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from handlers.errors import UsageError
-from pipelines.command.options import (
-    IN_PROCESS,
-    Command,
-    RunOptions,
-    SourceOptions,
-    flag,
-    names,
-    option,
-    parser,
-    path,
-    pick,
-    positive,
-    rate,
-)
+from pipelines.command.options import IN_PROCESS, Command, RunOptions, SourceOptions, flag, option, parser, pick
+from pipelines.command.values import names, path, positive, rate
 from pipelines.jobs.options import absolute_path
 
 

@@ -10,19 +10,8 @@ from typing import Any, Literal
 from handlers.errors import UsageError
 from handlers.paths import is_remote
 from handlers.train.config import BUILT_IN, ModelConfig, check_architecture
-from pipelines.command.options import (
-    IN_PROCESS,
-    Command,
-    RunOptions,
-    SourceOptions,
-    flag,
-    option,
-    parser,
-    path,
-    pick,
-    positive,
-    positive_or_auto,
-)
+from pipelines.command.options import IN_PROCESS, Command, RunOptions, SourceOptions, flag, option, parser, pick
+from pipelines.command.values import path, positive, positive_or_auto
 from pipelines.jobs.options import absolute_path
 from pipelines.jobs.prepare_options import RowOptions
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 from collections import Counter
@@ -159,7 +160,10 @@ class Score(beam.PTransform[Any, Any]):
     @cached_property
     def plan(self) -> Plan:
         """How every worker scores a row; the first access loads the model in this process."""
-        return self.settle(Predictor(self._model.load(), self.driver, self.batching.batch_size))
+        plan = self.settle(Predictor(self._model.load(), self.driver, self.batching.batch_size))
+        if self._model.spec.placement is not None:
+            gc.collect()  # its hooks refer to it, and the workers of this process load it again
+        return plan
 
     @property
     def predictions_schema(self) -> pa.Schema:
@@ -217,7 +221,7 @@ class Score(beam.PTransform[Any, Any]):
         outputs = (
             admitted
             | "Rechunk" >> Rechunk(self.batching.chunk_rows, self.batching.chunk_bytes)
-            | "RunInference" >> RunInference(handler).with_output_types(Scored)
+            | "RunInference" >> RunInference(handler, model_identifier=handler.tag).with_output_types(Scored)
             | "Split" >> beam.ParDo(_Split(self.run_id)).with_outputs(_DEAD_LETTERS, _COUNTS, main="predictions")
         )
         counts = outputs[_COUNTS]

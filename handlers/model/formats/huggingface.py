@@ -9,12 +9,14 @@ import inspect
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from handlers.errors import TorchbeamError, UsageError, one_line
+from handlers.model.device_map import PlacementSpec
 from handlers.model.formats.hub_config import CONFIG, modules_of, read_json
 from handlers.model.spec import ModelSpec
 from handlers.model_code import ModelCode
@@ -54,6 +56,8 @@ def load(spec: ModelSpec, folder: Path, _code: ModelCode) -> LoadedModel:
     if spec.task != "embedding":
         kind = _architecture(transformers, config, folder)
     try:
+        if spec.placement is not None:
+            return _placed(kind, spec, folder, spec.placement)
         module = kind.from_pretrained(folder, use_safetensors=True, **OFFLINE)
         if spec.task == "embedding":
             return _embedder(module, spec, folder)
@@ -81,6 +85,35 @@ def checked_config(folder: Path) -> dict[str, Any]:
         if outside := next((part for part in parts.values() if not re.fullmatch(r"\w[\w.\-]*", str(part))), None):
             raise UsageError(f"{folder} is refused: {index.name} names {outside!r}, which is not in the directory")
     return config
+
+
+class _Copies:
+    """Stands for copies of weights: they are removed with it."""
+
+
+def _placed(kind: Any, spec: ModelSpec, folder: Path, placement: PlacementSpec) -> LoadedModel:
+    """The model with its layers on several devices; transformers reads those on the disk from the safetensors files."""
+    from handlers.model import dispatch
+
+    accelerate = dispatch.library()
+    with accelerate.init_empty_weights():
+        empty = kind.from_config(_config(folder)) if hasattr(kind, "from_config") else kind(_config(folder))
+    device_map = dispatch.settle(empty, placement)
+    source, copies = folder, _Copies()
+    if placement.offload_folder is not None:
+        files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json"))
+        source = dispatch.local_copies(files, placement, copies)[0].parent
+    module = kind.from_pretrained(source, use_safetensors=True, device_map=device_map, **OFFLINE)
+    module.weights_on_disk = copies  # kept as long as the module
+    device = dispatch.main_device(device_map)
+    module = dispatch.one_at_a_time(module.eval())
+    if spec.task == "embedding":
+        return replace(_embedder(module, spec, folder, device), device=device)
+    return LoadedModel(module, _parameters(module), device=device)
+
+
+def _config(folder: Path) -> Any:
+    return import_transformers().AutoConfig.from_pretrained(folder, **OFFLINE)
 
 
 def save(module: torch.nn.Module, folder: Path, _example: object) -> Path:
@@ -115,8 +148,10 @@ def _architecture(transformers: Any, config: Mapping[str, Any], folder: Path) ->
     return kind
 
 
-def _embedder(backbone: torch.nn.Module, spec: ModelSpec, folder: Path) -> LoadedModel:
-    layers = [_dense(part) for kind, part in modules_of(folder) if kind == "Dense"]
+def _embedder(
+    backbone: torch.nn.Module, spec: ModelSpec, folder: Path, device: torch.device | None = None
+) -> LoadedModel:
+    layers = [_dense(part).to(device) for kind, part in modules_of(folder) if kind == "Dense"]
     module = Embedder(backbone, spec.pooling or "mean", torch.nn.Sequential(*layers), normalize=bool(spec.normalize))
     return LoadedModel(module.eval(), _parameters(backbone), keywords=frozenset(_parameters(backbone)))
 
