@@ -234,10 +234,10 @@ def _identity(path: str, *, whole: bool) -> list[Any] | None:
     return [[file.path, file.size, times[file.path]] for file in found]
 
 
-def _contents(path: Path) -> list[Any]:
-    """The names and hashes of the files of a model, or of a config with its `code/`."""
-    if not path.exists():
-        return []
+def _contents(path: Path) -> list[Any] | None:
+    """The names and hashes of the files of a model, or of a config with its `code/`; None where it is no path."""
+    if not path.exists():  # a name that stands for a model, which may be another one the next time
+        return None
     found = sorted(files.digests(path).items())
     code = path.parent / CODE_FOLDER
     if path.is_file() and code.is_dir():

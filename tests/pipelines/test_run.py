@@ -141,6 +141,7 @@ def test_what_a_stage_depends_on(folder: Path) -> None:
     # Of a table it is not known whether it has changed.
     table = keys(prepare={"input": "bigquery:project.dataset.table"})
     assert table["prepare"] == ""
+    assert keys(score={"model": "credit@champion"})["score"] == ""
     stage = stages(PipelineConfig.open(str(folder / "config.yaml")))[0]
     assert not is_done(stage, "", {"key": "", "result": None})
 
