@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,28 +28,15 @@ class Forecaster(torch.nn.Module):
         return self.out(self.lstm(x)[1][0][-1])
 
 
-class PackedForecaster(Forecaster):
-    """The same for windows of unequal length."""
-
-    def forward(self, x: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        packed = torch.nn.utils.rnn.pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
-        return self.out(self.lstm(packed)[1][0][-1])
-
-
-def save(
-    folder: Path, module: torch.nn.Module | None = None, mask: str | None = None, ship: bool = False, **sequences: Any
-) -> ModelDir:
-    given = INPUT if mask is None else INPUT | {"mask": mask}
-    horizon = sequences.get("horizon", 7)
-    module = module or Forecaster(horizon)
+def save(folder: Path) -> ModelDir:
     return ModelDir.save(
-        module,
+        Forecaster(),
         folder,
         task="forecast",
-        inputs=[given],
-        sequences=SEQUENCES | sequences,
-        arguments={"horizon": horizon},
-        code=[__file__] if ship else [],
+        inputs=[INPUT],
+        sequences=SEQUENCES,
+        arguments={"horizon": 7},
+        code=[__file__],
     )
 
 
@@ -72,19 +58,3 @@ def sales(keys: int, steps: int, seed: int = 0) -> pd.DataFrame:
 def table_of(frame: pd.DataFrame) -> pa.Table:
     schema = pa.schema({"product": pa.string(), "day": pa.date32(), "sales": pa.float64(), "price": pa.int64()})
     return pa.Table.from_pandas(frame, schema=schema, preserve_index=False)
-
-
-def by_hand(frame: pd.DataFrame, module: torch.nn.Module, length: int, stride: int = 1) -> dict[tuple[str, Any], Any]:
-    """The forecast after each window by a loop with pandas and torch, by product and last day."""
-    found = {}
-    with torch.inference_mode():
-        for product, rows in frame.groupby("product"):
-            ordered = rows.sort_values("day")
-            steps = torch.tensor(ordered[["sales", "price"]].to_numpy(), dtype=torch.float32)
-            if len(steps) < length:
-                continue
-            windows = steps.unfold(0, length, stride).transpose(1, 2)
-            days = ordered["day"].to_numpy()[length - 1 :: stride]
-            for day, answer in zip(days, module(windows).numpy(), strict=True):
-                found[(product, pd.Timestamp(day).date())] = answer
-    return found

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow(30)
 
 def test_same_forecasts(run: Callable[..., Run], job_server: Path, tmp_path: Path) -> None:
     model = tmp_path / "model"
-    forecast_models.save(model, ship=True)
+    forecast_models.save(model)
     table = forecast_models.table_of(forecast_models.sales(60, 40))
     (tmp_path / "data").mkdir()
     for index in range(3):
@@ -35,7 +35,7 @@ def test_same_forecasts(run: Callable[..., Run], job_server: Path, tmp_path: Pat
     found = []
     for output in ("spark", "here"):
         report = json.loads((tmp_path / output / "report.json").read_text())
-        assert report["noted"] == {"keys": 60, "windows": 660, "rows_context": 1740}
+        assert report["noted"] == {"sequence_keys": 60, "rows_context": 1740}
         assert (report["rows_scored"], report["rows_dropped"], report["rows_dead"]) == (660, 1740, 0)
         found.append(
             pq.read_table(tmp_path / output / "predictions").sort_by([("product", "ascending"), ("day", "ascending")])
