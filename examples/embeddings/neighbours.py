@@ -36,13 +36,13 @@ NEAREST = 3
 
 
 def docstrings() -> dict[str, str]:
-    """The docstrings of the public functions and classes of some modules, by name; a text that repeats counts once."""
+    """The first paragraphs of the docstrings of some modules, by name; a text that repeats counts once."""
     found: dict[str, str] = {}
     for module in map(importlib.import_module, MODULES):
         for name in getattr(module, "__all__", dir(module)):
             text = inspect.getdoc(getattr(module, name))
             if callable(getattr(module, name)) and not name.startswith("_") and text:
-                found.setdefault(text, f"{module.__name__}.{name}")
+                found.setdefault(text.split("\n\n")[0], f"{module.__name__}.{name}")
     return {name: text for text, name in found.items()}
 
 
