@@ -28,6 +28,7 @@ ALLOWED = {
     "transforms.registry": {"handlers.*", "transforms", "transforms.inference"},
     "transforms.evaluation": {"handlers.*", "transforms"},
     "transforms.local": {"handlers.*", "transforms", "transforms.sources", "transforms.inference"},
+    "transforms.rows": {"handlers.*", "transforms", "transforms.sources", "transforms.inference"},
     "pipelines.command": {"handlers.*", "transforms.*"},
     "pipelines.dataflow": {"handlers.*", "transforms.*", "pipelines.command"},
     "pipelines.spark": {"handlers.*", "transforms.*", "pipelines.command"},

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from transforms.local.scoring import Model, ScoreResult, load, score
     from transforms.registry.registry import ModelRegistry, RegisteredModel
     from transforms.registry.row_predictor import RowPredictor
+    from transforms.rows.torch_score import TorchScore
     from transforms.sinks.write import Part, WriteChunks
     from transforms.sources.planning import Input, plan_input
     from transforms.sources.read import Read, ReadChunks
@@ -80,6 +81,7 @@ __all__ = [
     "SplitFailures",
     "StateDict",
     "TorchModelHandler",
+    "TorchScore",
     "TorchbeamError",
     "Trust",
     "UsageError",
@@ -128,6 +130,7 @@ _HOMES = {
     "SplitFailures": "transforms.inference.run_torch_inference",
     "StateDict": "handlers.model.state_dict",
     "TorchModelHandler": "handlers.elements.handler",
+    "TorchScore": "transforms.rows.torch_score",
     "TorchbeamError": "handlers.errors",
     "Trust": "handlers.model.trust",
     "UsageError": "handlers.errors",
