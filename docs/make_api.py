@@ -22,6 +22,7 @@ OURS = ("handlers", "transforms", "pipelines")
 CHAPTERS = {
     "From Python": ["score", "load", "Model", "ScoreResult"],
     "Models": ["ModelDir", "Trust", "StateDict", "ModelRegistry", "RegisteredModel", "RowPredictor"],
+    "Rows": ["TorchScore"],
     "Chunks": [
         "Score",
         "ScoredRows",

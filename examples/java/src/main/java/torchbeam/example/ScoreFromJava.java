@@ -10,8 +10,10 @@ import java.nio.file.StandardOpenOption;
 import java.util.List;
 import java.util.UUID;
 import java.util.stream.Collectors;
+import java.util.stream.Stream;
 import org.apache.beam.fn.harness.ExternalWorkerService;
-import org.apache.beam.runners.portability.PortableRunner;
+import org.apache.beam.model.fnexecution.v1.BeamFnApi.StartWorkerRequest;
+import org.apache.beam.model.fnexecution.v1.BeamFnApi.StartWorkerResponse;
 import org.apache.beam.sdk.Pipeline;
 import org.apache.beam.sdk.PipelineResult;
 import org.apache.beam.sdk.extensions.python.PythonExternalTransform;
@@ -27,6 +29,7 @@ import org.apache.beam.sdk.transforms.ParDo;
 import org.apache.beam.sdk.values.PCollection;
 import org.apache.beam.sdk.values.PCollectionTuple;
 import org.apache.beam.sdk.values.Row;
+import org.apache.beam.vendor.grpc.v1p60p1.io.grpc.stub.StreamObserver;
 import org.joda.time.Duration;
 
 /**
@@ -78,12 +81,11 @@ public class ScoreFromJava {
   }
 
   public static void main(String[] args) throws Exception {
-    Options options = PipelineOptionsFactory.fromArgs(args).withValidation().as(Options.class);
-    options.setRunner(PortableRunner.class);
+    String[] all = Stream.concat(Stream.of("--runner=PortableRunner"), Stream.of(args)).toArray(String[]::new);
+    Options options = PipelineOptionsFactory.fromArgs(all).withValidation().as(Options.class);
     // The workers of the Java part are threads of this process. Beam's LOOPBACK does the same, but it fails while the Python
-    // transform is expanded. Their options are new ones, because those of the pipeline cannot be read by a worker.
-    try (GrpcFnServer<ExternalWorkerService> workers =
-        new ExternalWorkerService(PipelineOptionsFactory.create()).start()) {
+    // transform is expanded.
+    try (GrpcFnServer<ExternalWorkerService> workers = new Workers().start()) {
       options.setDefaultEnvironmentType("EXTERNAL");
       options.setDefaultEnvironmentConfig(workers.getApiServiceDescriptor().getUrl());
       PipelineResult result = pipeline(options).run();
@@ -92,6 +94,18 @@ public class ScoreFromJava {
       System.out.println("The job ended as " + state);
       // Threads of gRPC would keep the process.
       System.exit(state == PipelineResult.State.DONE ? 0 : 1);
+    }
+  }
+
+  /** Starts workers. Each has options of its own: the end of a worker shuts down the executor that its options have. */
+  static class Workers extends ExternalWorkerService {
+    Workers() {
+      super(PipelineOptionsFactory.create());
+    }
+
+    @Override
+    public void startWorker(StartWorkerRequest request, StreamObserver<StartWorkerResponse> response) {
+      new ExternalWorkerService(PipelineOptionsFactory.create()).startWorker(request, response);
     }
   }
 
