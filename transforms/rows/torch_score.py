@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NoReturn, cast
 
 import apache_beam as beam
@@ -30,7 +32,9 @@ from transforms.sources.blocks import Split, misfit
 from transforms.sources.digits import dumps
 
 GOOD = "good"
-_CHUNK_ROWS = 1000  # `Score` joins these; so many rows are held as Python objects
+# `Score` joins these; so many rows, or about so many bytes, are held as Python objects.
+_CHUNK_ROWS = 1000
+_CHUNK_BYTES = 16 << 20
 _ROWS = Split("its bundle", "rows")  # how messages name the origin of a row
 _REASONS = ("stage", "type", "model_version", "raw")
 
@@ -87,8 +91,14 @@ class TorchScore(beam.PTransform[Any, Any]):
         for name in ("probabilities", "no_model_code"):
             if not isinstance(getattr(self, name), bool):
                 raise UsageError(f"{name} must be true or false, not {getattr(self, name)!r}")
+        if self.batch_size is not None and not isinstance(self.batch_size, Integral):
+            raise UsageError(f"batch_size must be a number of rows, not {self.batch_size!r}")
         if isinstance(self.model, ModelDir):
+            if self.registry is not None or self.model_version is not None or self.no_model_code:
+                raise UsageError("registry, model_version and no_model_code go with a path or name; this model is open")
             self._model = self.model
+        elif not isinstance(self.model, str | os.PathLike):
+            raise UsageError(f"model must be a path or a name in the registry, not {self.model!r}")
         else:
             trust = Trust(version=self.model_version, code=not self.no_model_code)
             self._model = ModelDir(self.model, trust, self.registry)
@@ -149,9 +159,11 @@ class _ToChunks(beam.DoFn):
 
     def __init__(self, fields: Sequence[Field]) -> None:
         self._fields = fields
+        self._long = [field.name for field in fields if _is_long(field.kind)]
 
     def start_bundle(self) -> None:
         self._open: dict[BoundedWindow, list[Any]] = {}
+        self._bytes: Counter[BoundedWindow] = Counter()
 
     def process(
         self,
@@ -160,7 +172,11 @@ class _ToChunks(beam.DoFn):
     ) -> Iterator[WindowedValue]:
         rows = self._open.setdefault(window, [])
         rows.append(row)
-        if len(rows) == _CHUNK_ROWS:
+        for name in self._long:
+            value = getattr(row, name)
+            self._bytes[window] += len(value) if isinstance(value, Sized) else 8
+        if len(rows) == _CHUNK_ROWS or self._bytes[window] >= _CHUNK_BYTES:
+            del self._bytes[window]
             yield self._chunk(self._open.pop(window), window)
 
     def finish_bundle(self) -> Iterator[WindowedValue]:
@@ -170,6 +186,10 @@ class _ToChunks(beam.DoFn):
 
     def _chunk(self, rows: list[Any], window: BoundedWindow) -> WindowedValue:
         return WindowedValue(chunk_of(rows, self._fields), window.max_timestamp(), (window,))
+
+
+def _is_long(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_binary(kind) or pa.types.is_list(kind))
 
 
 def chunk_of(rows: Sequence[Any], fields: Sequence[Field]) -> pa.RecordBatch:

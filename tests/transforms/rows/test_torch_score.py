@@ -8,18 +8,20 @@ from typing import Any, NamedTuple, Optional
 
 import apache_beam as beam
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
-from apache_beam.transforms.window import FixedWindows, TimestampedValue
+from apache_beam.transforms.window import FixedWindows, GlobalWindow, TimestampedValue
 from apache_beam.typehints.schemas import named_fields_from_element_type
 from apache_beam.utils.timestamp import Timestamp
 
 from handlers import ModelDir
 from handlers.errors import UsageError
 from torchbeam import ModelRegistry, TorchScore, score
-from transforms.rows.torch_score import _CHUNK_ROWS
+from transforms.rows.fields import Field
+from transforms.rows.torch_score import _CHUNK_BYTES, _CHUNK_ROWS, _ToChunks
 
 
 class Sum(torch.nn.Module):
@@ -206,12 +208,30 @@ def test_a_name_of_the_registry(model: ModelDir, tmp_path: Path) -> None:
         ({"probabilities": "yes"}, "probabilities must be true or false, not 'yes'"),
         ({"device": "tpu"}, "tpu"),
         ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": "many"}, "batch_size must be a number of rows, not 'many'"),
+        ({"model": 3}, "model must be a path or a name in the registry, not 3"),
         ({"model_version": "0" * 12}, "has version"),
     ],
 )
 def test_wrong_settings(model: ModelDir, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        TorchScore(model.path, **settings)
+        TorchScore(**{"model": model.path} | settings)
+
+
+def test_an_open_model_has_its_trust_already(model: ModelDir) -> None:
+    with pytest.raises(UsageError, match="this model is open"):
+        TorchScore(model, no_model_code=True)
+
+
+def test_long_rows_are_few_in_a_chunk() -> None:
+    fields = [Field("text", pa.string(), str, False, None), Field("id", pa.int64(), np.int64, False, None)]
+    maker = _ToChunks(fields)
+    maker.start_bundle()
+    window = GlobalWindow()
+    rows = [beam.Row(text="x" * (_CHUNK_BYTES // 2), id=1), beam.Row(text=None, id=2)] * 3
+    sizes = [chunk.value.num_rows for row in rows for chunk in maker.process(row, window)]
+    assert sizes == [3]  # two long ones and the one between them
+    assert [chunk.value.num_rows for chunk in maker.finish_bundle()] == [3]
 
 
 def test_elements_without_a_schema(model: ModelDir) -> None:
