@@ -23,7 +23,7 @@ from torchbeam import score
 
 pytestmark = pytest.mark.slow(20)
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DOCS = ROOT / "docs" / "yaml.md"
 SECONDS = 240
 
