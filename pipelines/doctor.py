@@ -45,6 +45,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(options: ScoreOptions) -> int:
+    if options.has_several:
+        raise UsageError("the doctor checks one model at a time; give it --model=DIR for each of them")
     try:
         with shared_s3():
             return _examine(options)

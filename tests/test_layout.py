@@ -20,6 +20,7 @@ ALLOWED = {
     "handlers.model": {"handlers", "handlers.encode", "handlers.predict"},
     "handlers.columnar": {"handlers", "handlers.encode", "handlers.predict", "handlers.model"},
     "handlers.elements": {"handlers", "handlers.encode", "handlers.predict", "handlers.model", "handlers.columnar"},
+    "handlers.graph": {"handlers", "handlers.encode", "handlers.predict", "handlers.model", "handlers.columnar"},
     "transforms": {"handlers.*"},
     "transforms.sources": {"handlers.*", "transforms"},
     "transforms.sinks": {"handlers.*", "transforms"},

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
         TorchbeamError,
         UsageError,
     )
+    from handlers.graph.plan import ModelSettings
+    from handlers.graph.result import ModelCounts
+    from handlers.graph.spec import ModelSplit
     from handlers.model.directory import ModelDir
     from handlers.model.state_dict import StateDict
     from handlers.model.trust import Trust
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from transforms.inference.failure_rate import FailureRateError
     from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
     from transforms.inference.score import Score, ScoredRows
+    from transforms.inference.score_models import ScoreModels
     from transforms.sinks.write import Part, WriteChunks
     from transforms.sources.planning import Input, plan_input
     from transforms.sources.read import Read, ReadChunks
@@ -51,7 +55,10 @@ __all__ = [
     "FileRead",
     "Inferences",
     "Input",
+    "ModelCounts",
     "ModelDir",
+    "ModelSettings",
+    "ModelSplit",
     "Padding",
     "Part",
     "Placement",
@@ -62,6 +69,7 @@ __all__ = [
     "ResourceHints",
     "RunTorchInference",
     "Score",
+    "ScoreModels",
     "ScoredRows",
     "ServiceError",
     "SplitFailures",
@@ -89,7 +97,10 @@ _HOMES = {
     "FileRead": "transforms.sources.splits",
     "Inferences": "transforms.inference.run_torch_inference",
     "Input": "transforms.sources.planning",
+    "ModelCounts": "handlers.graph.result",
     "ModelDir": "handlers.model.directory",
+    "ModelSettings": "handlers.graph.plan",
+    "ModelSplit": "handlers.graph.spec",
     "Padding": "handlers.tensors",
     "Part": "transforms.sinks.write",
     "Placement": "handlers.predict.placement",
@@ -100,6 +111,7 @@ _HOMES = {
     "ResourceHints": "handlers.batching",
     "RunTorchInference": "transforms.inference.run_torch_inference",
     "Score": "transforms.inference.score",
+    "ScoreModels": "transforms.inference.score_models",
     "ScoredRows": "transforms.inference.score",
     "ServiceError": "handlers.errors",
     "SplitFailures": "transforms.inference.run_torch_inference",

@@ -10,6 +10,7 @@ import torch
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from handlers.batching import ResourceHints
+from handlers.columnar.chunks import dead_letter_schema
 from handlers.columnar.plan import Plan
 from handlers.columnar.scorer import Scorer
 from handlers.errors import BrokenModelError, one_line
@@ -81,7 +82,7 @@ def read_input(options: ScoreOptions, model: Outcome[ModelDir]) -> Finding[Sourc
     """The input exists, and its first rows can be read."""
     if not options.source.input:
         raise SkipError("no --input was given")
-    source = score_job.settle_input(options, model.finding.value.spec if model.finding else None)
+    source = score_job.settle_input(options, [model.finding.value.spec] if model.finding else [])
     sample = score_job.sample_rows(source, options.run.chunk_bytes)
     rows = f"{source.rows:,} rows" if source.rows is not None else "rows not counted yet"
     what = (
@@ -137,9 +138,10 @@ def write_output(
     dead = claims.check(folder)
     check_free(options.sink, folder, tables)
     if source is not None and source.finding is not None:
-        check_apart(source.value.input, options.model.model, folder, options.sink.report)
+        check_apart(source.value.input, [options.model.model], folder, options.sink.report)
         if plan is not None and plan.finding is not None:
-            score_job.settle_columns(plan.value, source.value.input, tables)
+            letters = dead_letter_schema(source.value.input.schema)
+            score_job.settle_columns(plan.value.output, letters, tables)
     check_writable("--output", folder)
     if options.sink.report:
         check_writable("--report", folder_of(options.sink.report))

@@ -173,6 +173,11 @@ class ModelOptions(TrustedModel):
 
     TITLE = "model"
 
+    model: str = option(
+        "model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://; or NAME=DIR, which may be repeated",
+        "",
+        parse=lambda text: text and path(text),
+    )
     batch_size: int | None = option(
         "rows of a micro-batch, which is one model call; auto chooses by the bytes of a row (default: auto)",
         None,

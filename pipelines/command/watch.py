@@ -110,10 +110,27 @@ def show_summary(report: dict[str, Any], publication: Publication) -> None:
     table.add_row("seconds", f"{report['seconds']:,.1f}")
     table.add_row("rows a second", f"{report['rows_per_second']:,.0f}")
     console.print(table)
-    model = report["model"]
-    print(f"\nmodel        {model['name']}, version {model['version']}")
+    if several := report.get("models"):
+        console.print("\n", _of_models(several), sep="")
+        print()
+    else:
+        model = report["model"]
+        print(f"\nmodel        {model['name']}, version {model['version']}")
     print(f"predictions  {publication.predictions_at}")
     if report["rows_dead"]:
         print(f"dead letters {publication.dead_letters_at} (fix them, then score them with --input)")
     if report["files_dead"]:
         print(f"failed files {publication.failed_files_at}")
+
+
+def _of_models(models: dict[str, dict[str, Any]]) -> Table:
+    """The counts of each of several models."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    for _ in range(5):
+        table.add_column(justify="right")
+    table.add_row("model", "scored", "dropped", "dead", "skipped", "seconds")
+    for name, each in models.items():
+        counts = [f"{each[f'rows_{what}']:,}" for what in ("scored", "dropped", "dead", "skipped")]
+        table.add_row(name, *counts, f"{each['seconds']:,.1f}")
+    return table

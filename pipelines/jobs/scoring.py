@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,7 @@ import apache_beam as beam
 import pyarrow as pa
 
 from handlers.batching import Batching, ResourceHints
-from handlers.columnar.chunks import chunk_schema, dead_letter_schema, merge, rows_within
-from handlers.columnar.plan import Plan
+from handlers.columnar.chunks import chunk_schema, merge, rows_within, with_model
 from handlers.errors import BrokenFileError, TorchbeamError, UsageError
 from handlers.model import stores
 from handlers.model.directory import ModelDir
@@ -23,10 +23,12 @@ from pipelines import runners
 from pipelines.command.options import ModelOptions
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.execution import Execution, execute
-from pipelines.jobs.options import ScoreOptions
+from pipelines.jobs.models import SeveralModels
+from pipelines.jobs.options import ScoreOptions, model_paths
 from pipelines.jobs.outputs import Output, check_apart
 from transforms.accounting import Counts, FileOutcomes
 from transforms.inference.score import SAMPLE_ROWS, Score
+from transforms.inference.score_models import ScoreModels
 from transforms.sinks.bigquery_tables import Tables, check_columns, loadable
 from transforms.sinks.claims import OutputClaim
 from transforms.sinks.publish import Publication, Publish, read_report
@@ -42,7 +44,7 @@ class Job:
     """A scoring run whose settings are all checked, as far as the driver can."""
 
     input: Input
-    score: Score
+    score: Score | ScoreModels
     publication: Publication
     launch: runners.Launch
     claim: OutputClaim
@@ -57,12 +59,48 @@ def prepare(options: ScoreOptions, model: ModelDir, output: Output) -> Job:
         BrokenModelError: if the model cannot score anything.
     """
     launch = runners.settle(options.run, options.beam)
-    source = settle_input(options, model.spec)
-    check_apart(source, options.model.model, output.folder, options.sink.report)
+    source = settle_input(options, [model.spec])
+    check_apart(source, [options.model.model], output.folder, options.sink.report)
     sample = sample_rows(source, options.run.chunk_bytes)
     score = scoring(options, model, source, sample, output.claim.run_id)
-    predictions, dead_letters = settle_columns(score.plan, source, output.tables)
-    publication = Publication(
+    columns = settle_columns(score.predictions_schema, score.dead_letters_schema, output.tables)
+    publication = _publication(options, output, columns, model.spec.name, model.version)
+    return Job(source, score, publication, launch, output.claim, options.run.verbose)
+
+
+def prepare_models(several: SeveralModels, output: Output) -> Job:
+    """The same for a run of several models.
+
+    Raises:
+        UsageError: for anything that the user must fix.
+        BrokenModelError: if a model cannot score anything.
+    """
+    options = several.options
+    launch = runners.settle(options.run, options.beam)
+    source = settle_input(options, [each.model.spec for each in several.settings])
+    check_apart(source, model_paths(options), output.folder, options.sink.report)
+    score = ScoreModels(
+        several.settings,
+        source.schema,
+        sample_rows(source, options.run.chunk_bytes),
+        columns=options.sink.columns,
+        split=several.spec.shares,
+        probabilities=options.sink.probabilities,
+        batching=Batching(chunk_bytes=options.run.chunk_bytes),
+        driver=None if runners.in_process(options.run.runner) else Placement("cpu"),
+        run_id=output.claim.run_id,
+    )
+    columns = settle_columns(score.predictions_schema, score.dead_letters_schema, output.tables)
+    about = {each.name: {"model": each.model.spec.name, "version": each.model.version} for each in several.settings}
+    publication = _publication(options, output, columns, ", ".join(about), score.plan.version)
+    return Job(source, score, replace(publication, models=about), launch, output.claim, options.run.verbose)
+
+
+def _publication(
+    options: ScoreOptions, output: Output, columns: tuple[pa.Schema, pa.Schema], model_name: str, model_version: str
+) -> Publication:
+    predictions, dead_letters = columns
+    return Publication(
         output=output.folder,
         run_id=output.claim.run_id,
         predictions=predictions,
@@ -70,13 +108,12 @@ def prepare(options: ScoreOptions, model: ModelDir, output: Output) -> Job:
         output_format=options.sink.output_format,
         report_path=options.sink.report,
         overwrite=options.sink.overwrite,
-        model_name=model.spec.name,
-        model_version=model.version,
+        model_name=model_name,
+        model_version=model_version,
         runner=options.run.runner,
         tables=output.tables,
         keep_folder=not is_remote(output.folder) and options.run.runner != dataflow.RUNNER,
     )
-    return Job(source, score, publication, launch, output.claim, options.run.verbose)
 
 
 def placement(options: ModelOptions) -> Placement:
@@ -84,12 +121,12 @@ def placement(options: ModelOptions) -> Placement:
     return Placement(options.device, options.precision, options.compile, options.model_copies)
 
 
-def settle_input(options: ScoreOptions, spec: ModelSpec | None = None) -> Input:
-    """The files of the input, their columns and splits; `spec`, if known, defines which columns are numeric."""
+def settle_input(options: ScoreOptions, specs: Sequence[ModelSpec] = ()) -> Input:
+    """The files of the input, their columns and splits; the `specs` that are known define which columns are numeric."""
     return plan_input(
         options.source.input,
         options.source.input_format,
-        numeric_columns=spec.numeric_columns if spec else (),
+        numeric_columns=tuple(name for spec in specs for name in spec.numeric_columns),
         limit=options.source.limit,
     )
 
@@ -117,9 +154,10 @@ def scoring(options: ScoreOptions, model: ModelDir, source: Input, sample: pa.Re
     )
 
 
-def settle_columns(plan: Plan, source: Input, tables: Tables | None) -> tuple[pa.Schema, pa.Schema]:
-    """The columns of the predictions and of the dead letters; raises `UsageError` if existing tables have others."""
-    predictions, dead_letters = plan.output, dead_letter_schema(source.schema)
+def settle_columns(
+    predictions: pa.Schema, dead_letters: pa.Schema, tables: Tables | None
+) -> tuple[pa.Schema, pa.Schema]:
+    """The columns as they are written, of both kinds of rows; raises `UsageError` if existing tables have others."""
     if tables is not None:
         predictions, dead_letters = loadable(predictions), loadable(dead_letters)
         check_columns(tables, predictions, dead_letters)
@@ -145,8 +183,11 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
         group_bytes=score.batching.chunk_bytes,
         make_parents=not publication.keep_folder,
     )
+    unreadable = read.dead_letters
+    if isinstance(score, ScoreModels):
+        unreadable = unreadable | "WithModel" >> beam.Map(with_model).with_output_types(pa.RecordBatch)
     dead_letters = (
-        (read.dead_letters, scored.dead_letters)
+        (unreadable, scored.dead_letters)
         | "AllDeadLetters" >> beam.Flatten()
         | "WriteDeadLetters"
         >> WriteChunks(

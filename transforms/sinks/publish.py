@@ -58,6 +58,7 @@ class Publication:
         dead_letters: the schema of the dead letters.
         report_path: the path of the report, if not `<output>/report.json`.
         overwrite: whether a finished run under `output` is replaced.
+        models: for a run of several models, the fixed fields of each in the report, by name.
         started: when the run began, in Unix time.
         tables: the tables to load, if the output is not files under `output`; requires `report_path`.
         keep_folder: whether the local temporary folder stays after publishing, until the driver removes it, so that a
@@ -73,6 +74,7 @@ class Publication:
     overwrite: bool = False
     model_name: str = ""
     model_version: str = ""
+    models: Mapping[str, Mapping[str, Any]] | None = None
     runner: str = ""
     started: float = 0.0
     tables: Tables | None = None
@@ -309,6 +311,7 @@ def publish_run(
         model_version=run.model_version,
         runner=run.runner,
         seconds=time.time() - run.started,
+        models=run.models,
     )
     _check_rows(PREDICTIONS, predictions, counts.rows_scored)
     _check_rows(DEAD_LETTERS, dead_letters, counts.rows_dead)

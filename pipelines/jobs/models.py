@@ -1,0 +1,134 @@
+"""The models of a run: from the names that the user gave to opened model directories."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from handlers.batching import ResourceHints
+from handlers.errors import UsageError
+from handlers.graph.plan import ModelSettings
+from handlers.graph.spec import ModelEntry, ModelsSpec
+from handlers.model.directory import ModelDir
+from handlers.paths import is_remote
+from handlers.predict.placement import Placement
+from pipelines.command.options import ModelOptions
+from pipelines.dataflow import settings as dataflow
+from pipelines.jobs.options import ScoreOptions, connect
+from transforms.file_ops import folder_of, join
+
+
+def resolve_model(reference: str, folder: str = ".") -> str:
+    """The path of the model that a user named; a relative path in a file is relative to the `folder` of that file."""
+    if is_remote(reference) or os.path.isabs(reference) or folder == ".":  # noqa: PTH117
+        return reference
+    return join(folder, reference)
+
+
+def with_models(options: ScoreOptions) -> tuple[ScoreOptions, ModelsSpec | None]:
+    """The options with the models that `--models` or `--model=NAME=DIR` name, with paths that can be opened.
+
+    A run with one of them on all rows is a run of one model, whose spec is None.
+
+    Raises:
+        UsageError: for models that cannot be run, and options that are of a single model.
+    """
+    spec = options.models()
+    if spec is None:
+        return options, None
+    folder = folder_of(options.several.models) if options.several.models else "."
+    spec = spec.model_copy(update={"models": tuple(_resolved(entry, folder) for entry in spec.models)})
+    named = tuple((entry.name, entry.model or "") for entry in spec.models)
+    options = replace(options, named=named)
+    connect(options)
+    if (entry := spec.single) is not None:
+        hints = hints_of(entry, options.model)
+        model = replace(
+            options.model,
+            model=str(entry.model),
+            accelerator=hints.accelerator,
+            min_ram=hints.min_ram,
+            device=entry.device or options.model.device,
+            batch_size=batch_size_of(entry, options.model),
+        )
+        options, spec = replace(options, model=model, named=()), None
+        if options.run.runner == dataflow.RUNNER:
+            model, beam = dataflow.settle(model, options.beam)
+            options = replace(options, model=model, beam=beam)
+        return options, None
+    for name in ("preprocess", "postprocess", "model_version"):
+        if getattr(options.model, name):
+            raise UsageError(f"--{name} is for one model, and there are {len(spec.models)}; write it into model.yaml")
+    return options, spec
+
+
+@dataclass(frozen=True)
+class SeveralModels:
+    """The models of a run, opened.
+
+    Attributes:
+        options: completed for the runner and the hints of the models.
+        spec: how the models work together.
+        settings: of each model.
+    """
+
+    options: ScoreOptions
+    spec: ModelsSpec
+    settings: tuple[ModelSettings, ...]
+
+
+def open_models(options: ScoreOptions, spec: ModelsSpec) -> SeveralModels:
+    """Opens the models of a run.
+
+    Raises:
+        UsageError: for a directory that is no model, and for hints that the runner would refuse.
+    """
+    found = []
+    for entry in spec.models:
+        model = options.model
+        hints = hints_of(entry, model)
+        mine = replace(model, accelerator=hints.accelerator, min_ram=hints.min_ram, device=entry.device or model.device)
+        if options.run.runner == dataflow.RUNNER:
+            mine, beam = dataflow.settle(mine, options.beam)
+            options = replace(options, beam=beam)
+        try:
+            directory = ModelDir(str(entry.model), model.trust)
+        except UsageError as error:
+            raise UsageError(f'model "{entry.name}": {error}') from None
+        directory.set_environment()
+        found.append(
+            ModelSettings(
+                entry.name,
+                directory,
+                entry.when,
+                entry.inputs_from,
+                entry.on_failure == "continue",
+                Placement(mine.device, model.precision, model.compile, model.model_copies),
+                batch_size_of(entry, model),
+                hints,
+            )
+        )
+    return SeveralModels(_with_hints(options, found), spec, tuple(found))
+
+
+def hints_of(entry: ModelEntry, defaults: ModelOptions) -> ResourceHints:
+    """The resource hints of a model: its own, else those of the command."""
+    return entry.hints.hints if entry.hints else ResourceHints(defaults.accelerator, defaults.min_ram)
+
+
+def batch_size_of(entry: ModelEntry, defaults: ModelOptions) -> int | None:
+    """The rows of a micro-batch of a model: its own, else those of the command."""
+    return defaults.batch_size if entry.batch_size is None else None if entry.batch_size == "auto" else entry.batch_size
+
+
+def _with_hints(options: ScoreOptions, models: Sequence[ModelSettings]) -> ScoreOptions:
+    """`options` with the first hints of any model, for the warning about a runner that ignores them."""
+    accelerators = [each.hints.accelerator for each in models if each.hints.accelerator]
+    rams = [each.hints.min_ram for each in models if each.hints.min_ram]
+    model = replace(options.model, accelerator=next(iter(accelerators), None), min_ram=next(iter(rams), None))
+    return replace(options, model=model)
+
+
+def _resolved(entry: ModelEntry, folder: str) -> ModelEntry:
+    return entry.model_copy(update={"model": resolve_model(str(entry.model), folder)})

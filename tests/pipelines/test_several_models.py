@@ -1,0 +1,242 @@
+"""Several models in one run of the command: outputs, accounts, dead letters, and the line for every wrong use."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from handlers import ModelDir
+from pipelines import doctor, score
+
+pytestmark = pytest.mark.slow(15)
+
+ROWS = 3_000
+BAD = {"small": 17, "large": 1_234}  # ids of rows on which a model fails
+TROUBLE = 13.0
+
+
+class Net(torch.nn.Module):
+    """Logits i·x + y of `classes` classes; raises for rows that hold `trouble`."""
+
+    def __init__(self, classes: int = 2, trouble: float = TROUBLE) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.arange(float(classes)))
+        self.trouble = trouble
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if (x == self.trouble).any():
+            raise ValueError("trouble")
+        return x[:, :1] * self.weight + x[:, 1:]
+
+
+def save(folder: Path, classes: int, trouble: float) -> ModelDir:
+    return ModelDir.save(
+        Net(classes, trouble),
+        folder,
+        task="classification",
+        labels=[f"c{index}" for index in range(classes)],
+        arguments={"classes": classes, "trouble": trouble},
+        inputs=[{"name": "x", "columns": ["x", "y"]}],
+    )
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table in two files, and two models, each of which fails on a row."""
+    folder = tmp_path_factory.mktemp("several")
+    save(folder / "models" / "small", 2, TROUBLE)
+    save(folder / "models" / "large", 3, TROUBLE + 1)
+    random = np.random.default_rng(5)
+    y = random.normal(size=ROWS)
+    y[BAD["small"]], y[BAD["large"]] = TROUBLE, TROUBLE + 1
+    table = pa.table({"id": range(ROWS), "x": random.normal(size=ROWS) * 2, "y": y})
+    (folder / "in").mkdir()
+    pq.write_table(table.slice(0, 1_000), folder / "in" / "1.parquet")
+    pq.write_table(table.slice(1_000), folder / "in" / "2.parquet")
+    return folder
+
+
+def write(folder: Path, text: str, name: str = "models.yaml") -> Path:
+    (folder / name).write_text(text)
+    return folder / name
+
+
+def run(here: Path, output: Path, *arguments: object) -> int:
+    return score.main([f"--input={here / 'in'}", f"--output={output}", *map(str, arguments)])
+
+
+def read(folder: Path) -> pa.Table:
+    return ds.dataset(sorted(folder.glob("part-*.parquet"))).to_table().sort_by("id")
+
+
+def report(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((output / "report.json").read_text())
+    return found
+
+
+def counts(output: Path, name: str = "") -> tuple[int, ...]:
+    found = report(output)
+    if not name:
+        return tuple(found[f"rows_{what}"] for what in ("read", "scored", "dropped", "dead"))
+    each = found["models"][name]
+    return tuple(each[f"rows_{what}"] for what in ("in", "scored", "dropped", "dead", "skipped"))
+
+
+@pytest.fixture(scope="module")
+def alone(here: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, pa.Table]:
+    """What each model answers in a run of its own, by its name."""
+    found = {}
+    for name in BAD:
+        output = tmp_path_factory.mktemp("alone") / name
+        assert run(here, output, f"--model={here / 'models' / name}") == 0
+        found[name] = read(output / "predictions")
+    return found
+
+
+class TestTwoModels:
+    def test_named_on_the_command_line(self, here: Path, alone: dict[str, pa.Table], tmp_path: Path) -> None:
+        models = [f"--model={name}={here / 'models' / name}" for name in BAD]
+        assert run(here, tmp_path / "out", *models) == 0
+        assert counts(tmp_path / "out") == (ROWS, ROWS - 2, 0, 2)
+        assert counts(tmp_path / "out", "small") == (ROWS, ROWS - 1, 0, 1, 0)
+        assert counts(tmp_path / "out", "large") == (ROWS - 1, ROWS - 2, 0, 1, 0)
+        found = read(tmp_path / "out" / "predictions")
+        good = [row for row in range(ROWS) if row not in BAD.values()]
+        assert found["id"].to_pylist() == good
+        for name, expected in alone.items():
+            expected = expected.filter(~np.isin(expected["id"], list(BAD.values())))
+            assert found[f"{name}_predicted_class"].equals(expected["predicted_class"])
+            assert np.abs(found[f"{name}_confidence"].to_numpy() - expected["confidence"].to_numpy()).max() <= 1e-6
+            assert found[f"{name}_model_version"].equals(expected["model_version"])
+        letters = read(tmp_path / "out" / "dead_letters")
+        assert letters["id"].to_pylist() == list(BAD.values())
+        assert [each["model"] for each in letters["dead_letter"].to_pylist()] == list(BAD)
+        found_report = report(tmp_path / "out")
+        assert found_report["model"]["name"] == "small, large"
+        assert found_report["models"]["small"]["version"] == ModelDir(here / "models" / "small").version
+        assert found_report["models"]["small"]["dead_by_error"] == {"forward/ValueError": 1}
+
+        # Dead letters are scored again, by several models or by one.
+        again = f"--input={tmp_path / 'out' / 'dead_letters'}"
+        assert score.main([again, f"--output={tmp_path / 'again'}", *models]) == 3
+        assert counts(tmp_path / "again") == (2, 0, 0, 2)
+        assert score.main([again, f"--output={tmp_path / 'one'}", models[1].replace("large=", "")]) == 0
+        assert read(tmp_path / "one" / "predictions")["id"].to_pylist() == [BAD["small"]]
+
+    def test_one_named_model_is_a_run_of_one_model(
+        self, here: Path, alone: dict[str, pa.Table], tmp_path: Path
+    ) -> None:
+        file = write(here, "models: [{name: small, model: models/small, device: cpu, batch_size: 100}]", "one.yaml")
+        for argument in (f"--model=small={here / 'models' / 'small'}", f"--models={file}"):
+            assert run(here, tmp_path / "out", argument, "--overwrite") == 0
+            assert read(tmp_path / "out" / "predictions").schema.equals(alone["small"].schema)
+            assert "models" not in report(tmp_path / "out")
+
+    def test_cascade_of_two_steps(self, here: Path, alone: dict[str, pa.Table], tmp_path: Path) -> None:
+        file = write(
+            here,
+            "models:\n"
+            "  - {name: small, model: models/small, on_failure: continue}\n"
+            "  - {name: large, model: models/large, when: small_confidence < 0.8 or small_confidence is null,\n"
+            "     on_failure: continue, hints: {min_ram: 1GB}}\n",
+        )
+        assert run(here, tmp_path / "out", f"--models={file}", "--output_format=jsonl") == 0
+        lines = [
+            json.loads(line)
+            for part in (tmp_path / "out" / "predictions").glob("*.jsonl")
+            for line in part.read_text().splitlines()
+        ]
+        by_id = {
+            name: dict(zip(table["id"].to_pylist(), table["confidence"].to_pylist(), strict=True))
+            for name, table in alone.items()
+        }
+        assert len(lines) == counts(tmp_path / "out")[1]
+        asked = 0
+        for row in lines:
+            first = by_id["small"].get(row["id"])
+            wanted = first is None or first < 0.8
+            asked += wanted
+            expected = by_id["large"].get(row["id"]) if wanted else None
+            for mine, other in ((row.get("small_confidence"), first), (row.get("large_confidence"), expected)):
+                assert mine == other if other is None else abs(mine - other) <= 1e-6
+        unsure = by_id["small"].get(BAD["large"], 1) < 0.8
+        assert counts(tmp_path / "out") == (ROWS, ROWS, 0, 0)
+        assert counts(tmp_path / "out", "large") == (ROWS, asked - unsure, 0, int(unsure), ROWS - asked)
+
+    def test_split(self, here: Path, tmp_path: Path) -> None:
+        file = write(
+            here,
+            "models:\n  - {name: small, model: models/small}\n  - {name: large, model: models/large}\n"
+            "split: {by: id, small: 0.5, large: 0.5}\n",
+            "split.yaml",
+        )
+        assert run(here, tmp_path / "out", f"--models={file}", "--columns=id") == 0
+        found = read(tmp_path / "out" / "predictions")
+        chosen = np.array(found["model"].to_pylist())
+        for name in BAD:
+            assert (found[f"{name}_confidence"].is_valid().to_numpy() == (chosen == name)).all()
+            assert 1_300 < (chosen == name).sum() < 1_700
+
+
+class TestWrongUse:
+    @pytest.mark.parametrize(
+        ("arguments", "expected"),
+        [
+            ((), "--model (or --models)"),
+            (("--model=a", "--model=b"), "--model is given twice; name the models"),
+            (("--model=a", "--models=m.yaml"), "--model=DIR and --models do not go together"),
+            (("--model=s=a", "--models=m.yaml"), "--model=NAME=DIR and --models do not go together"),
+            (("--model=s=a", "--model", "b"), "--model=DIR and --model=NAME=DIR do not go together"),
+            (("--model=s=a", "--model", "s=b"), 'two models have the name "s"'),
+            (("--model=s=nowhere", "--model=t=nowhere"), 'model "s": --model nowhere does not exist'),
+            (("--models=nowhere.yaml",), "--models nowhere.yaml cannot be read"),
+            (("--models={here}",), "cannot be read"),
+            (("--models={here}/in/1.parquet",), "cannot be read"),
+            (("{two}", "--preprocess=a:b"), "--preprocess is for one model, and there are 2"),
+            (("{two}", "--model_version=0123456789ab"), "--model_version is for one model"),
+            (("{two}", "--columns=nothing"), 'no column "nothing"'),
+            (("{two}", "--output={here}/models/small/x"), "is in the model"),
+        ],
+    )
+    def test_one_line(
+        self, here: Path, tmp_path: Path, arguments: tuple[str, ...], expected: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        two = [f"--model={name}={here}/models/{name}" for name in BAD]
+        given = [
+            part for each in arguments for part in (two if each == "{two}" else [each.replace("{here}", str(here))])
+        ]
+        given += [] if any(each.startswith("--output") for each in given) else [f"--output={tmp_path / 'out'}"]
+        assert score.main([f"--input={here / 'in'}", *given]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert expected in line
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("models: [{name: small, model: nowhere}, {name: large, model: models/large}]", "/nowhere does not exist"),
+            (
+                "models: [{name: small, model: models/small}, {name: large, model: models/large, when: nothing > 1}]",
+                'when of model "large": there is no column "nothing"',
+            ),
+            ("models: [{name: small, model: models/small, wen: x}]", 'unknown field "wen" of model "small"'),
+        ],
+    )
+    def test_in_the_file(
+        self, here: Path, tmp_path: Path, text: str, expected: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert run(here, tmp_path / "out", f"--models={write(here, text, 'wrong.yaml')}") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert expected in line
+
+    def test_doctor_takes_one(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert doctor.main(["--models=models.yaml"]) == 2
+        assert "the doctor checks one model at a time" in capsys.readouterr().err
