@@ -17,6 +17,9 @@ from handlers.errors import AccountingError
 from handlers.graph.result import ModelCounts
 from handlers.version import __version__
 
+# Further files of a run that compares two models: the numbers and the page.
+COMPARISON_FILES = ("comparison.json", "comparison.html")
+
 _NONE = ModelCounts()
 _FAILED = "failed"
 _PARTS = "parts"

@@ -62,6 +62,7 @@ class Node:
         extra: columns that it has beside those of the input: name for the model, and name in the run.
         split: whether it runs only where the split chose it.
         stage: the index of the step that it runs in.
+        bytes: of its parameters and buffers.
     """
 
     settings: ModelSettings
@@ -73,6 +74,7 @@ class Node:
     extra: tuple[tuple[str, str], ...]
     split: bool
     stage: int
+    bytes: int
 
     @property
     def name(self) -> str:

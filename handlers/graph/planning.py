@@ -143,6 +143,7 @@ def _node(
         extra,
         split is not None and settings.name in dict(split.shares),
         _stage(settings, before, max(depends, default=0)),
+        predictor.load_since(0).bytes,
     ), predictor
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from transforms.accounting import Counts
+from transforms.accounting import COMPARISON_FILES, Counts
 from transforms.sinks.publish import Publication
 
 LOG_SECONDS = 15.0
@@ -117,6 +117,8 @@ def show_summary(report: dict[str, Any], publication: Publication) -> None:
         model = report["model"]
         print(f"\nmodel        {model['name']}, version {model['version']}")
     print(f"predictions  {publication.predictions_at}")
+    if publication.compares:
+        print(f"comparison   {publication.page_at(COMPARISON_FILES[1])}")
     if report["rows_dead"]:
         print(f"dead letters {publication.dead_letters_at} (fix them, then score them with --input)")
     if report["files_dead"]:

@@ -10,10 +10,12 @@ from typing import Any
 
 import apache_beam as beam
 import pyarrow as pa
+from apache_beam.pvalue import AsSingleton
 
 from handlers.batching import Batching, ResourceHints
 from handlers.columnar.chunks import chunk_schema, merge, rows_within, with_model
 from handlers.errors import BrokenFileError, TorchbeamError, UsageError
+from handlers.graph.plan import Node
 from handlers.model import stores
 from handlers.model.directory import ModelDir
 from handlers.model.spec import ModelSpec
@@ -26,7 +28,9 @@ from pipelines.jobs.execution import Execution, execute
 from pipelines.jobs.models import SeveralModels
 from pipelines.jobs.options import ScoreOptions, model_paths
 from pipelines.jobs.outputs import Output, check_apart
-from transforms.accounting import Counts, FileOutcomes
+from transforms.accounting import Counts, FileOutcomes, total
+from transforms.evaluation.agreement import AgreementPlan, CompareModels
+from transforms.evaluation.agreement_result import pages
 from transforms.inference.score import SAMPLE_ROWS, Score
 from transforms.inference.score_models import ScoreModels
 from transforms.sinks.bigquery_tables import Tables, check_columns, loadable
@@ -49,6 +53,7 @@ class Job:
     launch: runners.Launch
     claim: OutputClaim
     verbose: bool = False
+    compare: AgreementPlan | None = None
 
 
 def prepare(options: ScoreOptions, model: ModelDir, output: Output) -> Job:
@@ -91,9 +96,16 @@ def prepare_models(several: SeveralModels, output: Output) -> Job:
         run_id=output.claim.run_id,
     )
     columns = settle_columns(score.predictions_schema, score.dead_letters_schema, output.tables)
-    about = {each.name: {"model": each.model.spec.name, "version": each.model.version} for each in several.settings}
+    compare = AgreementPlan.of(score.plan, *several.spec.compare) if several.spec.compare else None
+    about = {node.name: _about(node) for node in score.plan.nodes}
     publication = _publication(options, output, columns, ", ".join(about), score.plan.version)
-    return Job(source, score, replace(publication, models=about), launch, output.claim, options.run.verbose)
+    publication = replace(publication, models=about, compares=compare is not None)
+    return Job(source, score, publication, launch, output.claim, options.run.verbose, compare)
+
+
+def _about(node: Node) -> dict[str, Any]:
+    model = node.settings.model
+    return {"model": model.spec.name, "version": model.version, "parameter_bytes": node.bytes}
 
 
 def _publication(
@@ -204,12 +216,17 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
         read.dead_letters | "RowsUnreadable" >> beam.Map(dead_at_read),
         files.counts,
     ) | "AllCounts" >> beam.Flatten()
-    _ = {
+    outputs: dict[str, Any] = {
         "predictions": predictions,
         "dead_letters": dead_letters,
         "failed_files": files.failed | "Failed" >> beam.Map(lambda outcome: outcome.failed()),
         "counts": counts,
-    } | "Publish" >> Publish(publication)
+    }
+    if job.compare is not None:
+        compared = scored.predictions | "Compare" >> CompareModels(job.compare)
+        every = counts | "Total" >> beam.CombineGlobally(total)
+        outputs["pages"] = compared | "Pages" >> beam.Map(pages, AsSingleton(every), publication.models)
+    _ = outputs | "Publish" >> Publish(publication)
 
 
 def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:

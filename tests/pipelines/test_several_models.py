@@ -186,6 +186,60 @@ class TestTwoModels:
             assert 1_300 < (chosen == name).sum() < 1_700
 
 
+class TestCompare:
+    def test_files(self, here: Path, alone: dict[str, pa.Table], tmp_path: Path) -> None:
+        models = "models:\n  - {name: small, model: models/small}\n  - {name: large, model: models/large}\n"
+        file = write(here, f"{models}compare: [large, small]\n", "compare.yaml")
+        output = tmp_path / "out"
+        assert run(here, output, f"--models={file}", "--columns=id,x") == 0
+        found = json.loads((output / "comparison.json").read_text())
+        joined = alone["large"].join(alone["small"], "id", join_type="inner", right_suffix="_small").to_pandas()
+        same = joined["predicted_class"] == joined["predicted_class_small"]
+        assert (found["rows"], found["rows_equal"]) == (ROWS - 2, same.sum())
+        assert (found["rows_only_first"], found["rows_only_second"]) == (0, 0)
+        assert found["confusion"]["labels"] == ["c0", "c1", "c2"]
+        assert np.sum(found["confusion"]["counts"]) == ROWS - 2
+        assert np.trace(found["confusion"]["counts"]) == same.sum()
+        difference = (joined["confidence"] - joined["confidence_small"]).astype(float)
+        assert found["difference"]["mean"] == pytest.approx(difference.mean(), abs=1e-7)
+        assert found["models"]["large"]["rows_dead"] == 1
+        assert found["models"]["large"]["parameter_bytes"] == 12
+        assert found["models"]["small"]["seconds"] == report(output)["models"]["small"]["seconds"]
+        assert {"id", "x"} < set(found["columns"])
+        assert len(found["rows_that_differ_most"]) == 50
+        assert "large and small</h1>" in (output / "comparison.html").read_text()
+
+        # A run that replaces it and compares nothing leaves no comparison of other rows behind.
+        assert run(here, output, f"--models={write(here, models)}", "--limit=10", "--overwrite") == 0
+        assert not list(output.glob("comparison.*"))
+
+    def test_with_a_split(self, here: Path, tmp_path: Path) -> None:
+        models = "models:\n  - {name: small, model: models/small}\n  - {name: large, model: models/large}\n"
+        text = f"{models}split: {{by: id, small: 0.5, large: 0.5}}\ncompare: [small, large]\n"
+        assert run(here, tmp_path / "out", f"--models={write(here, text)}") == 0
+        found = json.loads((tmp_path / "out" / "comparison.json").read_text())
+        assert (found["rows"], found["agreement"], found["difference"]) == (0, None, None)
+        assert found["rows_only_first"] + found["rows_only_second"] == counts(tmp_path / "out")[1]
+
+    @pytest.mark.parametrize(
+        ("task", "expected"),
+        [
+            ("regression", 'model "small" is of task classification and "other" of task regression'),
+            ("raw", 'model "small" is of task classification and "other" of task raw'),
+        ],
+    )
+    def test_refused(
+        self, here: Path, tmp_path: Path, task: str, expected: str, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        inputs = [{"name": "x", "columns": ["x", "y"]}]
+        ModelDir.save(Net(), tmp_path / "other", task=task, inputs=inputs)
+        models = f"[{{name: small, model: models/small}}, {{name: other, model: {tmp_path / 'other'}}}]"
+        text = f"models: {models}\ncompare: [small, other]"
+        assert run(here, tmp_path / "out", f"--models={write(here, text)}") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert expected in line
+
+
 class TestWrongUse:
     @pytest.mark.parametrize(
         ("arguments", "expected"),
