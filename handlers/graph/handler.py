@@ -10,9 +10,10 @@ import pyarrow as pa
 from handlers.batching import Batching
 from handlers.columnar.handler import ChunkHandler
 from handlers.columnar.scorer import Scorer
+from handlers.graph.keyed import KeyedModels
 from handlers.graph.plan import GraphPlan
 from handlers.graph.result import StageScored
-from handlers.graph.scorer import GraphScorer, OneModel
+from handlers.graph.scorer import AnswersRows, GraphScorer, OneModel
 from handlers.metrics import InferenceMetrics
 from handlers.predict.predictor import Predictor
 from handlers.stats import Load
@@ -42,10 +43,13 @@ class GraphModelHandler(ChunkHandler[StageScored, GraphScorer]):
 
     def load_model(self) -> GraphScorer:
         """Loads the models of the stage into this process, each on its device."""
-        models = {}
+        models: dict[str, AnswersRows] = {}
         for node in self._nodes:
             started = time.perf_counter()
             settings = node.settings
+            if settings.by_key is not None:
+                models[node.name] = KeyedModels(node, settings.by_key)
+                continue
             predictor = Predictor(settings.model.load(), settings.placement, settings.batch_size)
             models[node.name] = OneModel(Scorer(settings.model, node.plan, predictor))
             self._loads.append(predictor.load_since(started))

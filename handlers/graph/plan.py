@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from handlers.batching import ResourceHints
 from handlers.columnar.plan import Plan
 from handlers.graph.spec import ModelSplit
 from handlers.model.directory import ModelDir
+from handlers.model.trust import Trust
 from handlers.predict.placement import Placement
 
 # The model that `split` chose for a row.
@@ -24,18 +26,46 @@ FAILURE_FIELD = pa.field(
 
 
 @dataclass(frozen=True)
+class ByKey:
+    """A model for each value of a column.
+
+    Attributes:
+        column: the column of the key.
+        folder: where the models are, for messages.
+        models: the path of the model of each key. A key that is not among them has no model: nothing is made of its text.
+        default: the path of the model of all other rows; None makes them dead letters.
+        memory: the most bytes of parameters and buffers that are held in a process.
+        trust: how far the models are trusted.
+        sample: rows that each model is planned with; settled by the plan of the run.
+    """
+
+    column: str
+    folder: str
+    models: Mapping[str, str]
+    default: str | None
+    memory: int
+    trust: Trust | None = None
+    sample: pa.RecordBatch | None = None
+
+    def path_of(self, key: str | None) -> str | None:
+        """The path of the model of a key, null included; None where there is none."""
+        return self.default if key is None else self.models.get(key, self.default)
+
+
+@dataclass(frozen=True)
 class ModelSettings:
     """How one model takes part in a run.
 
     Attributes:
         name: of the model in the run, under which the others know it.
-        model: its directory.
+        model: its directory; with `by_key` the default, or else the first, to plan the run with.
         when: an SQL expression over the row and the outputs of earlier models; the model runs where it is true.
         inputs_from: earlier models whose outputs it has as columns; it runs where they have answered.
         continues: a row that it fails on keeps the answers of the others.
         placement: where it runs in every worker.
         batch_size: rows of a micro-batch; None chooses by the bytes of a row.
         hints: resource hints of its step.
+        by_key: where there is a model for each value of a column.
     """
 
     name: str
@@ -46,6 +76,7 @@ class ModelSettings:
     placement: Placement = Placement()
     batch_size: int | None = None
     hints: ResourceHints = ResourceHints()
+    by_key: ByKey | None = None
 
 
 @dataclass(frozen=True)

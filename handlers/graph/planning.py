@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
 
 WHEN = "when of model"
+KEYED_SAMPLE = 100  # rows that each model of `by_key` is planned with in the workers
 
 
 @dataclass
@@ -87,7 +88,7 @@ def plan_graph(
             _answer_sample(node, predictor, found)
     carried = carried_columns(columns, inputs, tuple(bound for node in nodes for bound in node.plan.inputs))
     made = {name for node in nodes for name in node.columns}
-    needed = {name for node in nodes for name in (*node.plan.needed, *node.when_columns)} - made
+    needed = {name for node in nodes for name in (*_needed(node), *node.when_columns)} - made
     needed |= {split.by} if split else set()
     extra = {new for node in nodes for new, _ in node.extra}
     return GraphPlan(
@@ -120,6 +121,12 @@ def _node(
     ):  # else there are no columns, and no rows
         when_columns = _check_when(settings, before, sample)
     chain = Chain.of(settings.model.spec)
+    if settings.by_key is not None:
+        by_key = settings.by_key
+        if by_key.column not in rows.schema.names and len(rows.schema.names) > len(PROVENANCE):
+            raise UsageError(f'by_key of model "{settings.name}": there is no column "{by_key.column}" in the input')
+        few = rows.take(pa.array(range(min(rows.num_rows, KEYED_SAMPLE))))
+        settings = replace(settings, by_key=replace(by_key, sample=few))
     try:
         predictor = Predictor(settings.model.load(), driver or settings.placement, settings.batch_size)
         # Functions after the model may read input columns.
@@ -127,6 +134,12 @@ def _node(
         plan = make_plan(settings.model, predictor, rows, chain, carry, probabilities=probabilities, strict=strict)
     except (UsageError, BrokenModelError) as error:
         raise type(error)(f'model "{settings.name}": {error}') from None
+    size = predictor.load_since(0).bytes
+    if settings.by_key is not None and size > settings.by_key.memory:
+        raise UsageError(
+            f'by_key of model "{settings.name}": {settings.model.path} has {size:,} bytes of parameters, more than memory '
+            f"({settings.by_key.memory:,} bytes)"
+        )
     output: pa.Schema = plan.output
     made = [name for name in output.names if name not in plan.carried]
     if MODEL_VERSION not in made:
@@ -143,8 +156,14 @@ def _node(
         extra,
         split is not None and settings.name in dict(split.shares),
         _stage(settings, before, max(depends, default=0)),
-        predictor.load_since(0).bytes,
+        size,
     ), predictor
+
+
+def _needed(node: Node) -> frozenset[str]:
+    """The columns without which a model scores no row. With `by_key` other models may need others."""
+    by_key = node.settings.by_key
+    return node.plan.needed if by_key is None else frozenset({by_key.column})
 
 
 def _extra(settings: ModelSettings, sources: Sequence[Node], schema: pa.Schema) -> tuple[tuple[str, str], ...]:
@@ -259,7 +278,10 @@ def _check_env(settings: Sequence[ModelSettings]) -> None:
 def _version(nodes: Sequence[Node], split: ModelSplit | None) -> str:
     """12 hexadecimal digits of a hash of all models and of how they work together."""
     content = [
-        [node.name, node.settings.model.digest, node.settings.when, node.settings.inputs_from, node.settings.continues]
+        [
+            *(node.name, node.settings.model.digest, node.settings.when, node.settings.inputs_from),
+            *(node.settings.continues, sorted(by_key.models.items()) if (by_key := node.settings.by_key) else None),
+        ]
         for node in nodes
     ]
     text = json.dumps([content, [split.by, split.shares] if split else None])

@@ -143,7 +143,8 @@ class GraphScorer:
         """Runs a model on its rows; its columns and failures go into `work`."""
         rows_in = int(work.alive.sum())
         rows, failed = self._rows_of(node, work)
-        failures = {row: _Failed(failure, node.name, node.settings.model.version) for row, failure in failed.items()}
+        own = None if node.settings.by_key else node.settings.model.version
+        failures = {row: _Failed(failure, node.name, own) for row, failure in failed.items()}
         skipped = rows_in - len(rows) - len(failures)
         scored = dropped = loads = peak = 0
         seconds = 0.0

@@ -22,7 +22,7 @@ def choose(split: ModelSplit, column: pa.Array) -> pa.DictionaryArray:
 
 def _uniform(column: pa.Array) -> np.ndarray:
     """A number of [0, 1) for each value; float64 of (rows,)."""
-    encoded = column if pa.types.is_dictionary(column.type) else _texts(column).dictionary_encode()
+    encoded = as_texts(column).dictionary_encode()
     values = np.array([str(value) for value in encoded.dictionary.to_pylist()], dtype=object)
     hashed = pd.util.hash_array(values, categorize=False) if len(values) else np.zeros(0, np.uint64)
     of_null = pd.util.hash_array(np.array([""], dtype=object), categorize=False)
@@ -32,8 +32,10 @@ def _uniform(column: pa.Array) -> np.ndarray:
     return uniform
 
 
-def _texts(column: pa.Array) -> pa.Array:
+def as_texts(column: pa.Array) -> pa.Array:
     """`column` as text; whole floats without a fraction, as integers are written."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
     if pa.types.is_string(column.type):
         return column
     try:

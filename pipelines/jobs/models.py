@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 
 from handlers.batching import ResourceHints
 from handlers.errors import UsageError
-from handlers.graph.plan import ModelSettings
-from handlers.graph.spec import ModelEntry, ModelsSpec
+from handlers.graph.plan import ByKey, ModelSettings
+from handlers.graph.spec import ByKeySpec, ModelEntry, ModelsSpec
 from handlers.model.directory import ModelDir
+from handlers.model.stores import explain
+from handlers.model.trust import Trust
 from handlers.paths import is_remote
 from handlers.predict.placement import Placement
 from pipelines.command.options import ModelOptions
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.options import ScoreOptions, connect
-from transforms.file_ops import folder_of, join
+from transforms.file_ops import folder_of, join, subfolders
 
 
 def resolve_model(reference: str, folder: str = ".") -> str:
@@ -39,7 +41,7 @@ def with_models(options: ScoreOptions) -> tuple[ScoreOptions, ModelsSpec | None]
         return options, None
     folder = folder_of(options.several.models) if options.several.models else "."
     spec = spec.model_copy(update={"models": tuple(_resolved(entry, folder) for entry in spec.models)})
-    named = tuple((entry.name, entry.model or "") for entry in spec.models)
+    named = tuple(named for entry in spec.models for named in _paths(entry))
     options = replace(options, named=named)
     connect(options)
     if (entry := spec.single) is not None:
@@ -93,7 +95,8 @@ def open_models(options: ScoreOptions, spec: ModelsSpec) -> SeveralModels:
             mine, beam = dataflow.settle(mine, options.beam)
             options = replace(options, beam=beam)
         try:
-            directory = ModelDir(str(entry.model), model.trust)
+            by_key = _listed(entry.by_key, model.trust) if entry.by_key else None
+            directory = ModelDir(_first(by_key) if by_key else str(entry.model), model.trust)
         except UsageError as error:
             raise UsageError(f'model "{entry.name}": {error}') from None
         directory.set_environment()
@@ -107,6 +110,7 @@ def open_models(options: ScoreOptions, spec: ModelsSpec) -> SeveralModels:
                 Placement(mine.device, model.precision, model.compile, model.model_copies),
                 batch_size_of(entry, model),
                 hints,
+                by_key,
             )
         )
     return SeveralModels(_with_hints(options, found), spec, tuple(found))
@@ -122,6 +126,30 @@ def batch_size_of(entry: ModelEntry, defaults: ModelOptions) -> int | None:
     return defaults.batch_size if entry.batch_size is None else None if entry.batch_size == "auto" else entry.batch_size
 
 
+def _listed(by_key: ByKeySpec, trust: Trust) -> ByKey:
+    """The models of `by_key`, as they are in their folder now; raises `UsageError` where there are none."""
+    try:
+        names = subfolders(by_key.folder)
+    except Exception as error:
+        raise UsageError(f"{by_key.folder}, the folder of by_key, cannot be listed: {explain(error)}") from None
+    if not names:
+        raise UsageError(f"{by_key.folder}, the folder of by_key, has no folders of models")
+    models = {name: join(by_key.folder, name) for name in names}
+    return ByKey(by_key.column, by_key.folder, models, by_key.default, by_key.memory_bytes, trust)
+
+
+def _first(by_key: ByKey) -> str:
+    return by_key.default or next(iter(by_key.models.values()))
+
+
+def _paths(entry: ModelEntry) -> list[tuple[str, str]]:
+    """The paths of a model, with names for messages."""
+    if entry.by_key is None:
+        return [(entry.name, str(entry.model))]
+    default = [(f"{entry.name} (default)", entry.by_key.default)] if entry.by_key.default else []
+    return [(entry.name, entry.by_key.folder), *default]
+
+
 def _with_hints(options: ScoreOptions, models: Sequence[ModelSettings]) -> ScoreOptions:
     """`options` with the first hints of any model, for the warning about a runner that ignores them."""
     accelerators = [each.hints.accelerator for each in models if each.hints.accelerator]
@@ -131,4 +159,8 @@ def _with_hints(options: ScoreOptions, models: Sequence[ModelSettings]) -> Score
 
 
 def _resolved(entry: ModelEntry, folder: str) -> ModelEntry:
+    if entry.by_key is not None:
+        paths = {"models": entry.by_key.models, "default": entry.by_key.default}
+        found = {name: path and resolve_model(path, folder) for name, path in paths.items()}
+        return entry.model_copy(update={"by_key": entry.by_key.model_copy(update=found)})
     return entry.model_copy(update={"model": resolve_model(str(entry.model), folder)})

@@ -152,7 +152,9 @@ def absolute_path(path: str) -> str:
 
 def model_paths(options: ScoreOptions) -> list[str]:
     """The paths of all models of a run, as far as they are known, and of the file that names them."""
-    return [path for path in (options.model.model, options.several.models, *dict(options.named).values()) if path]
+    return [
+        path for path in (options.model.model, options.several.models, *(path for _, path in options.named)) if path
+    ]
 
 
 def remote_paths(options: ScoreOptions) -> dict[str, str]:

@@ -104,7 +104,9 @@ def prepare_models(several: SeveralModels, output: Output) -> Job:
 
 
 def _about(node: Node) -> dict[str, Any]:
-    model = node.settings.model
+    model, by_key = node.settings.model, node.settings.by_key
+    if by_key is not None:
+        return {"by_key": by_key.column, "models": len(by_key.models), "memory": by_key.memory}
     return {"model": model.spec.name, "version": model.version, "parameter_bytes": node.bytes}
 
 

@@ -240,6 +240,73 @@ class TestCompare:
         assert expected in line
 
 
+@pytest.fixture(scope="module")
+def keys(here: Path) -> list[str | None]:
+    """A table with a column of keys, some of which have a model."""
+    keys = [(None, "small", "large", "other", "../models/small", "")[row % 6] for row in range(ROWS)]
+    table = ds.dataset(here / "in").to_table().append_column("key", pa.array(keys))
+    (here / "keyed").mkdir()
+    pq.write_table(table, here / "keyed" / "in.parquet")
+    save(here / "by_key" / "small", 2, TROUBLE)
+    save(here / "by_key" / "large", 2, TROUBLE + 1)
+    (here / "by_key" / "_draft").mkdir()
+    return keys
+
+
+class TestByKey:
+    def score(self, here: Path, output: Path, by_key: str) -> int:
+        text = f"models: [{{name: local, by_key: {{column: key, models: 'by_key/{{key}}', {by_key}}}}}]"
+        file = write(here, text, "by_key.yaml")
+        return score.main([f"--input={here / 'keyed'}", f"--models={file}", f"--output={output}", "--overwrite"])
+
+    def test_default(self, here: Path, keys: list[str | None], tmp_path: Path) -> None:
+        assert self.score(here, tmp_path / "out", "default: models/small, memory: 8B") == 0
+        found = read(tmp_path / "out" / "predictions")
+        versions = {key: ModelDir(here / "by_key" / key).version for key in ("small", "large")}
+        default = ModelDir(here / "models" / "small").version
+        expected = [versions.get(keys[row] or "", default) for row in found["id"].to_pylist()]
+        assert found["model_version"].to_pylist() == expected
+        assert found.schema.names[-3:] == ["predicted_class", "confidence", "model_version"]
+        local = report(tmp_path / "out")["models"]["local"]
+        assert (local["by_key"], local["models"], local["peak_bytes"]) == ("key", 2, 8)
+        assert local["loads"] == 3
+
+    def test_no_default(self, here: Path, keys: list[str | None], tmp_path: Path) -> None:
+        assert self.score(here, tmp_path / "out", "memory: 1MB") == 0
+        known = {row for row, key in enumerate(keys) if key in ("small", "large")}
+        assert set(read(tmp_path / "out" / "predictions")["id"].to_pylist()) == known - {BAD["small"], BAD["large"]} | {
+            row for name, row in BAD.items() if row in known and keys[row] != name
+        }
+        found = report(tmp_path / "out")
+        assert found["dead_by_error"]["by_key/UnknownKey"] == ROWS - len(known)
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("by_key: {column: nothing, models: 'by_key/{nothing}'}", 'there is no column "nothing"'),
+            ("by_key: {column: key, models: 'nowhere/{key}'}", "nowhere, the folder of by_key, cannot be listed"),
+            ("by_key: {column: key, models: 'keyed/{key}'}", "by_key, has no folders of models"),
+            ("by_key: {column: key, models: 'by_key/{key}', default: nowhere}", "nowhere does not exist"),
+            ("by_key: {column: key, models: 'by_key/{key}', memory: 1B}", "more than memory (1 bytes)"),
+        ],
+    )
+    def test_refused(
+        self,
+        here: Path,
+        keys: list[str | None],
+        tmp_path: Path,
+        text: str,
+        expected: str,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        file = write(here, f"models: [{{name: local, {text}}}]", "wrong.yaml")
+        assert score.main([f"--input={here / 'keyed'}", f"--models={file}", f"--output={tmp_path / 'out'}"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("torchbeam score: error: ")
+        assert 'model "local"' in line
+        assert expected in line
+
+
 class TestWrongUse:
     @pytest.mark.parametrize(
         ("arguments", "expected"),

@@ -153,7 +153,7 @@ def _cards(content: Mapping[str, Any]) -> list[dict[str, str]]:
     if difference := content["difference"]:
         what = difference["of"]
         limits = number_range(difference["mean_interval"])
-        cards.append({"title": f"Difference of {what}", "value": f"{difference['mean']:+.4g}", "limits": limits})
+        cards.append({"title": f"Difference of {what}", "value": f"{difference['mean']:+.3g}", "limits": limits})
         cards.append({"title": "Mean absolute difference", "value": number(difference["mean_absolute"]), "limits": ""})
         cards.append({"title": "Correlation", "value": number(difference["correlation"]), "limits": ""})
     return cards
