@@ -201,7 +201,12 @@ def _check_when(settings: ModelSettings, before: Sequence[Node], sample: _Sample
     kind = step.call(numbers.take(np.zeros(0, np.int64))).batch.schema.field(settings.name).type
     if not pa.types.is_boolean(kind):
         raise UsageError(f'{WHEN} "{settings.name}": "{settings.when}" gives {kind}, not true or false')
-    matching(step, rows)
+    failed = matching(step, rows)[1]
+    if failed and len(failed) == rows.batch.num_rows:
+        raise UsageError(
+            f'{WHEN} "{settings.name}": "{settings.when}" fails on each of the first {len(failed)} rows: '
+            f"{failed[min(failed)].message}"
+        )
     return used
 
 

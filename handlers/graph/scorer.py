@@ -111,6 +111,7 @@ class GraphScorer:
         self._last = stage == len(plan.stages) - 1
         self._when = {node.name: when_step(node.name, node.settings.when) for node in self._nodes if node.settings.when}
         self._inputs = [*plan.inputs.names, *PROVENANCE]
+        self._taken = {node.name: self._taken_by(node) for node in self._nodes}
         self._continues = any(node.settings.continues for node in plan.nodes)
 
     def score(self, chunk: pa.RecordBatch) -> StageScored:
@@ -149,8 +150,7 @@ class GraphScorer:
         scored = dropped = loads = peak = 0
         seconds = 0.0
         if len(rows):
-            names = {name: name for name in self._inputs} | dict(node.extra)
-            answered = self._models[node.name].answer(work.of(names, rows))
+            answered = self._models[node.name].answer(work.of(self._taken[node.name], rows))
             scored = len(answered.rows.ids)
             dropped = len(rows) - scored - len(answered.failures)
             for index, failure in answered.failures.items():
@@ -178,6 +178,14 @@ class GraphScorer:
                 work.alive[row] = False
         by_error = Counter(f"{each.failure.stage}/{each.failure.type}" for each in failures.values())
         return ModelCounts(rows_in, scored, dropped, len(failures), skipped, seconds, loads, peak, dict(by_error))
+
+    def _taken_by(self, node: Node) -> dict[str, str]:
+        """The columns that a model is given: all where functions may read any, else those that it needs."""
+        found = {name: name for name in self._inputs} | dict(node.extra)
+        chain = node.plan.chain
+        if node.settings.by_key is not None or chain.preprocess or chain.postprocess:
+            return found
+        return {new: name for new, name in found.items() if new in node.plan.needed or new in PROVENANCE}
 
     def _rows_of(self, node: Node, work: _Work) -> tuple[np.ndarray, RowFailures]:
         """The indices of the rows that a model runs on, and those on which its `when` cannot be computed."""

@@ -186,6 +186,18 @@ class TestTwoModels:
             assert 1_300 < (chosen == name).sum() < 1_700
 
 
+@pytest.mark.parametrize("output_format", ["jsonl", "avro", "csv"])
+def test_dead_letters_of_every_format_are_scored_again(here: Path, tmp_path: Path, output_format: str) -> None:
+    models = [f"--model={name}={here / 'models' / name}" for name in BAD]
+    assert run(here, tmp_path / "out", *models, f"--output_format={output_format}", "--columns=id") == 0
+    one = f"--model={here / 'models' / 'large'}"
+    assert score.main([f"--input={tmp_path / 'out' / 'dead_letters'}", one, f"--output={tmp_path / 'again'}"]) == 0
+    assert read(tmp_path / "again" / "predictions")["id"].to_pylist() == [BAD["small"]]
+    (letter,) = read(tmp_path / "again" / "dead_letters")["dead_letter"].to_pylist()
+    assert letter["source"] == str(here / "in" / "2.parquet")
+    assert letter["stage"] == "forward"
+
+
 class TestCompare:
     def test_files(self, here: Path, alone: dict[str, pa.Table], tmp_path: Path) -> None:
         models = "models:\n  - {name: small, model: models/small}\n  - {name: large, model: models/large}\n"

@@ -139,6 +139,7 @@ class TestCascade:
             ("avg(small_confidence) < 0.8", "depends on other rows"),
             ("a > (select 1)", "depends on other rows"),
             ("small_confidence", "gives float, not true or false"),
+            ("cast(small_predicted_class as int) > 0", "fails on each of the first 500 rows"),
         ],
     )
     def test_refused(self, small: ModelDir, large: ModelDir, when: str, expected: str) -> None:
