@@ -1,6 +1,6 @@
 """`python -m pipelines.evaluate`: labels against predictions; writes `metrics.json` and `report.html`.
 
-This module holds the command: arguments, exit codes, what is shown. The job itself is in `pipelines.jobs.evaluation`.
+This module has the command: arguments, exit codes, output. The job is in `pipelines.jobs.evaluation`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pipelines.jobs.options import connect
 PROG = "torchbeam evaluate"
 COMMAND = Command(
     prog=PROG,
-    description="Compare labels with predictions: a scored output, or rows that are scored with --model on the way.",
+    description="Compare labels with predictions: a scored output, or rows that --model scores on the way.",
     usage="--input=… --label=… --output=…",
     exit_codes="0 finished, 1 failed, 2 wrong usage, 3 below --fail_below, above --fail_above or --max_failure_rate, or "
     "nothing could be scored, 130 interrupted",
@@ -30,17 +30,19 @@ COMMAND = Command(
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs the command and gives its exit code."""
+    """Runs the command and returns its exit code."""
     return process.execute(COMMAND, argv, EvaluateOptions.parse, shared_s3()(_run))
 
 
 def _run(options: EvaluateOptions) -> int:
-    """Runs the job; FINISHED also where it goes on elsewhere."""
+    """Runs the job; returns FINISHED also if it continues elsewhere."""
     options = options.settled()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `score`
     if options.score.run.runner == dataflow.RUNNER:
         dataflow.check_credentials(options.score.beam)
-    connect(options.score, compare=options.evaluation.compare or "", fingerprint=options.evaluation.fingerprint or "")
+    wanted = options.evaluation
+    others = {"compare": wanted.compare, "fingerprint": wanted.fingerprint, "actuals": wanted.actuals}
+    connect(options.score, **{name: path for name, path in others.items() if path})
     model = None
     if options.score.model.model:
         from handlers.model.directory import ModelDir
@@ -57,13 +59,13 @@ def _run(options: EvaluateOptions) -> int:
     metrics = evaluation.run(job, wait=options.score.run.wait)
     if metrics is None:
         return FINISHED
-    with suppress(OSError, ValueError, SystemExit):  # the run is finished, whoever reads of it
+    with suppress(OSError, ValueError, SystemExit):  # the run is finished, even if nobody reads the summary
         _show(metrics, options.evaluation.output.rstrip("/"))
     return _exit_code(metrics, options)
 
 
 def _show(metrics: dict[str, Any], output: str) -> None:
-    """Prints the headline numbers and where everything is, on stdout."""
+    """Prints the headline numbers and the paths of the results on stdout."""
     from rich.console import Console
     from rich.table import Table
 

@@ -18,6 +18,7 @@ from pipelines.command.options import (
     parser,
     path,
     pick,
+    positive,
 )
 from pipelines.jobs.options import ScoreOptions, absolute_path
 from transforms.evaluation.names import ALL_HIGHER, ALL_LOWER
@@ -56,7 +57,7 @@ def _limit(text: str, known: tuple[str, ...], others: tuple[str, ...], instead: 
 
 @dataclass(frozen=True)
 class InputOptions(SourceOptions):
-    """What is evaluated."""
+    """The rows to evaluate."""
 
     TITLE = "source"
 
@@ -68,7 +69,7 @@ class InputOptions(SourceOptions):
 
 @dataclass(frozen=True)
 class OnTheWayOptions(ModelOptions):
-    """What the rows are scored with, where they are not yet."""
+    """The model for rows that are not scored yet."""
 
     TITLE = "model"
 
@@ -77,40 +78,64 @@ class OnTheWayOptions(ModelOptions):
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """What is computed, and where it goes."""
+    """The metrics, and the output."""
 
     TITLE = "evaluation"
 
     label: str = option("column of the true answers", parse=path, metavar="COLUMN")
     output: str = option("directory for metrics.json and report.html, local, gs:// or s3://", parse=path)
     slice_by: tuple[str, ...] = option(
-        "columns by whose values the metrics are given, too, between commas; numbers are cut into 5 bins by quantiles",
+        "columns, comma separated, for whose values the metrics are computed, too; numbers are cut into 5 bins by quantiles",
         (),
         parse=names,
         metavar="COLUMNS",
     )
     positive_class: str | None = option(
-        "of two classes the one that the curves are of (default: the second of the model's labels)",
+        "of two classes the positive one, for the curves (default: the second of the model's labels)",
         None,
         metavar="CLASS",
     )
     compare: str | None = option(
-        "output of another run on the same rows, set side by side with a paired test", None, parse=path, metavar="RUN"
+        "output of another run on the same rows, to compare with by a paired test", None, parse=path, metavar="RUN"
     )
     key: str | None = option(
         "column that identifies a row in both runs of --compare (default: all input columns that both have)",
         None,
         metavar="COLUMN",
     )
+    by: tuple[str, ...] = option(
+        "of forecasts: columns whose values identify a series, comma separated (default: those of --model, else none)",
+        (),
+        parse=names,
+        metavar="COLUMNS",
+    )
+    order_by: str | None = option(
+        "of forecasts: column of the time; forecasts are compared with the label of later rows of their series "
+        "(default: that of --model)",
+        None,
+        metavar="COLUMN",
+    )
+    season: int | None = option(
+        "of forecasts: steps of a season, for the seasonal-naive baseline, as 7 for days of a week",
+        None,
+        parse=positive,
+        metavar="STEPS",
+    )
+    actuals: str | None = option(
+        "of forecasts: rows with the actual values, if the forecasts do not carry them",
+        None,
+        parse=path,
+        metavar="INPUT",
+    )
     fail_below: tuple[Limit, ...] = option(
-        "exit with code 3 where a metric is lower, as accuracy=0.9; may be repeated",
+        "exit with code 3 if a metric is lower, as accuracy=0.9; may be repeated",
         (),
         parse=at_least,
         repeatable=True,
         metavar="METRIC=VALUE",
     )
     fail_above: tuple[Limit, ...] = option(
-        "exit with code 3 where a metric is higher, as rmse=3.5; may be repeated",
+        "exit with code 3 if a metric is higher, as rmse=3.5; may be repeated",
         (),
         parse=at_most,
         repeatable=True,
@@ -127,8 +152,8 @@ class EvaluateOptions:
     """All options of the command.
 
     Attributes:
-        score: those that it shares with `score`; `score.sink` is made of `evaluation.output`.
-        evaluation: its own.
+        score: the options shared with `score`; `score.sink` is derived from `evaluation.output`.
+        evaluation: the options of `evaluate` only.
     """
 
     score: ScoreOptions
@@ -146,15 +171,19 @@ class EvaluateOptions:
         values, others = parser(command, groups).parse_known_args(argv)
         if others and not others[0].startswith("-"):
             raise UsageError(f"unexpected argument \"{others[0]}\"; quote patterns, as --input='data/*.parquet'")
-        evaluation = pick(EvaluationOptions, values)
+        evaluation, model = pick(EvaluationOptions, values), pick(OnTheWayOptions, values)
         if evaluation.key is not None and evaluation.compare is None:
             raise UsageError("--key is for --compare=RUN, which is not given")
+        if evaluation.order_by is None and not model.model:
+            for name in ("by", "season", "actuals"):
+                if getattr(evaluation, name):
+                    raise UsageError(f"--{name} is for forecasts; name the column of their time, too, with --order_by")
         sink = SinkOptions(output=evaluation.output, probabilities=True, overwrite=evaluation.overwrite)
-        source, model, run = pick(InputOptions, values), pick(OnTheWayOptions, values), pick(RunOptions, values)
+        source, run = pick(InputOptions, values), pick(RunOptions, values)
         return EvaluateOptions(ScoreOptions(source, model, sink, run, tuple(others)), evaluation)
 
     def settled(self) -> EvaluateOptions:
-        """The same with what the runner needs; raises `UsageError` for what it would refuse only later."""
+        """The options completed for the runner; raises `UsageError` for what the runner would refuse later."""
         score = self.score.settled()
         if score is self.score:
             return self
@@ -162,5 +191,6 @@ class EvaluateOptions:
             self.evaluation,
             output=score.sink.output,
             compare=self.evaluation.compare and absolute_path(self.evaluation.compare),
+            actuals=self.evaluation.actuals and absolute_path(self.evaluation.actuals),
         )
         return EvaluateOptions(score, evaluation)

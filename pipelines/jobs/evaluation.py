@@ -21,7 +21,7 @@ from handlers.model import stores
 from handlers.model.directory import ModelDir
 from handlers.paths import is_remote
 from pipelines import runners
-from pipelines.jobs.evaluate_options import EvaluateOptions
+from pipelines.jobs.evaluate_options import EvaluateOptions, EvaluationOptions
 from pipelines.jobs.execution import Execution, execute
 from pipelines.jobs.outputs import check_writable
 from pipelines.jobs.scoring import dead_at_read, sample_rows, scoring, settle_input
@@ -29,7 +29,8 @@ from transforms.accounting import Counts, FileOutcomes, total
 from transforms.evaluation.compare import BUCKET_ROWS, ComparePairs, Pairs
 from transforms.evaluation.evaluate import Evaluate, Totals
 from transforms.evaluation.fingerprint import FILE, Fingerprint
-from transforms.evaluation.names import HIGHER, LOWER, OF_TWO_CLASSES
+from transforms.evaluation.forecasts import JoinActuals, Series
+from transforms.evaluation.names import HIGHER, LOWER, OF_TWO_CLASSES, SKILLS
 from transforms.evaluation.plan import EvaluationPlan
 from transforms.evaluation.report import html
 from transforms.evaluation.result import Subject, evaluation
@@ -45,10 +46,18 @@ METRICS, PAGE = "metrics.json", "report.html"
 
 @dataclass(frozen=True)
 class Run:
-    """One scored run that is read: its rows, and how labels and predictions are read from them."""
+    """A scored run: its rows, and how labels and predictions are read from them."""
 
     input: Input
     plan: EvaluationPlan
+
+
+@dataclass(frozen=True)
+class Future:
+    """Where the actual values of forecasts come from: rows of `series` in `input`, or in the forecasts if it is None."""
+
+    series: Series
+    input: Input | None
 
 
 @dataclass(frozen=True)
@@ -76,6 +85,7 @@ class Job:
         score: scores the rows on the way; None where they are scored.
         other: the run that is compared with.
         match: what its rows are matched by, and whether that is a key.
+        future: the actual values of forecasts; None for other tasks.
         chunk_bytes: bytes of a chunk at most.
     """
 
@@ -85,6 +95,7 @@ class Job:
     match: tuple[tuple[str, ...], bool]
     target: Target
     launch: runners.Launch
+    future: Future | None = None
     chunk_bytes: int = Batching.chunk_bytes
     verbose: bool = False
 
@@ -98,11 +109,17 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
     """
     score, wanted = options.score, options.evaluation
     _check_output(options)
-    paths = [score.source.input, wanted.output, score.model.model or None, wanted.compare]
+    paths = [score.source.input, wanted.output, score.model.model or None, wanted.compare, wanted.actuals]
     runners.check_paths(score.run, score.beam, paths)
     launch = runners.settle(score.run, score.beam)
+    future = _future(wanted, model)
     asked = Wanted(
-        wanted.label, wanted.slice_by, wanted.positive_class, _fingerprint(wanted.fingerprint, score.model.model)
+        wanted.label,
+        wanted.slice_by,
+        wanted.positive_class,
+        _fingerprint(wanted.fingerprint, score.model.model),
+        series=future.series if future else None,
+        actuals=future.input.schema if future and future.input else None,
     )
     run_id = uuid.uuid4().hex[:12]
     if model is None:
@@ -138,7 +155,27 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
         subject = replace(subject, other=compared.input)
     target = Target(wanted.output, run_id, subject, score.run.runner)
     return Job(
-        Run(source, plan_of_run), transform, other, match, target, launch, score.run.chunk_bytes, score.run.verbose
+        Run(source, plan_of_run),
+        transform,
+        other,
+        match,
+        target,
+        launch,
+        future if plan_of_run.asked else None,
+        score.run.chunk_bytes,
+        score.run.verbose,
+    )
+
+
+def _future(wanted: EvaluationOptions, model: ModelDir | None) -> Future | None:
+    """The series of the forecasts, as the options or else the model define them."""
+    sequences = getattr(model.spec, "sequences", None) if model is not None else None
+    order_by = wanted.order_by or (sequences.order_by if sequences else None)
+    if order_by is None:
+        return None
+    by = wanted.by or (sequences.by if sequences else ())
+    return Future(
+        Series(wanted.label, order_by, by, wanted.season), plan_input(wanted.actuals) if wanted.actuals else None
     )
 
 
@@ -150,6 +187,9 @@ def check_limits(options: EvaluateOptions, plan: EvaluationPlan) -> None:
         names = known[plan.task]
         if name not in names:
             raise UsageError(f"--{option}: {name} is no metric of task {plan.task}; there are: {', '.join(names)}")
+        if name in SKILLS and name.removeprefix("skill_") not in plan.baselines:
+            needed = "--season" if plan.asked else "forecasts"
+            raise UsageError(f"--{option}: {name} is a metric of forecasts; it needs {needed}")
         if name in OF_TWO_CLASSES and plan.task == "classification" and plan.positive is None:
             raise UsageError(
                 f"--{option}: {name} is of two classes; with more of them there are {name}_macro and {name}_weighted"
@@ -188,7 +228,12 @@ def _scored(path: str) -> tuple[str, Subject]:
 
 def _other(folder: str, asked: Wanted, plan: EvaluationPlan, where: str) -> Run:
     source = plan_input(folder)
-    found = settle(source.schema, sample_rows(source), Wanted(asked.label), f"--compare {where}")
+    found = settle(
+        source.schema,
+        sample_rows(source),
+        replace(asked, slice_by=(), positive_class=None, fingerprint=None),
+        f"--compare {where}",
+    )
     if found.task != plan.task:
         raise UsageError(f"--compare {where} is of task {found.task}, and --input of task {plan.task}")
     if plan.positive in found.classes and found.positive is not None:
@@ -217,6 +262,8 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     """Puts the pipeline of a job together."""
     first, target = job.first, job.target
     chunks, counts = _rows(pipeline, job)
+    if job.future is not None:
+        chunks = _with_actuals(pipeline, job, chunks, first, "Join")
     if first.plan.numeric_slices:
         chunks = chunks | "Bins" >> beam.Map(with_bins, AsSingleton(_edges(pipeline, job))).with_output_types(
             pa.RecordBatch
@@ -228,6 +275,8 @@ def build(pipeline: beam.Pipeline, job: Job) -> None:
     }
     if job.other is not None:
         others = (pipeline | "ReadOther" >> ReadChunks(job.other.input, max_chunk_bytes=job.chunk_bytes)).chunks
+        if job.future is not None:
+            others = _with_actuals(pipeline, job, others, job.other, "JoinOther")
         columns, unique = job.match
         rows = max(first.input.rows or 0, job.other.input.rows or 0) or 16 * BUCKET_ROWS
         compare = ComparePairs((first.plan, job.other.plan), columns, unique, rows // BUCKET_ROWS + 1)
@@ -253,6 +302,25 @@ def _rows(pipeline: beam.Pipeline, job: Job) -> tuple[PCollection[pa.RecordBatch
     files = read.files | "Files" >> FileOutcomes()
     unreadable = read.dead_letters | "RowsUnreadable" >> beam.Map(dead_at_read)
     return chunks, (*counts, unreadable, files.counts) | "AllCounts" >> beam.Flatten()
+
+
+def _with_actuals(
+    pipeline: beam.Pipeline, job: Job, chunks: PCollection[pa.RecordBatch], run: Run, label: str
+) -> PCollection[pa.RecordBatch]:
+    """Forecasts with the actual values of their steps and the baselines."""
+    assert job.future is not None  # noqa: S101
+    series, actuals = job.future.series, job.future.input
+    fingerprint = run.plan.fingerprint
+    kept = (*run.plan.shown, *run.plan.slices, *job.match[0], *(fingerprint.columns if fingerprint else ()))
+    rows = (run.input.rows or 16 * BUCKET_ROWS) if actuals is None else (actuals.rows or 16 * BUCKET_ROWS)
+    join = JoinActuals(series, kept, rows // BUCKET_ROWS + 1)
+    sides: Any = chunks
+    if actuals is not None:
+        narrow = replace(actuals, schema=pa.schema([actuals.schema.field(name) for name in series.columns]))
+        read = pipeline | f"{label}Actuals" >> ReadChunks(narrow, max_chunk_bytes=job.chunk_bytes)
+        sides = (chunks, read.chunks)
+    joined: PCollection[pa.RecordBatch] = sides | label >> join
+    return joined
 
 
 def _edges(pipeline: beam.Pipeline, job: Job) -> PCollection[Any]:

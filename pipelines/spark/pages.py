@@ -9,10 +9,10 @@ _PAGE_BYTES = 8 << 20
 
 
 def read_page(url: str, seconds: float) -> str:
-    """The text at `url`; OSError or ValueError where there is none to be had within about `seconds`."""
-    # No proxy: the page is in the user's own network. A URL of another kind, as file:, is not opened.
+    """The text at `url`; raises OSError or ValueError if it cannot be read within about `seconds`."""
+    # No proxy: the page is in the user's own network. URLs of other schemes, such as file:, are not opened.
     if not url.startswith(("http://", "https://")):
-        raise ValueError(f"{url} is no address of a web page")
+        raise ValueError(f"{url} is not the address of a web page")
     deadline = time.monotonic() + seconds
     text = b""
     try:
@@ -22,7 +22,7 @@ def read_page(url: str, seconds: float) -> str:
                 if time.monotonic() > deadline or len(text) > _PAGE_BYTES:
                     raise TimeoutError(f"{url} does not end")
             if answer.length:
-                raise OSError(f"{url} ends before its end")
-    except Exception as error:  # http.client has errors of its own for what is no HTTP
+                raise OSError(f"{url} is cut short")
+    except Exception as error:  # http.client raises its own errors for what is not HTTP
         raise OSError(str(error)) from error
     return text.decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""How far a job on Spark is: from the log of the job server, and from Spark's web page, where Beam's metrics are."""
+"""The progress of a job on Spark, from the log of the job server and from Beam's metrics on Spark's web page."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pipelines.spark.job_server import Running
 from pipelines.spark.pages import read_page
 from transforms.accounting import Counts
 
-_SECONDS = 5.0  # between two looks at the page, and for an answer
+_SECONDS = 5.0  # between two requests of the page, and for an answer
 _COUNTER = re.compile(r"\{[^{}]*NAME=(rows_\w+)[^{}]*NAMESPACE=torchbeam[^{}]*\}: (\d+)")
 
 
 class SparkProgress:
-    """What can be told of a job that runs. For people to look at: a task that is done again counts twice."""
+    """The progress of a running job, for people to watch: a retried task counts twice."""
 
     def __init__(self, server: Running | None) -> None:
         self._server = server
@@ -24,17 +24,17 @@ class SparkProgress:
         self._asked = 0.0
 
     def so_far(self) -> Counts | None:
-        """The rows of the tasks that are done; None until there are any."""
+        """The rows of the finished tasks; None until there are any."""
         page = self._server.ui if self._server else None
         if page and time.monotonic() - self._asked > _SECONDS:
             self._asked = time.monotonic()
-            # The page comes after the job has begun, and goes before it has ended.
+            # The page appears after the start of the job, and disappears before its end.
             with suppress(OSError, ValueError, LookupError, TypeError):
                 self._counts = _counts(page) or self._counts
         return self._counts
 
     def state(self) -> str:
-        """How far Spark is, and where it can be watched."""
+        """What Spark is doing, and the address of its web page."""
         server = self._server
         if server is None:
             return ""
@@ -56,7 +56,7 @@ def _counts(page: str) -> Counts | None:
                 of_stage: dict[str, int] = {}
                 for name, rows in _COUNTER.findall(update["value"]):
                     of_stage[name] = of_stage.get(name, 0) + int(rows)
-                # The metrics are those of the whole job so far, in each stage.
+                # Each stage has the metrics of the whole job so far.
                 found = {name: max(rows, found.get(name, 0)) for name, rows in (found | of_stage).items()}
     if not found:
         return None

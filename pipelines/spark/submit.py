@@ -1,4 +1,4 @@
-"""What a run on Spark needs beyond what the user said: the job server, the workers, and Spark's own settings."""
+"""What a run on Spark needs beyond the options of the user: the job server, the workers, and Spark's own settings."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _LOCAL_MASTER = re.compile(r"local(\[.+\])?$")
 # What the configuration of PROCESS may hold.
 _PROCESS = ("command", "env", "os", "arch")
 _ENVIRONMENTS = ("LOOPBACK", "PROCESS", "DOCKER", "EXTERNAL")
-# Threads that the libraries of a worker make for themselves, each for every core of the machine if nobody says less.
+# Numbers of threads in the libraries of a worker; by default each library starts one for every core of the machine.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# Without this every stage of the job starts its workers, and loads the model, anew.
+# Without this every stage of the job starts new workers, which load the model again.
 _WORKERS_STAY_MILLISECONDS = 600_000
 
 
@@ -34,14 +34,14 @@ class Submission:
     """A run on Spark, ready to be started.
 
     Attributes:
-        arguments: those for Beam, whole.
-        job_server: None where the user has one that runs (`--job_endpoint`).
-        java: what runs it; None with `job_server`.
-        jvm_arguments: those of the user, Spark's settings among them.
-        environment: what the job server's process is given beyond this one's.
-        threads: how many each task has where the workers are threads of this process and Spark runs here, too; None
-            where they are not, or where the user has said it.
-        warnings: what the user is told, a line each.
+        arguments: all arguments for Beam.
+        job_server: None if the user has a running one (`--job_endpoint`).
+        java: the Java that runs it; None without `job_server`.
+        jvm_arguments: those of the user, including Spark's settings.
+        environment: variables of the job server's process beside those of this one.
+        threads: threads of each task if the workers are threads of this process and Spark runs here, too; None if they
+            are not, or if the user has set the number.
+        warnings: warnings for the user, one line each.
     """
 
     arguments: tuple[str, ...]
@@ -59,7 +59,7 @@ def is_local(master: str) -> bool:
 
 
 def master_url(options: PipelineOptions, arguments: Sequence[str]) -> str:
-    """The master of the run; where none was named, this machine with a task for each core (Beam has four of them)."""
+    """The master of the run; by default this machine with a task for each core (Beam's default is four)."""
     if _names_master(arguments):
         return str(options.view_as(SparkRunnerOptions).spark_master_url)
     return f"local[{_cores()}]"
@@ -79,16 +79,16 @@ def _cores() -> int:
 def settle(
     options: PipelineOptions, arguments: Sequence[str], java: Java | None, spark_version: str | None
 ) -> Submission:
-    """Adds to the user's arguments what is missing; what the user gave stays.
+    """Completes the user's arguments, and changes none of them.
 
     Args:
-        options: the arguments as Beam reads them.
-        arguments: those that go to Beam.
-        java: the Java to use; None where the user's own job server does the work.
-        spark_version: that of the cluster, where it is known.
+        options: the arguments as Beam parses them.
+        arguments: the arguments that are passed to Beam.
+        java: the Java to use; None if the user has a running job server.
+        spark_version: the Spark version of the cluster, if it is known.
 
     Raises:
-        UsageError: there is no job server, no worker command, or an option has a value that it cannot have.
+        UsageError: if there is no job server or no worker command, or an option has an invalid value.
     """
     master = master_url(options, arguments)
     portable = options.view_as(PortableOptions)
@@ -96,7 +96,7 @@ def settle(
     settings = spark_settings(server_options.job_server_jvm_properties)
     cpus = task_cpus(settings)
     added = []
-    # A job server of the user's own has a master of its own, for jobs that name none.
+    # A running job server has a default master for jobs that name none.
     if not portable.job_endpoint or _names_master(arguments):
         added.append(f"--spark_master_url={master}")
     if not _whole_number("environment_cache_millis", portable.environment_cache_millis):
@@ -118,10 +118,10 @@ def settle(
     if not is_local(master) and not spark_version and not named_jar and not os.environ.get(VARIABLE):
         inside = f"is for Spark {job_server.spark_version}" if job_server.spark_version else "is Beam's own"
         warnings.append(
-            f"the Spark version of the cluster {master} is not known; the job server that was found {inside}, and the "
-            "two must be equal to the last number; say that of the cluster with --spark_version"
+            f"the Spark version of the cluster {master} is unknown; the job server {inside}, and the two "
+            "must be equal to the patch version; give that of the cluster as --spark_version"
         )
-    # The driver of a cluster on this machine, and Spark within the job server, need no address that others reach.
+    # The driver of a cluster on this machine, and Spark in the job server, need no address that other hosts can reach.
     here = is_local(master) or on_loopback(master)
     environment = {"SPARK_LOCAL_IP": "127.0.0.1"} if here and "SPARK_LOCAL_IP" not in os.environ else {}
     jvm_arguments = tuple(server_options.job_server_jvm_properties)
@@ -130,12 +130,12 @@ def settle(
 
 def _whole_number(name: str, value: object) -> int:
     if not str(value).isdecimal():
-        raise UsageError(f'--{name} must be a whole number of 0 or more, not "{value}"')
+        raise UsageError(f'--{name} must be an integer of 0 or more, not "{value}"')
     return int(str(value))
 
 
 def _environment(portable: PortableOptions, master: str, *, named: bool) -> str:
-    """How Python workers are started: as the user says, or as the master needs it.
+    """How Python workers are started: as the user asks, or as the master requires.
 
     Args:
         portable: the user's options.
@@ -148,22 +148,22 @@ def _environment(portable: PortableOptions, master: str, *, named: bool) -> str:
     elsewhere = endpoint if endpoint and not _on_this_host(endpoint.rpartition(":")[0]) else None
     if elsewhere and not kind and not named:
         raise UsageError(
-            f"where the job server {elsewhere} runs Python workers is not known: name its Spark master with "
-            "--spark_master_url, or say how they are started with --environment_type (PROCESS or DOCKER)"
+            f"it is unknown where the job server {elsewhere} runs Python workers: name its Spark master with "
+            "--spark_master_url, or choose how they are started with --environment_type (PROCESS or DOCKER)"
         )
     if kind == "LOOPBACK":
         if is_standalone(master) and not any(_on_this_host(host) for host, _ in addresses(master)):
             elsewhere = elsewhere or master
         if elsewhere:
             raise UsageError(
-                f"--environment_type=LOOPBACK runs Python in this process, which only this host reaches, and {elsewhere} "
-                "is on another; use PROCESS or DOCKER"
+                f"--environment_type=LOOPBACK runs Python in this process, which only this host can reach, but {elsewhere} "
+                "is on another one; use PROCESS or DOCKER"
             )
     return str(kind or ("LOOPBACK" if is_local(master) and not elsewhere else "PROCESS"))
 
 
 def _on_this_host(host: str) -> bool:
-    """Whether a name or an address is that of this host: it can be listened on."""
+    """Whether a name or an address is one of this host: a socket can be bound to it."""
     try:
         found = socket.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_DGRAM)
     except (OSError, UnicodeError):
@@ -185,27 +185,27 @@ def task_cpus(settings: dict[str, str]) -> int:
     """The cores that Spark counts for each task."""
     given = settings.get("spark.task.cpus", "1")
     if not given.isdecimal() or not int(given):
-        raise UsageError(f'-Dspark.task.cpus must be a whole number of 1 or more, not "{given}"')
+        raise UsageError(f'-Dspark.task.cpus must be an integer of 1 or more, not "{given}"')
     return int(given)
 
 
 def worker_command() -> str:
-    """The boot command of the workers: that of the Python that runs now. It must be on the other hosts, too."""
+    """The boot command of the workers, beside the Python that runs now. The other hosts must have it, too."""
     for folder in (Path(sys.executable).parent, Path(sys.prefix, "bin"), Path(sys.prefix, "Scripts")):
         for name in ("torchbeam-worker", "torchbeam-worker.exe"):
             if (folder / name).is_file():
                 return str((folder / name).absolute())
     raise UsageError(
         f"there is no torchbeam-worker beside {sys.executable}; install the package there (pip install torchbeam), or "
-        'name the one of the workers: --environment_type=PROCESS --environment_config=\'{"command": "/path/to/it"}\''
+        'give the command of the workers: --environment_type=PROCESS --environment_config=\'{"command": "/path/to/it"}\''
     )
 
 
 def worker_environment(settings: dict[str, str]) -> dict[str, str]:
-    """What the workers are given: this process's way to modules, and as many threads a task as it has cores.
+    """The variables of the workers: this process's import path, and as many threads per task as it has cores.
 
-    An executor runs a task on each `spark.task.cpus` of its cores, so this many threads keep all of them busy and no
-    more, however many workers (`--sdk_worker_parallelism`) share them.
+    An executor runs one task on each `spark.task.cpus` of its cores, so this number of threads keeps all of them busy
+    and no more, whatever the number of workers (`--sdk_worker_parallelism`).
     """
     threads = str(task_cpus(settings))
     environment = {name: os.environ.get(name, threads) for name in _THREADS}
@@ -219,13 +219,13 @@ def worker_environment(settings: dict[str, str]) -> dict[str, str]:
 
 
 def _worker_config(given: str | None, settings: dict[str, str]) -> str:
-    """What PROCESS is given: the user's JSON, with the command and the variables that are missing."""
+    """The configuration for PROCESS: the user's JSON, completed with the command and the variables."""
     try:
         config = json.loads(given) if given else {}
         _check_worker_config(config)
     except ValueError as error:
         raise UsageError(
-            f"--environment_config {given} is not what PROCESS takes, as "
+            f"--environment_config {given} is not valid for PROCESS; write it as "
             f'\'{{"command": "/path/to/torchbeam-worker", "env": {{"NAME": "value"}}}}\': {error}'
         ) from None
     return json.dumps(
@@ -238,13 +238,13 @@ def _worker_config(given: str | None, settings: dict[str, str]) -> str:
 
 
 def _check_worker_config(config: object) -> None:
-    """Raises `ValueError` where Beam would trip over it, or would not see what is meant."""
+    """Raises `ValueError` for a configuration that Beam would fail on, or would ignore in part."""
     if not isinstance(config, dict):
-        raise ValueError("it is no object")
+        raise ValueError("it is not an object")
     for name, value in config.items():
         if name not in _PROCESS:
             raise ValueError(f'"{name}" is none of {", ".join(_PROCESS)}')
         if name != "env" and not isinstance(value, str):
-            raise ValueError(f'"{name}" is no string')
+            raise ValueError(f'"{name}" is not a string')
         if name == "env" and not (isinstance(value, dict) and all(isinstance(each, str) for each in value.values())):
-            raise ValueError('"env" is no object of strings')
+            raise ValueError('"env" is not an object of strings')

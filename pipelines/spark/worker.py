@@ -1,15 +1,14 @@
 """`torchbeam-worker`: the command that Spark's executors start for `--environment_type=PROCESS`.
 
-It keeps the contract of the boot command of Beam's containers: it is given `--id` and `--provision_endpoint`, asks
-there for the pipeline's options and for the other endpoints, fetches the files that were staged, and runs Beam's
-worker.
+It follows the contract of the boot command of Beam's containers: its arguments are `--id` and `--provision_endpoint`,
+which has the pipeline's options and the other endpoints; it fetches the staged files and runs Beam's worker.
 
-The process that Spark starts only watches. Beam's worker is its child, whose last lines on stderr it keeps: where the
+The process that Spark starts only watches. Beam's worker is its child, whose last lines on stderr it keeps: if the
 child dies before it could take work, the watcher takes the work in its place and fails it with these lines, so that
-they are the error of the job. An executor throws away what its processes print, and tells their exit code only.
+they become the error of the job. An executor discards the output of its processes and reports only exit codes.
 
-Where a worker dies later, its executor is ended, too. The runner would give every retry to the worker that is gone,
-and fail the job within a second; so the retry comes to a new executor, with a new worker.
+If a worker dies later, its executor is ended, too. The runner would send every retry to the dead worker, and fail the
+job within a second; this way the retry goes to a new executor with a new worker.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from typing import Any
 
 from pipelines.command.supervisor import EndedBySignal, end_with_parent
 
-# The watcher imports nothing but the standard library while all is well: there may be many on a host.
+# The watcher imports only the standard library unless something fails: a host may have many of them.
 
-NO_BEAM = 86  # exit code where this Python cannot even tell the job what is wrong
+NO_BEAM = 86  # exit code if this Python cannot even report to the job what is wrong
 LAST_LINES = 4
 STARTED_FD = "TORCHBEAM_WORKER_STARTED_FD"
 EXECUTOR = "TORCHBEAM_WORKER_EXECUTOR"
@@ -46,7 +45,7 @@ FOLDER = "TORCHBEAM_WORKER_FOLDER"
 
 @dataclass(frozen=True)
 class Boot:
-    """The arguments of the boot command. The endpoints are told by the provision service where they are missing."""
+    """The arguments of the boot command. Missing endpoints come from the provision service."""
 
     id: str
     provision_endpoint: str
@@ -55,7 +54,7 @@ class Boot:
 
     @staticmethod
     def parse(argv: Sequence[str]) -> Boot:
-        """From the arguments that a runner gives; others are ignored, as Beam's own boot command does."""
+        """Parses the arguments of a runner; unknown ones are ignored, as in Beam's own boot command."""
         parser = argparse.ArgumentParser(prog="torchbeam-worker", description=__doc__, allow_abbrev=False)
         parser.add_argument("--id", required=True)
         parser.add_argument("--provision_endpoint", required=True)
@@ -68,8 +67,8 @@ class Boot:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Watches over a worker until its end, and gives its exit code."""
-    executor = os.getppid()  # an executor that is gone by now does not answer, and that ends the worker
+    """Watches a worker until it ends, and returns its exit code."""
+    executor = os.getppid()  # if the executor is gone by now, the worker gets no answer and ends
     arguments = sys.argv[1:] if argv is None else argv
     boot = Boot.parse(arguments)
     try:
@@ -83,12 +82,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _watch(boot: Boot, arguments: Sequence[str], executor: int, folder: str) -> int:
-    """Runs the worker itself, which may be killed at any time: its folder is not its own to remove."""
+    """Runs the worker. It may be killed at any time, so its folder is removed here."""
     child = EndedBySignal(subprocess.Popen.kill, signal.SIGTERM, signal.SIGINT)
     started, started_in_child = os.pipe()
     own = {STARTED_FD: str(started_in_child), EXECUTOR: str(executor), WATCHER: str(os.getpid()), FOLDER: folder}
     worker = child.start(
-        # -P: the folder that it is started in may hold a package of the same name as ours
+        # -P: the working directory may contain a package with the name of ours
         [sys.executable, "-P", "-m", "pipelines.spark.worker", *arguments],
         stderr=subprocess.PIPE,
         pass_fds=[started_in_child],
@@ -108,7 +107,7 @@ def _watch(boot: Boot, arguments: Sequence[str], executor: int, folder: str) -> 
         sys.stderr.write(text)
         last.append(text.rstrip())
     code = worker.wait()
-    shutil.rmtree(folder, ignore_errors=True)  # what follows may end this process, too
+    shutil.rmtree(folder, ignore_errors=True)  # the next steps may end this process, too
     with os.fdopen(started, "rb") as pipe:
         started_well = bool(pipe.read())
     if child.signalled:
@@ -120,22 +119,22 @@ def _watch(boot: Boot, arguments: Sequence[str], executor: int, folder: str) -> 
 
 
 def _end_executor(pid: int) -> None:
-    """Ends the executor that started a worker which died; what else may have started it is left alone."""
+    """Kills the executor whose worker died; another parent process is left alone."""
     with suppress(OSError):
         if b"ExecutorBackend" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
 
 
 def last_words(code: int, lines: list[str]) -> str:
-    """What the job says of a worker that died at its start."""
+    """The error of the job if a worker died at its start."""
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
     said = [line for line in lines if line.strip()]
-    words = " / ".join(line.strip() for line in said) or "it said nothing"
+    words = " / ".join(line.strip() for line in said) or "without any output"
     return f"the worker on {platform.node()} {how} at its start: {words}"
 
 
 def _fail_the_work(boot: Boot, words: str) -> int:
-    """Answers whatever is asked of the worker with `words`, until the runner has had enough."""
+    """Answers every request to the worker with the error `words`, until the runner closes the connection."""
     print(words, file=sys.stderr)
     try:
         import grpc  # type: ignore[import-untyped,unused-ignore]
@@ -161,7 +160,7 @@ def _fail_the_work(boot: Boot, words: str) -> int:
 
 
 def _take_data(bundle: Any, who: list[tuple[str, str]], listened: set[str]) -> None:
-    """Opens the stream on which the runner sends a bundle's data: before that it does not look at the answer."""
+    """Opens the stream of a bundle's data: before that the runner does not read the answer."""
     import grpc
     from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
 
@@ -196,7 +195,7 @@ def _provision(boot: Boot) -> Any:
 
 
 def _work(argv: Sequence[str]) -> None:
-    """Runs Beam's worker in this process, until the runner ends it."""
+    """Runs Beam's worker in this process until the runner ends it."""
     executor, watcher = int(os.environ.pop(EXECUTOR)), int(os.environ.pop(WATCHER))
     folder = os.environ.pop(FOLDER)
 
@@ -229,7 +228,7 @@ def _work(argv: Sequence[str]) -> None:
 
 
 def _scratch(boot: Boot) -> str | None:
-    """A folder that Spark clears away with the executor, where it has one."""
+    """A folder that Spark removes with the executor, if there is one."""
     for name in ("SPARK_EXECUTOR_DIRS", "LOCAL_DIRS", "SPARK_LOCAL_DIRS"):
         for folder in re.split(r"[:,]", os.environ.get(name, "")):
             if folder and os.access(folder, os.W_OK):
@@ -238,7 +237,7 @@ def _scratch(boot: Boot) -> str | None:
 
 
 def _fetch_staged(boot: Boot, info: Any, folder: Path) -> None:
-    """Fetches the files of the pipeline's environment, and installs the packages among them beside them."""
+    """Fetches the files of the pipeline's environment, and installs the packages among them."""
     if not info.dependencies:
         return
     import grpc
@@ -273,14 +272,14 @@ def _install(staged: Path) -> None:
         return
     target = staged.parent / "packages"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(target)]
-    subprocess.run([*pip, *wanted], check=True, stdout=sys.stderr)  # noqa: S603 - what the user staged
+    subprocess.run([*pip, *wanted], check=True, stdout=sys.stderr)  # noqa: S603 - staged by the user
     sys.path.insert(0, str(target))
 
 
 if __name__ == "__main__":
     if STARTED_FD not in os.environ:
         sys.exit(main())
-    # The last words of a worker are its stderr; threads of its own must not keep it alive.
+    # The error of a worker is on its stderr; its threads must not keep it alive.
     try:
         _work(sys.argv[1:])
     except BaseException:

@@ -5,6 +5,8 @@ from __future__ import annotations
 _AVERAGED = tuple(f"{name}_{average}" for name in ("precision", "recall", "f1") for average in ("macro", "weighted"))
 _OF_LABELS = tuple(f"{name}_{average}" for name in ("precision", "recall", "f1") for average in ("macro", "micro"))
 OF_TWO_CLASSES = ("precision", "recall", "f1")
+# Of forecasts: 1 − MAE of the model / MAE of the baseline, on the rows that both have.
+SKILLS = ("skill_last_value", "skill_seasonal_naive")
 
 HIGHER: dict[str, tuple[str, ...]] = {
     "classification": (
@@ -12,7 +14,7 @@ HIGHER: dict[str, tuple[str, ...]] = {
         *("roc_auc", "average_precision"),
     ),
     "multilabel": ("accuracy", *_OF_LABELS),
-    "regression": ("r2", "explained_variance"),
+    "regression": ("r2", "explained_variance", *SKILLS),
 }
 LOWER: dict[str, tuple[str, ...]] = {
     "classification": ("log_loss", "brier", "expected_calibration_error"),
@@ -31,7 +33,7 @@ HEADLINE: dict[str, tuple[str, ...]] = {
         *("log_loss", "brier", "expected_calibration_error"),
     ),
     "multilabel": ("accuracy", "f1_micro", "f1_macro", "precision_micro", "recall_micro", "hamming_loss"),
-    "regression": ("mae", "rmse", "r2", "mape", "median_absolute_error", "mean_error", "max_error"),
+    "regression": ("mae", "rmse", "r2", "mape", "median_absolute_error", "mean_error", "max_error", *SKILLS),
 }
 TITLES = {
     "accuracy": "Accuracy",
@@ -55,4 +57,6 @@ TITLES = {
     "recall_micro": "Recall, micro",
     "rmse": "RMSE",
     "roc_auc": "ROC-AUC",
+    "skill_last_value": "Skill over last value",
+    "skill_seasonal_naive": "Skill over seasonal naive",
 }

@@ -18,6 +18,9 @@ CLASS, CONFIDENCE, LABELS, NUMBER, FORECAST = (
     "prediction",
     "forecast",
 )
+FORECAST_FROM = "forecast_from"
+# Columns of lists that `transforms.evaluation.forecasts` adds to forecasts.
+ACTUAL, LAST_VALUE, SEASONAL_NAIVE = "actual", "last_value", "seasonal_naive"
 MAX_CLASSES = 1000
 MAX_SLICES = 1000
 SLICE_BINS = 5
@@ -30,7 +33,8 @@ class EvaluationPlan:
 
     Attributes:
         task: what kind of answer is evaluated.
-        label: the column of the true answers.
+        label: the column of the true answers, as it is compared.
+        asked: the column that the user named, if `label` is derived from it.
         predicted: the column of the model's answers.
         classes: of a classification, those that have scores; none where rows have no scores.
         positive: the class whose scores make the curves where there are two.
@@ -39,6 +43,7 @@ class EvaluationPlan:
         flags_as_numbers: labels true and false stand for the classes 1 and 0.
         slices: columns by whose values the rows are counted apart.
         numeric_slices: those of `slices` that are cut into bins by quantiles.
+        baselines: columns of the answers that a forecast has to beat.
         shown: columns of the worst rows.
         fingerprint: of the rows that the model was trained on.
         exact_scores: scores, or residuals, that are held before they are counted in bins.
@@ -54,6 +59,8 @@ class EvaluationPlan:
     flags_as_numbers: bool = False
     slices: tuple[str, ...] = ()
     numeric_slices: tuple[str, ...] = ()
+    asked: str = ""
+    baselines: tuple[str, ...] = ()
     shown: tuple[str, ...] = ()
     fingerprint: Fingerprint | None = None
     exact_scores: int = EXACT_SCORES

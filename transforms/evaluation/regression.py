@@ -161,6 +161,54 @@ def _explained(left: np.ndarray, spread: np.ndarray) -> np.ndarray:
 
 
 @dataclass
+class Baseline:
+    """Errors of a baseline, and of the model on the rows for which the baseline has a value; arrays of (steps,)."""
+
+    rows: int = 0
+    sums: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(self, rows: NumberRows, baseline: np.ndarray) -> None:
+        """Adds rows; `baseline` is float64 of (rows, steps)."""
+        known = np.isfinite(baseline).all(axis=1)
+        self.rows += int(known.sum())
+        for name, answers in (("", baseline), ("model_", rows.predicted)):
+            error = rows.truth[known] - answers[known]
+            self._add({f"{name}mae": np.abs(error).sum(axis=0), f"{name}mse": (error**2).sum(axis=0)})
+
+    def merge(self, other: Baseline) -> None:
+        """Adds the rows of another."""
+        self.rows += other.rows
+        self._add(other.sums)
+
+    def _add(self, sums: dict[str, np.ndarray]) -> None:
+        for name, values in sums.items():
+            mine = self.sums.get(name, np.zeros(0))
+            width = max(len(mine), len(values))
+            self.sums[name] = np.pad(mine, (0, width - len(mine))) + np.pad(values, (0, width - len(values)))
+
+    def metrics(self) -> dict[str, Any]:
+        """Over all steps, and below `steps` of each: MAE and RMSE of the baseline and of the model, and the skill."""
+        if not self.rows:
+            return {"rows": 0}
+        means = {name: values / self.rows for name, values in self.sums.items()}
+        steps = [
+            _beside({name: float(each[step]) for name, each in means.items()}) for step in range(len(means["mae"]))
+        ]
+        whole = _beside({name: float(each.mean()) for name, each in means.items()})
+        return {"rows": self.rows, **whole, "steps": [{"step": step + 1, **each} for step, each in enumerate(steps)]}
+
+
+def _beside(means: dict[str, float]) -> dict[str, float | None]:
+    return {
+        "mae": means["mae"],
+        "rmse": means["mse"] ** 0.5,
+        "model_mae": means["model_mae"],
+        "model_rmse": means["model_mse"] ** 0.5,
+        "skill": 1 - means["model_mae"] / means["mae"] if means["mae"] else None,
+    }
+
+
+@dataclass
 class NumberTotals:
     """What is kept of the rows of a regression: an `Output` for each number that a row has."""
 
@@ -169,6 +217,7 @@ class NumberTotals:
     rows: int = 0
     outputs: list[Output] = field(default_factory=list)
     scatter: list[tuple[float, float, float]] = field(default_factory=list)
+    baselines: dict[str, Baseline] = field(default_factory=dict)
 
     def add(self, rows: NumberRows) -> None:
         """Counts rows."""
@@ -183,6 +232,8 @@ class NumberTotals:
         for index, output in enumerate(self.outputs):
             output.add(rows.truth[:, index], rows.predicted[:, index], group)
         self.rows += len(rows)
+        for name, values in rows.baselines.items():
+            self.baselines.setdefault(name, Baseline()).add(rows, values)
         if self.whole:
             drawn = random.random(len(rows))
             chosen = np.argsort(drawn)[:_SCATTER]
@@ -197,6 +248,8 @@ class NumberTotals:
         for mine, others in zip(self.outputs, other.outputs, strict=False):
             mine.merge(others)
         self.rows += other.rows
+        for name, baseline in other.baselines.items():
+            self.baselines.setdefault(name, Baseline()).merge(baseline)
         self.scatter = sorted([*self.scatter, *other.scatter])[:_SCATTER]
 
     def _widen(self, outputs: int) -> None:
@@ -222,6 +275,9 @@ class NumberTotals:
             charts["scatter"] = [(predicted, truth) for _, predicted, truth in self.scatter]
         if len(every) > 1:
             found["outputs"] = [{"output": index} | metrics for index, (metrics, _) in enumerate(every)]
+        if self.plan.baselines:
+            found["baselines"] = {name: self.baselines.get(name, Baseline()).metrics() for name in self.plan.baselines}
+            found |= {f"skill_{name}": each.get("skill") for name, each in found["baselines"].items()}
         found["intervals"] = {name: list(each) for name, each in limits.items() if each is not None}
         return found | ({"bounds": bounds, "charts": charts} if self.whole else {})
 

@@ -177,12 +177,17 @@ def _charts(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[st
         axes = covering("Prediction", values), covering("Label", values)
         add("Labels by prediction", charts.dots(data["scatter"], *axes), f"A sample of {len(data['scatter'])} rows.")
     if len(metrics.get("outputs", ())) > 1:
-        points = [(each["output"] + 1, each["mae"]) for each in metrics["outputs"]]
-        y = covering("MAE", [value for _, value in points], zero=True)
-        add(
-            "Error by output",
-            charts.lines({"": points}, Axis("Output (step of a forecast)", 1, len(points)), y, dots=True),
-        )
+        errors: dict[str, charts.Points] = {"": [(each["output"] + 1, each["mae"]) for each in metrics["outputs"]]}
+        baselines = {name: each for name, each in metrics.get("baselines", {}).items() if each["rows"]}
+        if baselines:
+            errors = {"model": errors[""]} | {
+                name.replace("_", " "): [(step["step"], step["mae"]) for step in each["steps"]]
+                for name, each in baselines.items()
+            }
+        y = covering("MAE", [value for points in errors.values() for _, value in points], zero=True)
+        of_forecast = metrics.get("baselines") is not None
+        x = Axis("Step of the forecast" if of_forecast else "Output", 1, len(metrics["outputs"]))
+        add("Error by step" if of_forecast else "Error by output", charts.lines(errors, x, y, dots=True))
     return found
 
 

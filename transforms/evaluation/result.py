@@ -14,7 +14,7 @@ from transforms.evaluation.evaluate import Totals
 from transforms.evaluation.plan import MAX_CLASSES, MAX_SLICES, EvaluationPlan
 from transforms.evaluation.regression import NumberTotals
 
-_NOT_FLAT = ("intervals", "bounds", "classes", "confusion_matrix", "charts", "outputs", "positive_class")
+_NOT_FLAT = ("intervals", "bounds", "classes", "confusion_matrix", "charts", "outputs", "positive_class", "baselines")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,11 @@ def check(totals: Totals, counts: Counts) -> None:
         if counts.files_dead:
             raise BrokenModelError(f"none of the {counts.files_dead} files could be read")
         raise UsageError("the input has no rows; there is nothing to evaluate")
+    if totals.missing.label == totals.rows and plan.asked:
+        raise UsageError(
+            f'--label: no forecast has the actual values of all its steps in column "{plan.asked}"; are --by and --order_by right, '
+            "and does the input, or --actuals, go far enough?"
+        )
     if totals.missing.label == totals.rows:
         raise UsageError(f'--label: every row of column "{plan.label}" is null; there is nothing to compare with')
     if getattr(task, "too_many", False):
@@ -100,7 +105,7 @@ def evaluation(
     evaluated = totals.rows - missing.label - missing.prediction
     metrics: dict[str, Any] = {
         "task": plan.task,
-        "label": plan.label,
+        "label": plan.asked or plan.label,
         "rows": evaluated,
         "rows_read": counts.rows_read,
         "rows_without_label": missing.label,
@@ -137,7 +142,8 @@ def warnings(totals: Totals, counts: Counts, subject: Subject, metrics: dict[str
     """What a reader should know before trusting the numbers, one sentence each."""
     plan, task, found = totals.plan, totals.task, []
     if totals.missing.label:
-        found.append(f"{_rows(totals.missing.label)} without a label (null or NaN): not in the metrics.")
+        without = "the actual values of all steps" if plan.asked else "a label (null or NaN)"
+        found.append(f"{_rows(totals.missing.label)} without {without}: not in the metrics.")
     if totals.missing.prediction:
         found.append(
             f"{_rows(totals.missing.prediction)} with a label, but without a usable prediction: not in the metrics."
@@ -152,6 +158,9 @@ def warnings(totals: Totals, counts: Counts, subject: Subject, metrics: dict[str
         found += _of_classes(task)
     if isinstance(task, NumberTotals) and any(not output.sums["truth"].total().m2[0] for output in task.outputs):
         found.append(f'Column "{plan.label}" holds one and the same value everywhere: R² says nothing.')
+    for name, baseline in metrics.get("baselines", {}).items():
+        if (baseline.get("skill") or 0) < 0:
+            found.append(f"The model is worse than the baseline {name.replace('_', ' ')}.")
     if metrics.get("bounds"):
         names = ", ".join(metrics["bounds"])
         found.append(f"Computed from bins, because there are many rows: {names}; how far off they may be is in bounds.")

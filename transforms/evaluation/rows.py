@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
@@ -90,10 +91,11 @@ class LabelRows:
 
 @dataclass(frozen=True)
 class NumberRows:
-    """Rows of a regression or forecast: float64 of (rows, outputs)."""
+    """Rows of a regression or forecast: float64 of (rows, outputs). A baseline has NaN where it is unknown."""
 
     truth: np.ndarray
     predicted: np.ndarray
+    baselines: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.truth)
@@ -106,7 +108,11 @@ class NumberRows:
 
     def take(self, index: np.ndarray) -> NumberRows:
         """Some of the rows."""
-        return NumberRows(self.truth[index], self.predicted[index])
+        return NumberRows(
+            self.truth[index],
+            self.predicted[index],
+            {name: values[index] for name, values in self.baselines.items()},
+        )
 
 
 TaskRows = ClassRows | LabelRows | NumberRows
@@ -243,7 +249,8 @@ def _numbers(plan: EvaluationPlan, chunk: pa.RecordBatch) -> tuple[NumberRows, n
     width = max(truth.shape[1], predicted.shape[1])
     truth, predicted = (_widened(values, width) for values in (truth, predicted))
     good, missing = _present(np.isfinite(truth).all(axis=1), np.isfinite(predicted).all(axis=1))
-    return NumberRows(truth[good], predicted[good]), good, missing
+    baselines = {name: _widened(_matrix(chunk.column(name)), width)[good] for name in plan.baselines}
+    return NumberRows(truth[good], predicted[good], baselines), good, missing
 
 
 def _widened(values: np.ndarray, width: int) -> np.ndarray:

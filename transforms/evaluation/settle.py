@@ -12,7 +12,19 @@ from handlers.predict.heads.head import PROBABILITY
 from transforms.evaluation.classification import classes_of
 from transforms.evaluation.curves import EXACT_SCORES
 from transforms.evaluation.fingerprint import Fingerprint
-from transforms.evaluation.plan import CLASS, CONFIDENCE, FORECAST, LABELS, MAX_CLASSES, NUMBER, EvaluationPlan, Task
+from transforms.evaluation.forecasts import Series, can_be_time
+from transforms.evaluation.plan import (
+    ACTUAL,
+    CLASS,
+    CONFIDENCE,
+    FORECAST,
+    FORECAST_FROM,
+    LABELS,
+    MAX_CLASSES,
+    NUMBER,
+    EvaluationPlan,
+    Task,
+)
 from transforms.evaluation.rows import as_text
 from transforms.evaluation.slices import can_slice, slice_kinds
 
@@ -23,7 +35,7 @@ _TASKS: dict[str, Task] = {
     FORECAST: "regression",
 }
 _SHOWN = 14  # columns of the worst rows
-OUTPUTS = (CLASS, CONFIDENCE, LABELS, "probabilities", NUMBER, FORECAST, "forecast_from", "embedding", "model_version")
+OUTPUTS = (CLASS, CONFIDENCE, LABELS, "probabilities", NUMBER, FORECAST, FORECAST_FROM, "embedding", "model_version")
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,8 @@ class Wanted:
         positive_class: of two classes, the one whose scores count.
         fingerprint: of the rows that the model was trained on.
         exact_scores: scores that are held before they are counted in bins.
+        series: which rows are a time series, to look up what forecasts are compared with.
+        actuals: the columns of the rows with the actual values; None if the forecasts carry them.
     """
 
     label: str
@@ -43,6 +57,8 @@ class Wanted:
     positive_class: str | None = None
     fingerprint: Fingerprint | None = None
     exact_scores: int = EXACT_SCORES
+    series: Series | None = None
+    actuals: pa.Schema | None = None
 
 
 def settle(schema: pa.Schema, sample: pa.RecordBatch, wanted: Wanted, where: str) -> EvaluationPlan:
@@ -58,8 +74,13 @@ def settle(schema: pa.Schema, sample: pa.RecordBatch, wanted: Wanted, where: str
             "score on the way"
         )
     task = _TASKS[predicted]
-    label, kind = wanted.label, _kind(schema, wanted.label, "label", where)
-    _check_label(task, label, kind, schema.field(predicted).type)
+    joined = _joins(schema, predicted, wanted)
+    if joined:
+        _check_series(schema, wanted, where)
+        label = ACTUAL
+    else:
+        label, kind = wanted.label, _kind(schema, wanted.label, "label", where)
+        _check_label(task, label, kind, schema.field(predicted).type)
     slices = tuple(dict.fromkeys(wanted.slice_by))
     for name in slices:
         if not can_slice(_kind(schema, name, "slice_by", where)):
@@ -70,6 +91,8 @@ def settle(schema: pa.Schema, sample: pa.RecordBatch, wanted: Wanted, where: str
         predicted=predicted,
         slices=slices,
         numeric_slices=slice_kinds(schema, slices),
+        asked=wanted.label if joined else "",
+        baselines=wanted.series.baselines if joined and wanted.series else (),
         shown=_shown(schema, label, predicted, slices),
         fingerprint=wanted.fingerprint,
         exact_scores=wanted.exact_scores,
@@ -79,6 +102,54 @@ def settle(schema: pa.Schema, sample: pa.RecordBatch, wanted: Wanted, where: str
     if wanted.positive_class is not None:
         raise UsageError(f"--positive_class is for classifications; the predictions are those of task {task}")
     return plan
+
+
+def _joins(schema: pa.Schema, predicted: str, wanted: Wanted) -> bool:
+    """Whether the labels are looked up in later rows of the series; not if each row has them as a list."""
+    if predicted != FORECAST:
+        if wanted.series or wanted.actuals:
+            raise UsageError(
+                f"--order_by, --by, --season and --actuals are for forecasts; the predictions are in column {predicted}"
+            )
+        return False
+    if wanted.series is not None:
+        return True
+    if wanted.label in schema.names and pa.types.is_nested(schema.field(wanted.label).type):
+        return False
+    raise UsageError(
+        "the forecasts are compared with later rows of their series: name the column of the time with --order_by, and the "
+        "columns that identify a series with --by"
+    )
+
+
+def _check_series(schema: pa.Schema, wanted: Wanted, where: str) -> None:
+    """Refuses columns from which actual values cannot be looked up."""
+    series, actuals = wanted.series, schema if wanted.actuals is None else wanted.actuals
+    assert series is not None  # noqa: S101
+    if FORECAST_FROM not in schema.names:
+        raise UsageError(f"{where} has no column {FORECAST_FROM}, the time of the first step of a forecast")
+    if taken := [name for name in (ACTUAL, *series.baselines) if name in schema.names]:
+        raise UsageError(f'{where} has a column "{taken[0]}", a name that the evaluation uses; rename it')
+    there = where if wanted.actuals is None else "--actuals"
+    label = _kind(actuals, series.value, "label", there)
+    if not (pa.types.is_integer(label) or pa.types.is_floating(label) or pa.types.is_decimal(label)):
+        raise UsageError(f'--label: column "{series.value}" of {there} holds {label}; forecasts are of numbers')
+    for option, names in (("order_by", (series.order_by,)), ("by", series.by)):
+        for name in names:
+            mine, other = _kind(schema, name, option, where), _kind(actuals, name, option, there)
+            if option == "order_by" and not can_be_time(mine):
+                raise UsageError(f'--order_by: column "{name}" holds {mine}; it takes integers, dates and timestamps')
+            if _sort(mine) != _sort(other):
+                raise UsageError(f'--{option}: column "{name}" holds {mine} in {where} and {other} in {there}')
+
+
+def _sort(kind: pa.DataType) -> str:
+    """A name for all types whose values are written alike."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    for name in ("integer", "floating", "string", "large_string", "date", "timestamp"):
+        if getattr(pa.types, f"is_{name}")(kind):
+            return {"large_string": "string", "date": "timestamp"}.get(name, name)
+    return str(kind)
 
 
 def _kind(schema: pa.Schema, name: str, option: str, where: str) -> pa.DataType:

@@ -75,16 +75,16 @@ class TestSettle:
     @pytest.mark.parametrize(
         ("config", "problem"),
         [
-            ("[]", "it is no object"),
+            ("[]", "it is not an object"),
             ("no JSON", "Expecting value"),
             ('{"comand": "/opt/worker"}', '"comand" is none of command, env'),
-            ('{"command": 3}', '"command" is no string'),
-            ('{"env": ["A=1"]}', '"env" is no object of strings'),
-            ('{"env": {"A": 1}}', '"env" is no object of strings'),
+            ('{"command": 3}', '"command" is not a string'),
+            ('{"env": ["A=1"]}', '"env" is not an object of strings'),
+            ('{"env": {"A": 1}}', '"env" is not an object of strings'),
         ],
     )
     def test_wrong_configuration_of_workers(self, config: str, problem: str) -> None:
-        with pytest.raises(UsageError, match=f"--environment_config .* is not what PROCESS takes.*{problem}"):
+        with pytest.raises(UsageError, match=f"--environment_config .* is not valid for PROCESS.*{problem}"):
             settled("--environment_type=PROCESS", f"--environment_config={config}")
 
     def test_threads_of_workers_in_this_process(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +103,7 @@ class TestSettle:
             return list(submit.settle(options(url, *arguments), arguments, None, version).warnings)
 
         (warning,) = warnings("yarn", None)
-        assert "cluster yarn is not known; the job server that was found is for Spark 3.5.7" in warning
+        assert "cluster yarn is unknown; the job server is for Spark 3.5.7" in warning
         assert warnings("yarn", "3.4.10") == warnings("local[2]", None) == []
 
 
@@ -126,7 +126,7 @@ class TestWhereWorkersAre:
         "where", ["--job_endpoint=jobs.invalid:8099", "--spark_master_url=spark://host.invalid:7077"]
     )
     def test_loopback_elsewhere(self, where: str) -> None:
-        with pytest.raises(UsageError, match=r"LOOPBACK .*only this host reaches, and .*invalid"):
+        with pytest.raises(UsageError, match=r"LOOPBACK .*only this host can reach, but .*invalid"):
             settled(where, "--environment_type=LOOPBACK")
 
     @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
