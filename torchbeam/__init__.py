@@ -23,7 +23,7 @@ if TYPE_CHECKING:
         TorchbeamError,
         UsageError,
     )
-    from handlers.graph.plan import ModelSettings
+    from handlers.graph.plan import ByKey, ModelSettings
     from handlers.graph.result import ModelCounts
     from handlers.graph.spec import ModelSplit
     from handlers.model.directory import ModelDir
@@ -47,6 +47,7 @@ __all__ = [
     "Batching",
     "BrokenFileError",
     "BrokenModelError",
+    "ByKey",
     "Counts",
     "DeadLetter",
     "DeviceLostError",
@@ -89,6 +90,7 @@ _HOMES = {
     "Batching": "handlers.batching",
     "BrokenFileError": "handlers.errors",
     "BrokenModelError": "handlers.errors",
+    "ByKey": "handlers.graph.plan",
     "Counts": "transforms.accounting",
     "DeadLetter": "transforms.inference.run_torch_inference",
     "DeviceLostError": "handlers.errors",

@@ -20,7 +20,7 @@ from handlers.columnar.scorer import MODEL_VERSION, Scorer
 from handlers.errors import BrokenModelError, UsageError
 from handlers.graph.plan import CHOSEN_FIELD, FAILURE, GraphPlan, ModelSettings, Node
 from handlers.graph.scorer import matching, when_step
-from handlers.graph.spec import ModelSplit
+from handlers.graph.spec import NAME, ModelSplit
 from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
 
@@ -76,6 +76,7 @@ def plan_graph(
         raise UsageError(f'column "{FAILURE}" has a reserved name; rename it')
     if split is not None and split.by not in inputs.names and inputs.names:
         raise UsageError(f'split by "{split.by}": the input has no such column; there are: {_some(inputs.names)}')
+    _check_names(settings)
     _check_env(settings)
     found = _Sample(sample, {})
     nodes: list[Node] = []
@@ -265,6 +266,20 @@ def _output(inputs: pa.Schema, carried: Sequence[str], nodes: Sequence[Node], sp
         whose[field.name] = owner
         fields.append(field)
     return pa.schema(fields)
+
+
+def _check_names(settings: Sequence[ModelSettings]) -> None:
+    names: list[str] = []
+    for each in settings:
+        if not NAME.fullmatch(each.name):
+            raise UsageError(f'"{each.name}" is no name of a model; use letters, digits and _, and no digit first')
+        if each.name in names:
+            raise UsageError(f'two models have the name "{each.name}"')
+        if unknown := [name for name in each.inputs_from if name not in names]:
+            raise UsageError(f'model "{each.name}" has inputs_from "{unknown[0]}", which is no model before it')
+        names.append(each.name)
+    if not names:
+        raise UsageError("there are no models to score with")
 
 
 def _check_env(settings: Sequence[ModelSettings]) -> None:

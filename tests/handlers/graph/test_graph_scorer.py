@@ -303,6 +303,16 @@ class TestFunctions:
 
 
 class TestPlan:
+    def test_settings(self, small: ModelDir) -> None:
+        for settings, expected in (
+            ([], "no models"),
+            ([ModelSettings("a b", small)], '"a b" is no name'),
+            ([ModelSettings("a", small), ModelSettings("a", small)], "two models have the name"),
+            ([ModelSettings("a", small, inputs_from=("b",)), ModelSettings("b", small)], "no model before it"),
+        ):
+            with pytest.raises(UsageError, match=expected):
+                plan_of(*settings)
+
     def test_stages(self, small: ModelDir, large: ModelDir) -> None:
         """Models with the same hints share a stage, as early as what they use allows."""
         models = (
