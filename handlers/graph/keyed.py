@@ -82,6 +82,9 @@ class KeyedModels:
             except _LoadError as error:
                 failures |= dict.fromkeys(rows.tolist(), RowFailure(STAGE, "NotLoaded", str(error)))
                 continue
+            except BrokenModelError as error:  # the models of other keys may work
+                failures |= dict.fromkeys(rows.tolist(), RowFailure(STAGE, "BrokenModel", one_line(error)))
+                continue
             loads += fresh
             parts.append(answered.batch.select(self._outputs.names))
             ids.append(rows[answered.ids])

@@ -87,6 +87,7 @@ def plan_graph(
         nodes.append(node)
         if used:
             _answer_sample(node, predictor, found)
+        del predictor  # before the next one is loaded
     carried = carried_columns(columns, inputs, tuple(bound for node in nodes for bound in node.plan.inputs))
     made = {name for node in nodes for name in node.columns}
     needed = {name for node in nodes for name in (*_needed(node), *node.when_columns)} - made

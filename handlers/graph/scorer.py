@@ -238,11 +238,11 @@ class GraphScorer:
         """The failures in earlier stages of models that continue, of the rows at the indices `rows`."""
         if FAILURE not in work.columns:
             return {}
+        rows = rows[work.columns[FAILURE].is_valid().to_numpy(zero_copy_only=False)[rows]]
         found = work.columns[FAILURE].take(pa.array(rows)).to_pylist()
         return {
             row: _Failed(RowFailure(each["stage"], each["type"], each["message"]), each["model"], each["version"])
             for row, each in zip(rows.tolist(), found, strict=True)
-            if each is not None
         }
 
     def _predictions(self, work: _Work) -> pa.RecordBatch:
@@ -253,9 +253,11 @@ class GraphScorer:
     def _state(self, work: _Work) -> pa.RecordBatch:
         """The rows that go on to the next stage: as they were read, with provenance and the outputs so far."""
         if self._continues:
-            failed = work.kept | self._failed_before(work, np.arange(work.chunk.num_rows))
-            marks = [_mark(failed[row]) if row in failed else None for row in range(work.chunk.num_rows)]
-            work.columns[FAILURE] = pa.array(marks, FAILURE_FIELD.type)
+            failed = work.kept | self._failed_before(work, np.arange(work.chunk.num_rows))  # of two the first counts
+            rows = range(work.chunk.num_rows) if failed else []
+            marks = [_mark(failed[row]) if row in failed else None for row in rows]
+            nothing = pa.nulls(work.chunk.num_rows, FAILURE_FIELD.type)
+            work.columns[FAILURE] = pa.array(marks, FAILURE_FIELD.type) if failed else nothing
         made = [name for name in work.columns if name not in (*self._inputs, REFUSED)]
         names = [*self._inputs, *made]
         batch = work.of({name: name for name in names}, np.arange(work.chunk.num_rows))

@@ -101,6 +101,7 @@ class ModelEntry(_Strict):
 
     name: Name
     model: Text | None = None
+    version: Annotated[str, Field(pattern=r"^[0-9a-f]{12,64}$")] | None = None
     by_key: ByKeySpec | None = None
     when: Annotated[Text | None, BeforeValidator(_expression)] = None
     inputs_from: Annotated[tuple[Name, ...], BeforeValidator(_listed)] = ()
@@ -113,6 +114,8 @@ class ModelEntry(_Strict):
     def _one_source(self) -> ModelEntry:
         if (self.model is None) == (self.by_key is None):
             raise ValueError("give either model, a model directory, or by_key, a model for each value of a column")
+        if self.version is not None and self.by_key is not None:
+            raise ValueError("version is of one model; leave it out with by_key")
         return self
 
 

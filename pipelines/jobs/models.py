@@ -49,6 +49,7 @@ def with_models(options: ScoreOptions) -> tuple[ScoreOptions, ModelsSpec | None]
         model = replace(
             options.model,
             model=str(entry.model),
+            model_version=entry.version or options.model.model_version,
             accelerator=hints.accelerator,
             min_ram=hints.min_ram,
             device=entry.device or options.model.device,
@@ -59,9 +60,10 @@ def with_models(options: ScoreOptions) -> tuple[ScoreOptions, ModelsSpec | None]
             model, beam = dataflow.settle(model, options.beam)
             options = replace(options, model=model, beam=beam)
         return options, None
-    for name in ("preprocess", "postprocess", "model_version"):
+    of_one = {"preprocess": "model.yaml", "postprocess": "model.yaml", "model_version": "models.yaml, as version"}
+    for name, where in of_one.items():
         if getattr(options.model, name):
-            raise UsageError(f"--{name} is for one model, and there are {len(spec.models)}; write it into model.yaml")
+            raise UsageError(f"--{name} is for one model, and there are {len(spec.models)}; write it into {where}")
     return options, spec
 
 
@@ -96,7 +98,8 @@ def open_models(options: ScoreOptions, spec: ModelsSpec) -> SeveralModels:
             options = replace(options, beam=beam)
         try:
             by_key = _listed(entry.by_key, model.trust) if entry.by_key else None
-            directory = ModelDir(_first(by_key) if by_key else str(entry.model), model.trust)
+            trust = replace(model.trust, version=entry.version)
+            directory = ModelDir(_first(by_key) if by_key else str(entry.model), trust)
         except UsageError as error:
             raise UsageError(f'model "{entry.name}": {error}') from None
         directory.set_environment()

@@ -360,6 +360,10 @@ class TestWrongUse:
                 "models: [{name: small, model: models/small}, {name: large, model: models/large, when: nothing > 1}]",
                 'when of model "large": there is no column "nothing"',
             ),
+            (
+                "models: [{name: small, model: models/small}, {name: large, model: models/large, version: 0123456789ab}]",
+                "not 0123456789ab (--model_version)",
+            ),
             ("models: [{name: small, model: models/small, wen: x}]", 'unknown field "wen" of model "small"'),
         ],
     )

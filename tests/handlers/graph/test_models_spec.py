@@ -53,6 +53,8 @@ def test_one_model_on_all_rows_is_a_run_of_one_model(text: str, single: bool) ->
         ("models: [{name: x, model: y, by_key: {column: c, models: 'm/{c}'}}]", 'model "x": give either model'),
         (TWO + ", wen: x}", 'unknown field "wen" of model "b"'),
         (TWO + "}\nfoo: 1", 'unknown field "foo"'),
+        (TWO + ", version: 12}", 'field "version" of model "b"'),
+        ("models: [{name: x, version: 0123456789ab, by_key: {column: c, models: 'm/{c}'}}]", "version is of one model"),
         (TWO + ", batch_size: 0}", 'field "batch_size" of model "b"'),
         (TWO + ", device: tpu}", 'field "device" of model "b"'),
         (TWO + ", hints: {min_ram: '4'}}", "has no unit"),
