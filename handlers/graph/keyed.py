@@ -105,20 +105,16 @@ class KeyedModels:
         keys = as_texts(chunk.column(self._by_key.column)).dictionary_encode()
         names = [*keys.dictionary.to_pylist(), None]
         codes = keys.indices.fill_null(len(names) - 1).to_numpy(zero_copy_only=False)
-        order = np.argsort(codes, kind="stable")
-        starts = np.searchsorted(codes[order], np.arange(len(names) + 1))
-        groups: dict[str, np.ndarray] = {}
-        failures: RowFailures = {}
-        for code, name in enumerate(names):
-            rows = order[starts[code] : starts[code + 1]]
-            path = self._by_key.path_of(name)
-            if not len(rows):
-                continue
-            if path is None:
-                failures |= dict.fromkeys(rows.tolist(), RowFailure(STAGE, "UnknownKey", self._unknown(name)))
-            else:  # several keys may have the default
-                groups[path] = np.sort(np.concatenate([groups[path], rows])) if path in groups else rows
-        return groups, failures
+        paths = [self._by_key.path_of(name) for name in names]
+        index = {path: number for number, path in enumerate(dict.fromkeys(paths))}
+        targets = np.array([index[path] for path in paths])[codes]  # many keys may have the default
+        order = np.argsort(targets, kind="stable")
+        starts = np.searchsorted(targets[order], np.arange(len(index) + 1))
+        groups = {path: order[starts[number] : starts[number + 1]] for path, number in index.items()}
+        failures = {
+            int(row): RowFailure(STAGE, "UnknownKey", self._unknown(names[codes[row]])) for row in groups.pop(None, ())
+        }
+        return {path: rows for path, rows in groups.items() if path is not None and len(rows)}, failures
 
     def _unknown(self, name: str | None) -> str:
         column = self._by_key.column
@@ -129,6 +125,8 @@ class KeyedModels:
     def _borrowed(self, path: str) -> Iterator[tuple[Scorer, bool]]:
         """A model that is not evicted meanwhile, and whether it was loaded for this; raises `_LoadError`."""
         with self._changed:
+            if path in self._failed:
+                raise _LoadError(self._failed[path])
             self._make_room(path)
             fresh = path not in self._loaded
             found = self._load(path) if fresh else self._loaded[path]
@@ -152,8 +150,6 @@ class KeyedModels:
 
     def _load(self, path: str) -> _Loaded:
         """Loads a model, with the lock held, so that each is loaded once."""
-        if path in self._failed:
-            raise _LoadError(self._failed[path])
         try:
             loaded = self._opened(path)
         except (UsageError, BrokenModelError) as error:

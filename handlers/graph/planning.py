@@ -115,19 +115,18 @@ def _node(
     driver: Placement | None,
 ) -> tuple[Node, Predictor]:
     sources = [node for node in before if node.name in settings.inputs_from]
-    extra = _extra(settings, sources, sample.rows.schema)
+    some = len(sample.rows.schema.names) > len(PROVENANCE)  # else there are no columns, and no rows
+    extra = _extra(settings, sources, sample.rows.schema) if some else ()
     rows = sample.with_columns(extra, [node.version for node in sources])
     when_columns: tuple[str, ...] = ()
-    if settings.when is not None and len(sample.rows.schema.names) > len(
-        PROVENANCE
-    ):  # else there are no columns, and no rows
+    if settings.when is not None and some:
         when_columns = _check_when(settings, before, sample)
     chain = Chain.of(settings.model.spec)
     if settings.by_key is not None:
         by_key = settings.by_key
-        if by_key.column not in rows.schema.names and len(rows.schema.names) > len(PROVENANCE):
+        if by_key.column not in rows.schema.names and some:
             raise UsageError(f'by_key of model "{settings.name}": there is no column "{by_key.column}" in the input')
-        few = rows.take(pa.array(range(min(rows.num_rows, KEYED_SAMPLE))))
+        few = rows.take(pa.array(np.arange(min(rows.num_rows, KEYED_SAMPLE))))
         settings = replace(settings, by_key=replace(by_key, sample=few))
     try:
         predictor = Predictor(settings.model.load(), driver or settings.placement, settings.batch_size)

@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from handlers.batching import ResourceHints, in_bytes
 from handlers.errors import UsageError
 
+MAX_CHARACTERS = 1_000_000
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 
 
@@ -186,6 +187,8 @@ class ModelsSpec(_Strict):
 
 def parse_models(text: str, path: str) -> ModelsSpec:
     """Reads the text of a `models.yaml`; raises `UsageError` that names the field at fault and `path`."""
+    if len(text) > MAX_CHARACTERS:
+        raise UsageError(f"{path} has {len(text):,} characters, and a models.yaml may have {MAX_CHARACTERS:,}")
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:

@@ -55,11 +55,10 @@ def with_models(options: ScoreOptions) -> tuple[ScoreOptions, ModelsSpec | None]
             device=entry.device or options.model.device,
             batch_size=batch_size_of(entry, options.model),
         )
-        options, spec = replace(options, model=model, named=()), None
+        beam = options.beam
         if options.run.runner == dataflow.RUNNER:
-            model, beam = dataflow.settle(model, options.beam)
-            options = replace(options, model=model, beam=beam)
-        return options, None
+            model, beam = dataflow.settle(model, beam)
+        return replace(options, model=model, beam=beam, named=()), None
     of_one = {"preprocess": "model.yaml", "postprocess": "model.yaml", "model_version": "models.yaml, as version"}
     for name, where in of_one.items():
         if getattr(options.model, name):

@@ -80,9 +80,9 @@ class ScoreOptions:
         return bool(self.several.models or self.named)
 
     def models(self) -> ModelsSpec | None:
-        """The models of the run with absolute paths, if they are named; raises `UsageError`.
+        """The models of the run as the user gave them, if they are named; raises `UsageError`.
 
-        A path in a file is relative to the folder of that file. Connect to its store first.
+        Connect to the store of the file first.
         """
         if self.named:
             return named_models(self.named)

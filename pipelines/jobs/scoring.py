@@ -96,7 +96,9 @@ def prepare_models(several: SeveralModels, output: Output) -> Job:
         run_id=output.claim.run_id,
     )
     columns = settle_columns(score.predictions_schema, score.dead_letters_schema, output.tables)
-    compare = AgreementPlan.of(score.plan, *several.spec.compare) if several.spec.compare else None
+    compare = None
+    if several.spec.compare and source.schema.names:  # empty files have no columns, and no rows to compare
+        compare = AgreementPlan.of(score.plan, *several.spec.compare)
     about = {node.name: _about(node) for node in score.plan.nodes}
     publication = _publication(options, output, columns, ", ".join(about), score.plan.version)
     publication = replace(publication, models=about, compares=compare is not None)

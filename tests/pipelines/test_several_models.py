@@ -377,3 +377,19 @@ class TestWrongUse:
     def test_doctor_takes_one(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert doctor.main(["--models=models.yaml"]) == 2
         assert "the doctor checks one model at a time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "models: [{name: a, model: models/small}, {name: b, model: models/large, when: a_confidence < x}]\ncompare: [a, b]",
+        "models: [{name: a, model: models/small}, {name: b, model: models/large}]\nsplit: {by: id, a: 0.5, b: 0.5}",
+        "models: [{name: a, model: models/small}, {name: b, model: models/large, inputs_from: a}]",
+        "models: [{name: a, by_key: {column: key, models: 'models/{key}'}}]",
+    ],
+)
+def test_files_without_columns_are_a_run_of_no_rows(here: Path, tmp_path: Path, text: str) -> None:
+    (tmp_path / "empty.csv").write_text("")
+    arguments = [f"--input={tmp_path / 'empty.csv'}", f"--models={write(here, text)}", f"--output={tmp_path / 'out'}"]
+    assert score.main(arguments) == 0
+    assert counts(tmp_path / "out") == (0, 0, 0, 0)

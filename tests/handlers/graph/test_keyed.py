@@ -128,6 +128,18 @@ def test_loads_are_few_and_memory_is_bounded(folder: Path) -> None:
     assert models.answer(chunk([KEYS[number] for number in numbers[:0]])).loads == 0
 
 
+def test_many_keys_with_the_default(folder: Path) -> None:
+    """As many keys as rows, of which one has a model."""
+    keys = [f"customer {row}" for row in range(50_000)]
+    keys[7] = "k1"
+    answered = keyed(plan_of(settings_of(folder))).answer(chunk(keys))
+    assert answered.loads == 2
+    found = answered.rows.batch.column("prediction").to_numpy()[np.argsort(answered.rows.ids)]
+    expected = np.arange(50_000.0) + 1_000.25
+    expected[7] = 8.25
+    assert np.abs(found - expected).max() <= 0.01
+
+
 def test_failures(folder: Path) -> None:
     """A model that fails on rows costs these rows, and they have its version."""
     rows = chunk(["k1", "k2", "k2", "k3"], a=[1.0, -13.0, 2.0, 3.0])

@@ -45,6 +45,7 @@ def test_one_model_on_all_rows_is_a_run_of_one_model(text: str, single: bool) ->
     [
         ("", "must be a mapping with models"),
         ("a: [b", "is not YAML"),
+        (TWO + "} #" + "x" * 1_000_000, "a models.yaml may have 1,000,000"),
         ("models: []", 'field "models": '),
         ("models: [x]", 'field "models.0": '),
         ("models: [{model: x}]", 'field "models.0.name" is missing'),
