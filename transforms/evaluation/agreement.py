@@ -74,7 +74,7 @@ def _column(node: Node, name: str) -> str:
     for column, source in node.outputs:
         if source == name:
             return column
-    raise UsageError(f'compare: model "{node.name}" has no output column "{name}"; its postprocess has taken it off')
+    raise UsageError(f'compare: model "{node.name}" has no output column "{name}"; its postprocess has removed it')
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from graphs import chunk_of, run
+from small_models import Linear
 
 from handlers.columnar.chunks import PROVENANCE
 from handlers.errors import UsageError
@@ -191,13 +193,25 @@ def test_default_alone(folder: Path) -> None:
 
 
 def test_with_another_model(folder: Path) -> None:
-    """The key may be chosen by another model, and be compared with it."""
+    """Each has its columns."""
     first = ModelSettings("world", ModelDir(folder / "world"))
     plan = plan_of(settings_of(folder), None, first)
     assert plan.needed == {"a", "b", "key"}
     found = run(plan, chunk(["k1", "k2"]))
     assert found.rows.column("world_prediction").to_pylist() == [1000.25, 1001.25]
     assert found.rows.column("local_prediction").to_pylist() == [1.25, 3.25]
+
+
+def test_key_of_another_model(folder: Path, tmp_path: Path) -> None:
+    """The model of a row is chosen by the class that an earlier model gives it."""
+    inputs = [{"name": "x", "columns": ["a", "b"]}]
+    signs = ModelDir.save(Linear(2), tmp_path / "signs", task="classification", labels=["k2", "k5"], inputs=inputs)
+    local = settings_of(folder)
+    assert local.by_key is not None
+    local = replace(local, by_key=replace(local.by_key, column="sign_predicted_class"), inputs_from=("sign",))
+    rows = chunk_of([1.0, -1.0, 2.0], [0.25] * 3)
+    found = run(plan_graph([ModelSettings("sign", signs), local], rows), rows)
+    assert found.rows.column("local_prediction").to_pylist() == [6.25, 1.25, 7.25]
 
 
 def test_refused(folder: Path) -> None:
