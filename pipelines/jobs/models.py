@@ -1,24 +1,29 @@
-"""The models of a run: from the names that the user gave to opened model directories."""
+"""The models of a run: from the names that the user gave to opened model directories.
+
+torch is imported once the directories are open: it reads the environment variables that they set.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from handlers.batching import ResourceHints
 from handlers.errors import UsageError
-from handlers.graph.plan import ByKey, ModelSettings
-from handlers.graph.spec import ByKeySpec, ModelEntry, ModelsSpec
+from handlers.graph.spec import ByKeySpec, ModelEntry, ModelSplit, ModelsSpec
 from handlers.model.directory import ModelDir
 from handlers.model.stores import explain
 from handlers.model.trust import Trust
 from handlers.paths import is_remote
-from handlers.predict.placement import Placement
 from pipelines.command.options import ModelOptions
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.options import ScoreOptions, connect
 from transforms.file_ops import folder_of, join, subfolders
+
+if TYPE_CHECKING:
+    from handlers.graph.plan import ModelSettings
 
 
 def resolve_model(reference: str, folder: str = ".") -> str:
@@ -72,13 +77,15 @@ class SeveralModels:
 
     Attributes:
         options: completed for the runner and the hints of the models.
-        spec: how the models work together.
+        split: how rows are split among models, if they are.
+        compare: the names of two models to compare, if any.
         settings: of each model.
     """
 
     options: ScoreOptions
-    spec: ModelsSpec
-    settings: tuple[ModelSettings, ...]
+    split: ModelSplit | None = None
+    compare: tuple[str, ...] = ()
+    settings: tuple[ModelSettings, ...] = ()
 
 
 def open_models(options: ScoreOptions, spec: ModelsSpec) -> SeveralModels:
@@ -87,21 +94,25 @@ def open_models(options: ScoreOptions, spec: ModelsSpec) -> SeveralModels:
     Raises:
         UsageError: for a directory that is no model, and for hints that the runner would refuse.
     """
+    directories = [_opened(entry, options.model.trust) for entry in spec.models]
+    for directory, _ in directories:
+        directory.set_environment()
+
+    from handlers.graph.plan import ByKey, ModelSettings
+    from handlers.predict.placement import Placement
+
     found = []
-    for entry in spec.models:
+    for entry, (directory, models) in zip(spec.models, directories, strict=True):
         model = options.model
         hints = hints_of(entry, model)
         mine = replace(model, accelerator=hints.accelerator, min_ram=hints.min_ram, device=entry.device or model.device)
         if options.run.runner == dataflow.RUNNER:
             mine, beam = dataflow.settle(mine, options.beam)
             options = replace(options, beam=beam)
-        try:
-            by_key = _listed(entry.by_key, model.trust) if entry.by_key else None
-            trust = replace(model.trust, version=entry.version)
-            directory = ModelDir(_first(by_key) if by_key else str(entry.model), trust)
-        except UsageError as error:
-            raise UsageError(f'model "{entry.name}": {error}') from None
-        directory.set_environment()
+        by_key = None
+        if (keyed := entry.by_key) is not None:
+            by_key = ByKey(keyed.column, keyed.folder, models, keyed.default, keyed.memory_bytes, model.trust)
+        placement = Placement(mine.device, model.precision, model.compile, model.model_copies)
         found.append(
             ModelSettings(
                 entry.name,
@@ -109,13 +120,13 @@ def open_models(options: ScoreOptions, spec: ModelsSpec) -> SeveralModels:
                 entry.when,
                 entry.inputs_from,
                 entry.on_failure == "continue",
-                Placement(mine.device, model.precision, model.compile, model.model_copies),
+                placement,
                 batch_size_of(entry, model),
                 hints,
                 by_key,
             )
         )
-    return SeveralModels(_with_hints(options, found), spec, tuple(found))
+    return SeveralModels(_with_hints(options, found), spec.shares, spec.compare, tuple(found))
 
 
 def hints_of(entry: ModelEntry, defaults: ModelOptions) -> ResourceHints:
@@ -128,20 +139,25 @@ def batch_size_of(entry: ModelEntry, defaults: ModelOptions) -> int | None:
     return defaults.batch_size if entry.batch_size is None else None if entry.batch_size == "auto" else entry.batch_size
 
 
-def _listed(by_key: ByKeySpec, trust: Trust) -> ByKey:
-    """The models of `by_key`, as they are in their folder now; raises `UsageError` where there are none."""
+def _opened(entry: ModelEntry, trust: Trust) -> tuple[ModelDir, dict[str, str]]:
+    """The model of an entry; of `by_key` the default or else the first, and the paths of all by key, as they are now."""
+    try:
+        models = _listed(entry.by_key) if entry.by_key else {}
+        path = (entry.by_key.default or next(iter(models.values()))) if entry.by_key else str(entry.model)
+        return ModelDir(path, replace(trust, version=entry.version)), models
+    except UsageError as error:
+        raise UsageError(f'model "{entry.name}": {error}') from None
+
+
+def _listed(by_key: ByKeySpec) -> dict[str, str]:
+    """The paths of the models of `by_key`, by key; raises `UsageError` where there are none."""
     try:
         names = subfolders(by_key.folder)
     except Exception as error:
         raise UsageError(f"{by_key.folder}, the folder of by_key, cannot be listed: {explain(error)}") from None
     if not names:
         raise UsageError(f"{by_key.folder}, the folder of by_key, has no folders of models")
-    models = {name: join(by_key.folder, name) for name in names}
-    return ByKey(by_key.column, by_key.folder, models, by_key.default, by_key.memory_bytes, trust)
-
-
-def _first(by_key: ByKey) -> str:
-    return by_key.default or next(iter(by_key.models.values()))
+    return {name: join(by_key.folder, name) for name in names}
 
 
 def _paths(entry: ModelEntry) -> list[tuple[str, str]]:

@@ -84,21 +84,11 @@ def prepare_models(several: SeveralModels, output: Output) -> Job:
     launch = runners.settle(options.run, options.beam)
     source = settle_input(options, [each.model.spec for each in several.settings])
     check_apart(source, model_paths(options), output.folder, options.sink.report)
-    score = ScoreModels(
-        several.settings,
-        source.schema,
-        sample_rows(source, options.run.chunk_bytes),
-        columns=options.sink.columns,
-        split=several.spec.shares,
-        probabilities=options.sink.probabilities,
-        batching=Batching(chunk_bytes=options.run.chunk_bytes),
-        driver=None if runners.in_process(options.run.runner) else Placement("cpu"),
-        run_id=output.claim.run_id,
-    )
+    score = scoring_models(several, source, sample_rows(source, options.run.chunk_bytes), output.claim.run_id)
     columns = settle_columns(score.predictions_schema, score.dead_letters_schema, output.tables)
     compare = None
-    if several.spec.compare and source.schema.names:  # empty files have no columns, and no rows to compare
-        compare = AgreementPlan.of(score.plan, *several.spec.compare)
+    if several.compare and source.schema.names:  # empty files have no columns, and no rows to compare
+        compare = AgreementPlan.of(score.plan, *several.compare)
     about = {node.name: _about(node) for node in score.plan.nodes}
     publication = _publication(options, output, columns, ", ".join(about), score.plan.version)
     publication = replace(publication, models=about, compares=compare is not None)
@@ -166,6 +156,22 @@ def scoring(options: ScoreOptions, model: ModelDir, source: Input, sample: pa.Re
         batching=Batching(chunk_bytes=options.run.chunk_bytes, batch_size=options.model.batch_size),
         hints=ResourceHints(options.model.accelerator, options.model.min_ram),
         driver=placement_here(options),
+        run_id=run_id,
+    )
+
+
+def scoring_models(several: SeveralModels, source: Input, sample: pa.RecordBatch, run_id: str = "") -> ScoreModels:
+    """The transform of a run of several models."""
+    options = several.options
+    return ScoreModels(
+        several.settings,
+        source.schema,
+        sample,
+        columns=options.sink.columns,
+        split=several.split,
+        probabilities=options.sink.probabilities,
+        batching=Batching(chunk_bytes=options.run.chunk_bytes),
+        driver=None if runners.in_process(options.run.runner) else Placement("cpu"),
         run_id=run_id,
     )
 

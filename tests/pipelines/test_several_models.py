@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -374,9 +376,55 @@ class TestWrongUse:
         (line,) = capsys.readouterr().err.splitlines()
         assert expected in line
 
-    def test_doctor_takes_one(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert doctor.main(["--models=models.yaml"]) == 2
-        assert "the doctor checks one model at a time" in capsys.readouterr().err
+
+class TestDoctor:
+    def examine(self, here: Path, output: Path, text: str) -> tuple[int, dict[str, tuple[str, str]]]:
+        """The exit code, and for each check its outcome and its line."""
+        file = write(here, text, "doctor.yaml")
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            code = doctor.main([f"--input={here / 'in'}", f"--models={file}", f"--output={output}"])
+        lines = [line.split(maxsplit=2) for line in printed.getvalue().partition("\n\n")[0].splitlines()]
+        return code, {line[1]: (line[0], line[2]) for line in lines}
+
+    def test_good(self, here: Path, tmp_path: Path) -> None:
+        text = (
+            "models:\n  - {name: small, model: models/small}\n"
+            "  - {name: large, model: models/large, when: small_confidence < 0.8, hints: {min_ram: 1GB}}\n"
+        )
+        code, found = self.examine(here, tmp_path / "out", text)
+        assert code == 0
+        versions = [ModelDir(here / "models" / name).version for name in BAD]
+        assert found["models"] == ("ok", f"small (small, version {versions[0]}), large (large, version {versions[1]})")
+        assert found["options"][0] == "warning"  # the runner ignores the hints
+        assert found["columns"][1].startswith("2 steps; the output gets small_predicted_class, small_confidence")
+        assert "of the first 1,000 rows 999 are scored (small scores 999, large scores" in found["rows"][1]
+        assert "1 would be dead letters (1 forward/ValueError)" in found["rows"][1]
+        assert found["output"][0] == "ok"
+        assert not (tmp_path / "out").exists()
+
+    def test_one_model(self, here: Path, tmp_path: Path) -> None:
+        code, found = self.examine(here, tmp_path / "out", "models: [{name: small, model: models/small}]")
+        assert (code, found["model"][0], found["weights"][0]) == (0, "ok", "ok")
+
+    @pytest.mark.parametrize(
+        ("text", "check", "expected"),
+        [
+            ("models: [{name: a, model: nowhere}, {name: b, model: models/large}]", "models", 'model "a"'),
+            ("models: [{name: a}]", "models", "give either model"),
+            (
+                "models: [{name: a, model: models/small}, {name: b, model: models/large, when: c > 1}]",
+                "columns",
+                'there is no column "c"',
+            ),
+        ],
+    )
+    def test_problems(self, here: Path, tmp_path: Path, text: str, check: str, expected: str) -> None:
+        code, found = self.examine(here, tmp_path / "out", text)
+        assert (code, found[check][0]) == (2, "problem")
+        assert expected in found[check][1]
+        assert found["rows"][0] == "skipped"
+        assert found["input"][0] == found["output"][0] == "ok"
 
 
 @pytest.mark.parametrize(
