@@ -30,6 +30,8 @@ CHAPTERS = {
         "ReadChunks",
         "Read",
         "FileRead",
+        "Sequences",
+        "SequenceRows",
         "WriteChunks",
         "Part",
     ],

@@ -79,6 +79,7 @@ def _lines(found: dict[str, Any]) -> list[str]:
     flops = found["flops_per_row"]
     lines.append(("FLOPs a row", "unknown" if flops is None else f"{flops:,}"))
     lines += [(f"input {each['name']}", _input(each)) for each in found["inputs"]]
+    lines += [(f"sequences {name}", _plain(value)) for name, value in found["sequences"].items()]
     lines += [(f"feature {name}", text) for name, text in found["features"].items()]
     for each in found["outputs"]:
         shape = ", ".join(["rows", *map(str, each["shape"])])
@@ -92,6 +93,13 @@ def _lines(found: dict[str, Any]) -> list[str]:
         lines += [(stage, name) for name in found[stage]]
     width = max(len(name) for name, _ in lines) + 2
     return [f"{name:{width}}{value}" for name, value in lines]
+
+
+def _plain(value: Any) -> str:
+    """Lists without brackets, other values as YAML on one line writes them."""
+    if isinstance(value, list) and not any(isinstance(each, dict) for each in value):
+        return ", ".join(map(str, value))
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, dict | list) else str(value)
 
 
 def _input(each: dict[str, Any]) -> str:

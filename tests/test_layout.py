@@ -19,6 +19,7 @@ ALLOWED = {
     "handlers.predict": {"handlers"},
     "handlers.model": {"handlers", "handlers.encode", "handlers.predict"},
     "handlers.columnar": {"handlers", "handlers.encode", "handlers.predict", "handlers.model"},
+    "handlers.sequences": {"handlers", "handlers.encode", "handlers.predict", "handlers.model", "handlers.columnar"},
     "handlers.elements": {"handlers", "handlers.encode", "handlers.predict", "handlers.model", "handlers.columnar"},
     "handlers.graph": {"handlers", "handlers.encode", "handlers.predict", "handlers.model", "handlers.columnar"},
     "transforms": {"handlers.*"},

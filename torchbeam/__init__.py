@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
     from transforms.inference.score import Score, ScoredRows
     from transforms.inference.score_models import ScoreModels
+    from transforms.inference.sequences import SequenceRows, Sequences
     from transforms.sinks.write import Part, WriteChunks
     from transforms.sources.planning import Input, plan_input
     from transforms.sources.read import Read, ReadChunks
@@ -72,6 +73,8 @@ __all__ = [
     "Score",
     "ScoreModels",
     "ScoredRows",
+    "SequenceRows",
+    "Sequences",
     "ServiceError",
     "SplitFailures",
     "StateDict",
@@ -115,6 +118,8 @@ _HOMES = {
     "Score": "transforms.inference.score",
     "ScoreModels": "transforms.inference.score_models",
     "ScoredRows": "transforms.inference.score",
+    "SequenceRows": "transforms.inference.sequences",
+    "Sequences": "transforms.inference.sequences",
     "ServiceError": "handlers.errors",
     "SplitFailures": "transforms.inference.run_torch_inference",
     "StateDict": "handlers.model.state_dict",

@@ -9,13 +9,15 @@ from handlers.lazy import lazy_names
 if TYPE_CHECKING:
     from transforms.inference.run_torch_inference import DeadLetter, RunTorchInference, SplitFailures
     from transforms.inference.score import Score
+    from transforms.inference.sequences import Sequences
 
-__all__ = ["DeadLetter", "RunTorchInference", "Score", "SplitFailures"]
+__all__ = ["DeadLetter", "RunTorchInference", "Score", "Sequences", "SplitFailures"]
 
 _HOMES = {
     "DeadLetter": "inference.run_torch_inference",
     "RunTorchInference": "inference.run_torch_inference",
     "Score": "inference.score",
+    "Sequences": "inference.sequences",
     "SplitFailures": "inference.run_torch_inference",
 }
 

@@ -24,6 +24,13 @@ ROW_ID = "__row_id__"
 # Why a row was refused before the model; such rows stay in the chunk, so that they become dead letters with the others.
 REFUSED = "__refused__"
 
+# The columns of a window, a struct: they replace the columns of their names for the model, while a dead letter and the
+# output have the row as it was read, which is the last one of the window.
+WINDOW = "__window__"
+# The step after the last one of a window, of the type of the column that orders them.
+NEXT_STEP = "__next_step__"
+HIDDEN = (*PROVENANCE, REFUSED, WINDOW, NEXT_STEP)
+
 # Metadata of a column of text (or lists of it) that holds numbers which float64 does not: they are carried as text, and
 # go on to functions and the model as float64.
 NUMBERS = {b"torchbeam": b"numbers"}
@@ -53,7 +60,7 @@ MODEL_DEAD_LETTER_TYPE = pa.struct([*DEAD_LETTER_TYPE, pa.field("model", pa.stri
 
 
 # Names that no column of an input may have.
-RESERVED = frozenset({*PROVENANCE, ROW_ID, REFUSED, DEAD_LETTER})
+RESERVED = frozenset({*HIDDEN, ROW_ID, DEAD_LETTER})
 
 
 def with_provenance(
@@ -78,8 +85,21 @@ def with_provenance(
 
 
 def without_provenance(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """`batch` without its provenance columns, and without what was refused."""
-    return batch.select([name for name in batch.schema.names if name not in (*PROVENANCE, REFUSED)])
+    """The rows of `batch` as they were read: without provenance, without what was refused, and without windows."""
+    return batch.select([name for name in batch.schema.names if name not in HIDDEN])
+
+
+def model_rows(chunk: pa.RecordBatch) -> pa.RecordBatch:
+    """The rows of `chunk` as the model's functions and encoders take them: the columns of windows in place of a row's own."""
+    rows = without_provenance(chunk)
+    if WINDOW not in chunk.schema.names:
+        return rows
+    window = chunk.column(WINDOW)
+    for index, column in enumerate(window.type):
+        found = rows.schema.get_field_index(column.name)
+        array = window.field(index)
+        rows = rows.append_column(column, array) if found < 0 else rows.set_column(found, column, array)
+    return rows
 
 
 def with_refusals(chunk: pa.RecordBatch, failures: RowFailures) -> pa.RecordBatch:

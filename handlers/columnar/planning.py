@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from handlers.columnar.chains import ContractError, Rows, Step
-from handlers.columnar.chunks import PROVENANCE, without_provenance
+from handlers.columnar.chunks import PROVENANCE, model_rows, without_provenance
 from handlers.columnar.features import check_features, feature_columns
 from handlers.columnar.numbers import number_step
 from handlers.columnar.plan import Chain, Plan
@@ -41,7 +41,8 @@ def make_plan(
     Args:
         model: the model directory.
         predictor: the model, loaded.
-        sample: rows as they are read, with provenance, in the settled schema of the input. It may be empty.
+        sample: rows as they are read, with provenance, in the settled schema of the input, or windows of them. It may
+            be empty.
         chain: the functions before and after the model.
         columns: names and patterns of the input columns to carry into the output.
         probabilities: whether a classification gives the probability of every class, too.
@@ -55,7 +56,7 @@ def make_plan(
     raw = without_provenance(sample)
     if not raw.schema.names:  # empty files: no rows and no columns
         return Plan(chain, (), (), frozenset(), pa.schema([MODEL_VERSION_FIELD]))
-    rows = number_step().run(Rows(raw, np.arange(raw.num_rows)))[0]
+    rows = number_step().run(Rows(model_rows(sample), np.arange(raw.num_rows)))[0]
     if chain.features:
         check_features(dict(chain.features), rows.batch)
     for step in chain.before(model.code()):

@@ -16,13 +16,14 @@ import numpy as np
 import pyarrow as pa
 
 from handlers.columnar.chains import Rows, Step
-from handlers.columnar.chunks import dead_letters, exact_cast, refusals, without_provenance
+from handlers.columnar.chunks import NEXT_STEP, dead_letters, exact_cast, model_rows, refusals
 from handlers.columnar.numbers import number_step
 from handlers.columnar.plan import Plan
 from handlers.columnar.stage import ModelStage
 from handlers.errors import one_line
 from handlers.failures import RowFailures
 from handlers.model.directory import ModelDir
+from handlers.predict.heads.head import FORECAST_FROM
 from handlers.predict.predictor import Predictor
 from handlers.stats import Load, Stats
 
@@ -85,7 +86,7 @@ class Scorer:
     def answer(self, chunk: pa.RecordBatch) -> tuple[Rows, RowFailures, Stats]:
         """The scored rows of `chunk` with their indices in it, and the failures by index; all others were dropped."""
         stage = self.stage
-        rows = Rows(without_provenance(chunk), np.arange(chunk.num_rows))
+        rows = Rows(model_rows(chunk), np.arange(chunk.num_rows))
         stats = Stats()
         failures = refusals(chunk)
         if failures:
@@ -113,8 +114,12 @@ class Scorer:
     def output_of(self, chunk: pa.RecordBatch, ids: np.ndarray, columns: Mapping[str, pa.Array]) -> pa.RecordBatch:
         """The carried columns of the rows `ids` of `chunk`, the columns of the head and the version of the model."""
         carried = chunk.select(list(self.plan.carried))
+        of_forecast = self.stage.task == "forecast" and NEXT_STEP in chunk.schema.names
+        steps = {FORECAST_FROM: chunk.column(NEXT_STEP)} if of_forecast else {}
         if len(ids) < chunk.num_rows or not np.array_equal(ids, np.arange(len(ids))):
             carried = carried.take(pa.array(ids))
+            steps = {name: array.take(pa.array(ids)) for name, array in steps.items()}
+        columns = {**columns, **steps}
         versions = pa.array(np.zeros(len(ids), np.int32))
         version = pa.DictionaryArray.from_arrays(versions, pa.array([self.stage.version]))
         return pa.RecordBatch.from_arrays(

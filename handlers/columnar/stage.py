@@ -85,6 +85,11 @@ class ModelStage:
             self._padding = replace(self._padding, cut=())
         self._predictor = predictor
 
+    @property
+    def task(self) -> str:
+        """What the outputs mean."""
+        return self._head.task
+
     def answer(self, rows: Rows, stats: Stats) -> Answers:
         """The answers of the model to `rows`; what was done is added to `stats`.
 

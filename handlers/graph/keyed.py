@@ -169,6 +169,8 @@ class KeyedModels:
         model = self._known[path][0] if path in self._known else ModelDir(path, by_key.trust)
         if model.spec.env_vars != settings.model.spec.env_vars:
             raise UsageError(f"{path} has other env_vars than {settings.model.path}; models of one process share them")
+        if model.spec.sequences is not None:
+            raise UsageError(f"{path} takes windows (sequences in its model.yaml), which are not cut for by_key")
         predictor = Predictor(model.load(), settings.placement, settings.batch_size)
         size = predictor.load_since(0).bytes
         if size > by_key.memory:

@@ -277,6 +277,11 @@ def _check_names(settings: Sequence[ModelSettings]) -> None:
             raise UsageError(f'two models have the name "{each.name}"')
         if unknown := [name for name in each.inputs_from if name not in names]:
             raise UsageError(f'model "{each.name}" has inputs_from "{unknown[0]}", which is no model before it')
+        if each.model.spec.sequences is not None:
+            raise UsageError(
+                f'model "{each.name}" takes windows (sequences in its model.yaml), which a run of several models does not '
+                "cut; score with it alone"
+            )
         names.append(each.name)
     if not names:
         raise UsageError("there are no models to score with")

@@ -20,6 +20,7 @@ from pydantic import (
 from handlers.encode.specs import SPECS, AnyInput
 from handlers.errors import UsageError
 from handlers.model.formats import FORMATS
+from handlers.model.sequences import SequencesSpec
 from handlers.predict.heads import TASKS, Head
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -62,6 +63,7 @@ class ModelSpec(_Strict):
     architecture: FunctionName | None = None
     arguments: dict[str, Any] = {}
     loader: FunctionName | None = None
+    sequences: SequencesSpec | None = None
     features: dict[str, str] = {}
     inputs: tuple[AnyInput, ...] = ()
     output: Literal["logits", "probabilities"] = "logits"
@@ -99,6 +101,13 @@ class ModelSpec(_Strict):
             raise ValueError(f"inputs is missing; only {telling} models declare theirs")
         if self.task == "multilabel" and not self.labels:
             raise ValueError("labels is missing; multilabel needs them")
+        if self.task == "forecast":
+            if self.sequences is None:
+                raise ValueError("sequences is missing; task forecast needs it")
+            if self.sequences.horizon is None:
+                raise ValueError("sequences.horizon is missing; task forecast needs it")
+            if not self.sequences.targets:
+                raise ValueError("sequences.target is missing; task forecast needs it where there are no columns")
         for option in ("pooling", "normalize"):
             if getattr(self, option) is not None and not (self.format == "huggingface" and self.task == "embedding"):
                 raise ValueError(f"{option} is an option of format huggingface with task embedding")
@@ -107,12 +116,16 @@ class ModelSpec(_Strict):
     @property
     def numeric_columns(self) -> tuple[str, ...]:
         """Names and patterns of the columns that feed inputs of floats: text formats read them as float64."""
-        return tuple(name for each in self.inputs if each.takes_fractions for name in each.patterns)
+        inputs = [name for each in self.inputs if each.takes_fractions for name in each.patterns]
+        statistics = [each.column for each in self.sequences.computed if each.function] if self.sequences else []
+        return tuple(dict.fromkeys([*inputs, *statistics]))
 
     @property
     def head(self) -> Head:
         """How the outputs become columns."""
-        return Head(self.task, self.labels, self.output, self.threshold)
+        sequences = self.sequences if self.task == "forecast" else None
+        horizon, targets = (sequences.horizon or 1, sequences.targets) if sequences else (1, ())
+        return Head(self.task, self.labels, self.output, self.threshold, horizon=horizon, targets=targets)
 
 
 def parse_spec(text: str, path: str) -> ModelSpec:
@@ -137,6 +150,14 @@ def spec_of(content: Mapping[str, Any], path: str) -> ModelSpec:
         return ModelSpec.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"{path}: {_explain(error)}") from None
+
+
+def sequences_spec(content: Mapping[str, Any]) -> SequencesSpec:
+    """Validates the fields of `sequences`; raises `UsageError` that names the field at fault."""
+    try:
+        return SequencesSpec.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"sequences: {_explain(error)}") from None
 
 
 def _explain(error: ValidationError) -> str:

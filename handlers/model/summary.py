@@ -44,6 +44,7 @@ def summary(model: ModelDir) -> dict[str, Any]:
         **counts,
         "flops_per_row": flops,
         "inputs": [_input(spec, loaded) for spec in model.spec.inputs] or [_info(info) for info in loaded.inputs],
+        "sequences": model.spec.sequences.given() if model.spec.sequences else {},
         "features": dict(model.spec.features),
         "outputs": outputs,
         "labels": list(model.spec.labels or ()),

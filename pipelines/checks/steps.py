@@ -18,6 +18,8 @@ from handlers.model.directory import ModelDir
 from handlers.model.spec import ModelSpec
 from handlers.predict.placement import visible_gpus
 from handlers.predict.predictor import Predictor
+from handlers.sequences.cutter import WindowCutter
+from handlers.sequences.windows import sample_windows
 from handlers.tensors import Ragged
 from pipelines import runners
 from pipelines.checks.checkup import Finding, Outcome, SkipError
@@ -112,6 +114,8 @@ def score_rows(model: ModelDir, predictor: Predictor, source: Source, plan: Plan
     """Scores the first rows of the input, or rows of zeros if it has none."""
     # A few rows if scoring one takes long, as for images and texts.
     sample = source.sample.slice(0, min((bound.sample_rows for bound in plan.inputs), default=None))
+    if model.spec.sequences is not None and sample.num_rows:
+        return _score_windows(model, predictor, source, plan)
     if not sample.num_rows:
         return _score_zeros(predictor, {name: zeros for bound in plan.inputs for name, zeros in bound.zeros(2).items()})
     scored = Scorer(model, plan, predictor).score(sample)
@@ -122,6 +126,22 @@ def score_rows(model: ModelDir, predictor: Predictor, source: Source, plan: Plan
         kinds = ", ".join(f"{rows:,} {kind}" for kind, rows in scored.dead_by_error.most_common(3))
         first = scored.dead_letters.column("dead_letter")[0].as_py()["message"]
         what += f", {dead:,} would be dead letters ({kinds}); the first: {first}"
+    return Finding(what, None, warning=dead > 0)
+
+
+def _score_windows(model: ModelDir, predictor: Predictor, source: Source, plan: Plan) -> Finding[None]:
+    """Scores windows of the first rows. They have few rows of a key, so that windows are missing is no finding."""
+    assert model.spec.sequences is not None  # noqa: S101
+    cutter = WindowCutter(model.spec.sequences, source.input.schema)
+    most = min((bound.sample_rows for bound in plan.inputs), default=None)
+    windows = sample_windows(source.sample, cutter, len(source.sample) if most is None else most)
+    if not windows.num_rows:
+        return Finding("no row of the first ones has a key and a time", None, warning=True)
+    scored = Scorer(model, plan, predictor).score(windows)
+    what = f"of {windows.num_rows:,} windows of the first rows {scored.predictions.num_rows:,} are scored"
+    if dead := scored.dead_letters.num_rows:
+        first = scored.dead_letters.column("dead_letter")[0].as_py()["message"]
+        what += f", {dead:,} would be dead letters; the first: {first}"
     return Finding(what, None, warning=dead > 0)
 
 

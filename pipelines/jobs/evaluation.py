@@ -169,7 +169,7 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
 
 def _future(wanted: EvaluationOptions, model: ModelDir | None) -> Future | None:
     """The series of the forecasts, as the options or else the model define them."""
-    sequences = getattr(model.spec, "sequences", None) if model is not None else None
+    sequences = model.spec.sequences if model is not None else None
     order_by = wanted.order_by or (sequences.order_by if sequences else None)
     if order_by is None:
         return None

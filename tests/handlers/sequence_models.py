@@ -62,3 +62,19 @@ def last_state(module: _Recurrent, steps: torch.Tensor) -> float:
 
 def loaded(module: torch.nn.Module) -> LoadedModel:
     return LoadedModel(module.eval(), ("x", "lengths"))
+
+
+class Forecaster(torch.nn.Module):
+    """The next `horizon` values of a window of (rows, steps, 1); `lengths` are taken where windows differ in length."""
+
+    def __init__(self, horizon: int = 3, features: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(4)
+        self.lstm = torch.nn.LSTM(features, 8, batch_first=True)
+        self.out = torch.nn.Linear(8, horizon)
+
+    def forward(self, x: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        if lengths is None:
+            return self.out(self.lstm(x)[1][0][-1])
+        packed = pack_padded_sequence(x, lengths.cpu(), batch_first=True, enforce_sorted=False)
+        return self.out(self.lstm(packed)[1][0][-1])

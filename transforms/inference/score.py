@@ -26,12 +26,15 @@ from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
 from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
+from handlers.sequences.cutter import WindowCutter
+from handlers.sequences.windows import sample_windows
 from transforms import progress
 from transforms.accounting import Counts
 from transforms.inference import chunk_coder  # noqa: F401 - registers the coder of chunks
 from transforms.inference.admit import admit
 from transforms.inference.failure_rate import CheckFailureRate
 from transforms.inference.rechunk import Rechunk
+from transforms.inference.sequences import CutWindows
 
 SAMPLE_ROWS = 1000
 
@@ -174,7 +177,13 @@ class Score(beam.PTransform[Any, Any]):
     @property
     def needed(self) -> frozenset[str]:
         """The input columns without which no row can be scored; for `ReadChunks`."""
-        return self.plan.needed
+        return self.plan.needed | (self._cutter.needed if self._cutter else frozenset())
+
+    @cached_property
+    def _cutter(self) -> WindowCutter | None:
+        """Cuts windows if the model takes them."""
+        spec = self._model.spec.sequences
+        return WindowCutter(spec, self._schema) if spec is not None and self._schema.names else None
 
     @property
     def model_version(self) -> str:
@@ -189,25 +198,33 @@ class Score(beam.PTransform[Any, Any]):
         sample = self._schema.empty_table() if self.sample is None else self.sample.slice(0, SAMPLE_ROWS)
         rows = admit(sample, self._schema, frozenset(), self.source)
         rows = rows.take(pa.array(sorted(set(range(rows.num_rows)) - refusals(rows).keys()), pa.int64()))
+        if self._cutter is not None:
+            rows = sample_windows(rows, self._cutter, SAMPLE_ROWS)
         chain = Chain.of(self._model.spec, tuple(self.preprocess), tuple(self.postprocess))
         return make_plan(
             self._model, predictor, rows, chain, tuple(self.columns), probabilities=self.probabilities, strict=strict
         )
 
     def expand(self, chunks: PCollection[Any]) -> ScoredRows:
-        """Admit → rechunk → RunInference → split."""
+        """Admit → rechunk → RunInference → split; windows are cut before they are scored."""
         handler = ColumnarModelHandler(self._model, self.plan, self.placement, self.batching, self.hints)
+        admitted = chunks | "Admit" >> beam.Map(
+            partial(admit, schema=self._schema, needed=self.needed, source=self.source)
+        ).with_input_types(pa.RecordBatch | pa.Table).with_output_types(pa.RecordBatch)
+        in_windows = None
+        if self._cutter is not None:
+            batching = self.batching
+            cut = CutWindows(self._cutter, batching.chunk_rows, batching.chunk_bytes, self.run_id)
+            admitted, in_windows = admitted | "Sequences" >> cut
         outputs = (
-            chunks
-            | "Admit"
-            >> beam.Map(partial(admit, schema=self._schema, needed=self.needed, source=self.source))
-            .with_input_types(pa.RecordBatch | pa.Table)
-            .with_output_types(pa.RecordBatch)
+            admitted
             | "Rechunk" >> Rechunk(self.batching.chunk_rows, self.batching.chunk_bytes)
             | "RunInference" >> RunInference(handler).with_output_types(Scored)
             | "Split" >> beam.ParDo(_Split(self.run_id)).with_outputs(DEAD_LETTERS, COUNTS, main="predictions")
         )
         counts = outputs[COUNTS]
+        if in_windows is not None:
+            counts = (counts, in_windows) | "AllCounts" >> beam.Flatten()
         if self.max_failure_rate < 1:
             _ = counts | "CheckFailureRate" >> CheckFailureRate(self.max_failure_rate)
         return ScoredRows(outputs.predictions, outputs[DEAD_LETTERS], counts)

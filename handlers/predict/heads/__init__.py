@@ -6,12 +6,13 @@
 | multilabel | (rows, labels) | `predicted_labels`, `probabilities` |
 | regression | (rows,), (rows, 1) or (rows, k) | `prediction` |
 | embedding | (rows, k) | `embedding` |
+| forecast | (rows, horizon); (rows, horizon, targets) | `forecast` (`forecast_TARGET` for several), `forecast_from` |
 | raw | any | one per output, with its name |
 
 `predicted_class` is a string where there are labels and int64 where not; `confidence`, `probability_CLASS` (one for every
 class, by label or else by index, where these are wanted), `probabilities` (in the order of the labels), `prediction`
 and `embedding` are float32. What has more than one value a row becomes fixed-size lists, and what differs in length
-by row (raw per-token outputs) becomes lists.
+by row (raw per-token outputs) becomes lists. `forecast_from` is added by the scorer, which knows the steps of a row.
 
 A new head is a module with `decode` and `of_no_rows`, and its line in `TASKS`. Imports torch only when a head is used.
 """
@@ -40,6 +41,7 @@ TASKS = {
     "multilabel": "handlers.predict.heads.multilabel",
     "regression": "handlers.predict.heads.regression",
     "embedding": "handlers.predict.heads.embedding",
+    "forecast": "handlers.predict.heads.forecast",
     "raw": "handlers.predict.heads.raw",
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PROBABILITY = "probability_"  # and the name of the class: the column of its probability
+FORECAST = "forecast"
+FORECAST_FROM = "forecast_from"  # the column of the first step that a forecast is for
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,8 @@ class Head:
         output: whether the model gives `logits` or `probabilities`.
         threshold: the probability from which a label of task multilabel is predicted.
         probabilities: whether classification gives the probability of every class, too.
+        horizon: steps of a forecast.
+        targets: the columns that are forecast.
     """
 
     task: str = "raw"
@@ -24,3 +28,5 @@ class Head:
     output: str = "logits"
     threshold: float = 0.5
     probabilities: bool = False
+    horizon: int = 1
+    targets: tuple[str, ...] = ()

@@ -329,6 +329,13 @@ class TestPlan:
         found = run(plan, chunk_of(A, B))
         assert all(found.counts(each.name) == (500, 500, 0, 0, 0) for each in models)
 
+    def test_windows(self, small: ModelDir, save: Save) -> None:
+        sequences = {"by": ["id"], "order_by": "a", "columns": ["b"], "length": 3}
+        inputs = [{"name": "x", "columns": ["b"], "encoder": "sequence", "max_length": 3}]
+        windows = save(Linear(2), sequences=sequences, inputs=inputs)
+        with pytest.raises(UsageError, match='model "windows" takes windows'):
+            plan_of(ModelSettings("small", small), ModelSettings("windows", windows))
+
     def test_environment_variables(self, save: Save) -> None:
         one, two = (save(Linear(2), env_vars={"OMP_NUM_THREADS": threads}) for threads in ("1", "2"))
         with pytest.raises(UsageError, match='env_vars of models "one" and "two" set OMP_NUM_THREADS to "1" and "2"'):
