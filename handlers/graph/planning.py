@@ -249,7 +249,7 @@ def _references(later: Sequence[ModelSettings], name: str) -> bool:
 
 def _output(inputs: pa.Schema, carried: Sequence[str], nodes: Sequence[Node], split: ModelSplit | None) -> pa.Schema:
     fields = [inputs.field(name) for name in carried]
-    whose = dict.fromkeys(carried, "the input")
+    whose = dict.fromkeys(inputs.names, "the input")  # carried or not: later models and dead letters have them all
     made = [(CHOSEN_FIELD, "split")] if split is not None else []
     for node in nodes:
         own = [node.schema.field(source).with_name(name) for name, source in node.outputs]
@@ -258,8 +258,7 @@ def _output(inputs: pa.Schema, carried: Sequence[str], nodes: Sequence[Node], sp
     for field, owner in made:
         if field.name in whose:
             raise UsageError(
-                f'{owner} makes a column "{field.name}", and so does {whose[field.name]}; carry others with --columns, or '
-                "rename one"
+                f'{owner} makes a column "{field.name}", and so does {whose[field.name]}; rename the model or the column'
             )
         if field.name in RESERVED:
             raise UsageError(f'{owner} makes a column "{field.name}", which is a reserved name')

@@ -344,4 +344,4 @@ class TestPlan:
     def test_two_columns_of_one_name(self, small: ModelDir, save: Save) -> None:
         sample = chunk_of(A, B, small_confidence=A)
         with pytest.raises(UsageError, match='model "small" makes a column "small_confidence", and so does the input'):
-            plan_of(ModelSettings("small", small), ModelSettings("large", small), sample=sample)
+            plan_of(ModelSettings("small", small), ModelSettings("large", small), sample=sample, columns=("id",))
