@@ -20,7 +20,8 @@ OURS = ("handlers", "transforms", "pipelines")
 
 # Every public name, in the order of the page.
 CHAPTERS = {
-    "Models": ["ModelDir", "Trust", "StateDict"],
+    "From Python": ["score", "load", "Model", "ScoreResult"],
+    "Models": ["ModelDir", "Trust", "StateDict", "ModelRegistry", "RegisteredModel", "RowPredictor"],
     "Chunks": [
         "Score",
         "ScoredRows",
@@ -43,7 +44,7 @@ CHAPTERS = {
     "Where and how a model runs": ["Placement", "Batching", "ResourceHints"],
     "Errors": [
         *("TorchbeamError", "UsageError", "BrokenModelError", "BrokenFileError", "ServiceError", "DeviceLostError"),
-        *("AccountingError", "PublishError", "FailureRateError"),
+        *("AccountingError", "PublishError", "FailureRateError", "RowsFailedError"),
     ],
 }
 

@@ -58,6 +58,10 @@ class PublishError(TorchbeamError):
     """The outputs of a run could not be given their final names."""
 
 
+class RowsFailedError(TorchbeamError):
+    """Rows in memory could not be scored, and the caller wants all or none."""
+
+
 def error_in(trace: str) -> TorchbeamError | None:
     """The error of this package that a traceback ends in, with its type and message; None if there is no such error.
 

@@ -14,6 +14,11 @@ def scheme_of(path: str) -> str | None:
     return found.group(1) if found else None
 
 
+def is_mlflow(path: str) -> bool:
+    """Whether `path` is a model of MLflow's registry: `models:/NAME/VERSION` or `models:/NAME@ALIAS`."""
+    return path.startswith("models:/")
+
+
 def is_remote(path: str) -> bool:
-    """Whether `path` is in an object store or another of Beam's filesystems, and not on a disk of this host."""
-    return scheme_of(path) is not None
+    """Whether `path` is in an object store, another of Beam's filesystems or MLflow, and not on a disk of this host."""
+    return scheme_of(path) is not None or is_mlflow(path)

@@ -1,11 +1,13 @@
-"""Dtype and shape of an input, and rows of unequal length, padded with a mask and cut back."""
+"""What models take: dtype and shape of an input, rows of unequal length (padded with a mask and cut back), data frames."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from handlers.errors import UsageError
@@ -17,11 +19,25 @@ MASKS = ("attention_mask", "mask", "padding_mask")
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """What a model itself declares about one input: its dtype and the shape of one row; None where it does not."""
+    """What a model itself declares about one input; None or empty where it does not.
+
+    Attributes:
+        name: of the input.
+        dtype: of its tensor.
+        shape: of one row.
+        columns: the columns that feed it, in order.
+        allows_missing: whether it takes NaN, and null as NaN.
+        frame: whether it takes a `Frame` instead of a tensor.
+        numbers: the columns of a frame that hold numbers, as far as it is known.
+    """
 
     name: str
     dtype: torch.dtype | None = None
     shape: tuple[int, ...] | None = None
+    columns: tuple[str, ...] = ()
+    allows_missing: bool = False
+    frame: bool = False
+    numbers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -122,6 +138,48 @@ class Ragged:
         return Ragged(torch.cat([part.values for part in parts]), _offsets(lengths))
 
 
+@dataclass(frozen=True)
+class Frame:
+    """Rows of named columns, for models that take a data frame. Nothing can write into it."""
+
+    batch: pa.RecordBatch
+
+    def __len__(self) -> int:
+        return int(self.batch.num_rows)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values."""
+        return int(self.batch.nbytes)
+
+    def __getitem__(self, rows: slice | torch.Tensor) -> Frame:
+        """A range of rows, or those at indices (int64)."""
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(len(self))
+            return Frame(self.batch.slice(start, stop - start))
+        return Frame(self.batch.take(pa.array(rows.numpy())))
+
+    @staticmethod
+    def blank(schema: pa.Schema, rows: int) -> Frame:
+        """Rows of zeros and empty texts; null in columns of any other type."""
+        return Frame(pa.RecordBatch.from_arrays([_blank(field.type, rows) for field in schema], schema=schema))
+
+
+Value = torch.Tensor | Ragged | Frame  # the rows of one input
+
+
+def _blank(kind: pa.DataType, rows: int) -> pa.Array:
+    try:
+        return pa.array([0] * rows).cast(pa.string()).cast(kind)
+    except pa.ArrowException:
+        return pa.nulls(rows, kind)
+
+
+def zeros_like(value: torch.Tensor | Frame) -> torch.Tensor | Frame:
+    """As many rows of zeros, of the same shape and types."""
+    return Frame.blank(value.batch.schema, len(value)) if isinstance(value, Frame) else torch.zeros_like(value)
+
+
 def _real(lengths: np.ndarray, length: int, *, left: bool) -> torch.Tensor:
     """Mask (bool) of (rows, length): the tokens that are real."""
     tokens = np.arange(length)
@@ -132,6 +190,10 @@ def _offsets(lengths: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
 
 
-def take(rows: torch.Tensor | Ragged, indices: np.ndarray) -> torch.Tensor | Ragged:
-    """The rows at `indices` (int64), of a tensor or of `Ragged`."""
+@overload
+def take(rows: torch.Tensor | Ragged, indices: np.ndarray) -> torch.Tensor | Ragged: ...
+@overload
+def take(rows: Value, indices: np.ndarray) -> Value: ...
+def take(rows: Value, indices: np.ndarray) -> Value:
+    """The rows at `indices` (int64), of whatever kind."""
     return rows.take(indices) if isinstance(rows, Ragged) else rows[torch.from_numpy(indices)]

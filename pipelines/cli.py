@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": "compare labels with predictions: metrics and a report",
     "doctor": "check for problems before a run",
     "describe": "describe a model directory",
+    "models": "list, show, push, promote and roll back models of a registry",
     "init": "make a model directory from a Hugging Face directory",
 }
 

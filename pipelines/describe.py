@@ -45,36 +45,40 @@ def _parse(argv: list[str], command: Command) -> DescribeOptions:
 
 def _run(options: DescribeOptions) -> int:
     try:
-        found = _summary(options)
+        model = ModelDir(options.model, options.trust, options.registry)
+        found = summary_of(model)
     except UsageError:
         raise
     except TorchbeamError as error:  # the directory cannot be used, so the command was given the wrong one
         raise UsageError(str(error)) from error
-    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else "\n".join(_lines(found)))
+    print(json.dumps(found, indent=2, ensure_ascii=False) if options.json else "\n".join(lines_of(found)))
     return FINISHED
 
 
-def _summary(options: DescribeOptions) -> dict[str, Any]:
+def summary_of(model: ModelDir) -> dict[str, Any]:
+    """The summary of a model, which is loaded for it; see `handlers.model.summary`."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    model = ModelDir(options.model, options.trust)
     model.set_environment()
     from handlers.model.summary import summary  # imports torch, which reads the environment
 
     return summary(model)
 
 
-def _lines(found: dict[str, Any]) -> list[str]:
+def lines_of(found: dict[str, Any]) -> list[str]:
     """One aligned line for each property."""
     lines = [
+        *([("registry", found["registry"])] if found.get("registry") else []),
         ("name", found["name"]),
         ("task", found["task"]),
         ("format", found["format"]),
         ("version", found["version"]),
+        *([("model", found["model"])] if found["model"] else []),
         ("license", found["license"] or "unknown"),
     ]
     if "parameters" in found:
         lines.append(("parameters", f"{found['parameters']:,} ({found['trainable_parameters']:,} trainable)"))
         lines += [(f"  {name}", f"{count:,}") for name, count in found["parameters_by_module"].items()]
+    if "bytes" in found:
         lines.append(("memory", f"{found['bytes'] / 1e6:,.1f} MB"))
     flops = found["flops_per_row"]
     lines.append(("FLOPs a row", "unknown" if flops is None else f"{flops:,}"))

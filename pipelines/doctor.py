@@ -9,6 +9,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from importlib import metadata
 from typing import TYPE_CHECKING, TypeVar
 
@@ -20,7 +21,7 @@ from handlers.model.stores import shared_s3
 from pipelines.checks.checkup import Checkup, Finding, Outcome, SkipError, State
 from pipelines.command import process
 from pipelines.command.errors import FINISHED, WRONG_USAGE
-from pipelines.command.options import Command, ModelOptions
+from pipelines.command.options import Command
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.options import ScoreOptions, connect, remote_paths
 
@@ -71,7 +72,9 @@ def _examine(options: ScoreOptions) -> int:
             options = opened.value.options
     if opened is None or (opened.finding is not None and not opened.value.settings):  # a file may name one model
         opened = None
-        model = checkup.check("model", lambda: _reached(of_model, lambda: _open_model(options.model)))
+        model = checkup.check("model", lambda: _reached(of_model, lambda: _open_model(options)))
+        if model.finding is not None:  # a name in a registry stands for a path from here on
+            options = replace(options, model=replace(options.model, model=model.finding.value.path))
 
     from pipelines.checks import steps as checks
 
@@ -169,15 +172,18 @@ def _reached(stores: Outcome[None] | None, run: Callable[[], Finding[T]]) -> Fin
     return run()
 
 
-def _open_model(options: ModelOptions) -> Finding[ModelDir]:
+def _open_model(options: ScoreOptions) -> Finding[ModelDir]:
     """The model directory is complete and valid."""
-    if not options.model:
+    if not options.model.model:
         raise SkipError("no --model was given")
-    model = ModelDir(options.model, options.trust)
+    given = options.resolved().model
+    model = ModelDir(given.model, given.trust, given.registry)
     model.set_environment()
     checked = ", sha256 as model.yaml says" if model.spec.sha256 else ""
+    registered = f"{model.registered}: " if model.registered else ""
     return Finding(
-        f"{model.spec.name}, version {model.version}: {model.spec.task}, {model.spec.format}{checked}", model
+        f"{registered}{model.spec.name}, version {model.version}: {model.spec.task}, {model.spec.format}{checked}",
+        model,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from handlers.model.stores import shared_s3
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: EvaluateOptions) -> int:
     """Runs the job; returns FINISHED also if it continues elsewhere."""
-    options = options.settled()
+    options = replace(options, score=options.score.resolved()).settled()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `score`
     if options.score.run.runner == dataflow.RUNNER:
         dataflow.check_credentials(options.score.beam)
@@ -47,7 +48,7 @@ def _run(options: EvaluateOptions) -> int:
     if options.score.model.model:
         from handlers.model.directory import ModelDir
 
-        model = ModelDir(options.score.model.model, options.score.model.trust)
+        model = ModelDir(options.score.model.model, options.score.model.trust, options.score.model.registry)
         model.set_environment()
 
     from pipelines.command.ignored import ignored_options

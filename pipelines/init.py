@@ -1,4 +1,4 @@
-"""`python -m pipelines.init`: makes a model directory from a Hugging Face directory by writing its `model.yaml`."""
+"""`python -m pipelines.init`: makes a model directory from a Hugging Face directory, or a file of another framework."""
 
 from __future__ import annotations
 
@@ -20,10 +20,12 @@ from pipelines.command.errors import FINISHED
 from pipelines.command.options import Command, flag, names, option, parse_one, path
 
 PROG = "torchbeam init"
+_PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin")
 COMMAND = Command(
     prog=PROG,
-    description="Make a model directory from a directory that save_pretrained or sentence-transformers wrote.",
-    usage="--from=DIR --output=DIR",
+    description="Make a model directory from a directory that save_pretrained or sentence-transformers wrote, or from a "
+    "file of ONNX (.onnx), scikit-learn (.skops) or XGBoost (.ubj, .json).",
+    usage="--from=DIR|FILE --output=DIR",
     exit_codes="0 written, 2 wrong usage, 130 interrupted",
     interrupted="",
     runs_beam=False,
@@ -37,12 +39,12 @@ class InitOptions:
     TITLE = "init"
 
     source: str = option(
-        "the directory: config.json, *.safetensors, tokenizer or image processor", parse=path, flag="from"
+        "the directory (config.json, *.safetensors, tokenizer or image processor) or file", parse=path, flag="from"
     )
     output: str = option(
         "the model directory to write; may be the directory of --from, which then gets a model.yaml", parse=path
     )
-    task: str | None = option("what the outputs mean (default: from the architecture)", None, choices=tuple(TASKS))
+    task: str | None = option("what the outputs mean (default: from the model)", None, choices=tuple(TASKS))
     name: str | None = option("name of the model (default: the name of --from)", None)
     columns: tuple[str, ...] = option("input columns, separated by commas (default: text or image)", (), parse=names)
     overwrite: bool = flag("replace an existing model.yaml")
@@ -77,6 +79,8 @@ def make(options: InitOptions) -> ModelDir:
         UsageError: if `source` is not such a directory or lacks what is needed, or `output` is in use.
     """
     source, target = Path(options.source), Path(options.output)
+    if source.is_file():
+        return _of_file(source, target, options)
     if not source.is_dir() or not is_hub_directory(source):
         raise UsageError(
             f"--from {source} is not a directory that save_pretrained or sentence-transformers wrote (no config.json)"
@@ -104,6 +108,20 @@ def make(options: InitOptions) -> ModelDir:
             copy.rename(target)
     (target / MODEL_FILE).write_text(text)
     return ModelDir(target)
+
+
+def _of_file(source: Path, target: Path, options: InitOptions) -> ModelDir:
+    """The model directory of a model that is one file of another framework."""
+    if source.suffix in _PICKLES:
+        raise UsageError(
+            f"--from {source} may hold a pickle, which is never loaded; load it where it was written, and save the model "
+            "with ModelDir.save"
+        )
+    if options.columns:
+        raise UsageError("--columns is for Hugging Face directories; the inputs of other models are in model.yaml")
+    if (target / MODEL_FILE).exists() and not options.overwrite:
+        raise UsageError(f"{target / MODEL_FILE} exists already; replace it with --overwrite")
+    return ModelDir.save(source, target, name=options.name or source.stem, task=options.task)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(options: ScoreOptions) -> int:
     """Runs the job; returns FINISHED also if it continues elsewhere."""
-    options = options.settled()
+    options = options.resolved().settled()
     # Before torch is imported, which reads this variable. By default its threads wait for each other in a busy loop,
     # which costs two thirds of the throughput on a machine with other load; passive waiting costs nothing.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -59,7 +59,7 @@ def _score(options: ScoreOptions) -> int:
     if several:
         options = several.options
     else:
-        model = ModelDir(options.model.model, options.model.trust)
+        model = ModelDir(options.model.model, options.model.trust, options.model.registry)
         model.set_environment()
 
     from pipelines.command.ignored import ignored_options

@@ -24,6 +24,7 @@ TABLE = r"bigquery:.+"
 ACCELERATOR = r"type:[a-z0-9-]+(;[a-z_-]+(:[^;\s]+)?)*"
 RAM = r"[0-9]+(\.[0-9]+)?\s?([KMGTP]i?B)"
 FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
+REGISTERED = r"[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9_-]+|models:/.+"
 NUMBER = r"[1-9][0-9]*"
 
 
@@ -55,8 +56,9 @@ TEMPLATES = {
         values={
             "input": f"{PATH}|{TABLE}",
             "limit": NUMBER,
-            "model": PATH,
+            "model": f"{PATH}|{REGISTERED}",
             "models": PATH,
+            "registry": PATH,
             "batch_size": f"auto|{NUMBER}",
             "device": r"auto|cpu|cuda(:[0-9]+)?",
             "model_copies": NUMBER,

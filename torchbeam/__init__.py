@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         BrokenModelError,
         DeviceLostError,
         PublishError,
+        RowsFailedError,
         ServiceError,
         TorchbeamError,
         UsageError,
@@ -38,6 +39,9 @@ if TYPE_CHECKING:
     from transforms.inference.score import Score, ScoredRows
     from transforms.inference.score_models import ScoreModels
     from transforms.inference.sequences import SequenceRows, Sequences
+    from transforms.local.scoring import Model, ScoreResult, load, score
+    from transforms.registry.registry import ModelRegistry, RegisteredModel
+    from transforms.registry.row_predictor import RowPredictor
     from transforms.sinks.write import Part, WriteChunks
     from transforms.sources.planning import Input, plan_input
     from transforms.sources.read import Read, ReadChunks
@@ -57,8 +61,10 @@ __all__ = [
     "FileRead",
     "Inferences",
     "Input",
+    "Model",
     "ModelCounts",
     "ModelDir",
+    "ModelRegistry",
     "ModelSettings",
     "ModelSplit",
     "Padding",
@@ -68,10 +74,14 @@ __all__ = [
     "Ragged",
     "Read",
     "ReadChunks",
+    "RegisteredModel",
     "ResourceHints",
+    "RowPredictor",
+    "RowsFailedError",
     "RunTorchInference",
     "Score",
     "ScoreModels",
+    "ScoreResult",
     "ScoredRows",
     "SequenceRows",
     "Sequences",
@@ -84,7 +94,9 @@ __all__ = [
     "UsageError",
     "WriteChunks",
     "__version__",
+    "load",
     "plan_input",
+    "score",
     "skip_failures",
 ]
 
@@ -102,8 +114,10 @@ _HOMES = {
     "FileRead": "transforms.sources.splits",
     "Inferences": "transforms.inference.run_torch_inference",
     "Input": "transforms.sources.planning",
+    "Model": "transforms.local.scoring",
     "ModelCounts": "handlers.graph.result",
     "ModelDir": "handlers.model.directory",
+    "ModelRegistry": "transforms.registry.registry",
     "ModelSettings": "handlers.graph.plan",
     "ModelSplit": "handlers.graph.spec",
     "Padding": "handlers.tensors",
@@ -113,10 +127,14 @@ _HOMES = {
     "Ragged": "handlers.tensors",
     "Read": "transforms.sources.read",
     "ReadChunks": "transforms.sources.read",
+    "RegisteredModel": "transforms.registry.registry",
     "ResourceHints": "handlers.batching",
+    "RowPredictor": "transforms.registry.row_predictor",
+    "RowsFailedError": "handlers.errors",
     "RunTorchInference": "transforms.inference.run_torch_inference",
     "Score": "transforms.inference.score",
     "ScoreModels": "transforms.inference.score_models",
+    "ScoreResult": "transforms.local.scoring",
     "ScoredRows": "transforms.inference.score",
     "SequenceRows": "transforms.inference.sequences",
     "Sequences": "transforms.inference.sequences",
@@ -129,7 +147,9 @@ _HOMES = {
     "UsageError": "handlers.errors",
     "WriteChunks": "transforms.sinks.write",
     "__version__": "handlers.version",
+    "load": "transforms.local.scoring",
     "plan_input": "transforms.sources.planning",
+    "score": "transforms.local.scoring",
     "skip_failures": "handlers.elements.handler",
 }
 

@@ -171,6 +171,11 @@ def _file_counts(outcomes: Sequence[FileOutcome]) -> Counts:
     return Counts(files_read=len(outcomes) - dead, files_dead=dead)
 
 
+def model_entry(name: str, version: str, registered: str) -> dict[str, str]:
+    """The model of a report; `registered` is its name and version in a registry, such as `credit@3`, or empty."""
+    return {"name": name, "version": version, **({"registry": registered} if registered else {})}
+
+
 def report(
     counts: Counts,
     *,
@@ -178,6 +183,7 @@ def report(
     model_version: str,
     runner: str,
     seconds: float,
+    registered: str = "",
     models: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
     """The content of `report.json`; `models` are the fixed fields of each model, in a run of several.
@@ -197,7 +203,7 @@ def report(
         "rows_dead": counts.rows_dead,
         "files_read": counts.files_read,
         "files_dead": counts.files_dead,
-        "model": {"name": model_name, "version": model_version},
+        "model": model_entry(model_name, model_version, registered),
         **(
             {"models": {name: {**about, **_of_model(name, counts)} for name, about in models.items()}} if models else {}
         ),

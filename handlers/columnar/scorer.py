@@ -37,6 +37,7 @@ class Scored:
 
     Attributes:
         predictions: the scored rows.
+        ids: for each of them its index in the chunk, int64 of (predictions.num_rows,).
         dead_letters: the rows that could not be scored, as they were read, with the struct `dead_letter`.
         dropped: how many rows a function left out on purpose.
         dead_by_error: dead letters by `stage/type`.
@@ -44,6 +45,7 @@ class Scored:
     """
 
     predictions: pa.RecordBatch
+    ids: np.ndarray
     dead_letters: pa.RecordBatch
     dropped: int
     dead_by_error: Counter[str]
@@ -77,6 +79,7 @@ class Scorer:
         found = [failures[row] for row in dead]
         return Scored(
             rows.batch,
+            rows.ids,
             dead_letters(chunk.take(pa.array(dead, pa.int64())), found, version),
             chunk.num_rows - rows.batch.num_rows - len(dead),
             Counter(f"{failure.stage}/{failure.type}" for failure in found),

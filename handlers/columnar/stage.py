@@ -20,6 +20,7 @@ from handlers.encode.base import BoundInput, Tensors
 from handlers.errors import BrokenModelError, one_line
 from handlers.failures import RowFailure, RowFailures
 from handlers.model.directory import ModelDir
+from handlers.model.spec import head_of
 from handlers.predict import heads
 from handlers.predict.heads.outputs import NOT_A_NUMBER, Columns
 from handlers.predict.predictor import Predictor
@@ -78,7 +79,7 @@ class ModelStage:
         self, model: ModelDir, inputs: Sequence[BoundInput], predictor: Predictor, *, probabilities: bool = False
     ) -> None:
         self.version = model.version
-        self._head = replace(model.spec.head, probabilities=probabilities)
+        self._head = replace(head_of(model.spec, predictor.model), probabilities=probabilities)
         self._inputs = prepared(inputs, model)
         self._padding = next((bound.padding for bound in self._inputs if bound.padding), None)
         if self._padding is not None and self._head.task != "raw":  # only head raw takes per-token outputs

@@ -28,7 +28,7 @@ from handlers.errors import TorchbeamError, one_line
 from handlers.isolation import isolate
 from handlers.model.directory import ModelDir
 from handlers.predict.loaded import LoadedModel
-from handlers.tensors import MASKS, Padding, Ragged, take
+from handlers.tensors import MASKS, Frame, Padding, Ragged, Value, take
 
 Collate = Callable[[Sequence[Any]], Mapping[str, torch.Tensor | Ragged]]
 
@@ -45,7 +45,7 @@ class Group:
     """
 
     indices: np.ndarray
-    inputs: Mapping[str, torch.Tensor | Ragged]
+    inputs: Mapping[str, Value]
     binding: Binding = ()
     padding: Padding | None = None
 
@@ -180,9 +180,11 @@ class Collator:
             groups, failures = _by_shape(examples, padding)
         checked = []
         for group in groups:
-            fitted = {}
+            fitted: dict[str, torch.Tensor | Ragged] = {}
             bad: Failures = {}
             for name, value in group.inputs.items():
+                if isinstance(value, Frame):  # which only rows of columns become
+                    continue
                 fitted[name], failed = self._signature.fit(name, value)
                 bad |= failed
             failures |= {int(group.indices[row]): failure for row, failure in bad.items()}

@@ -19,8 +19,10 @@ from handlers.elements.collate import Collate, Collator, shape_of
 from handlers.elements.failures import FailedPrediction, failed_prediction
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
+from handlers.model.spec import head_of
 from handlers.model.state_dict import StateDict
 from handlers.predict import heads
+from handlers.predict.backend import placement_of
 from handlers.predict.heads import Head
 from handlers.predict.heads.outputs import NOT_A_NUMBER
 from handlers.predict.outputs import Form
@@ -63,11 +65,13 @@ class HandlerConfig:
     def load(self) -> ExampleScorer:
         """Loads the model into this process, on its device."""
         started = time.perf_counter()
+        loaded = self.source.load()
+        placement = placement_of(loaded, self.placement)
         slot = None
         device = None
         if self.copies is not None:
-            device, slot = self.placement.resolve_alone(self.copies, self.source.path)
-        predictor = Predictor(self.source.load(), self.placement, device=device)
+            device, slot = placement.resolve_alone(self.copies, self.source.path)
+        predictor = Predictor(loaded, placement, device=device)
         scorer = ExampleScorer(self, predictor, predictor.load_since(started))
         if slot is not None:
             weakref.finalize(scorer, slot.close)
@@ -211,7 +215,7 @@ class ExampleScorer:
             part = Part(group.indices[prediction.rows], prediction.outputs, prediction.form)
             if self._config.head and self._spec is not None:
                 started = time.perf_counter()
-                part = _decode(self._spec.head, part, prediction.outputs, failures)
+                part = _decode(head_of(self._spec, self._predictor.model), part, prediction.outputs, failures)
                 stats.decode_seconds += time.perf_counter() - started
             parts.append(part)
         return parts, failures

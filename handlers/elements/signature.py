@@ -58,7 +58,8 @@ class Signature:
             message = f'the example has shape {tuple(value.shape[1:])}; the model input "{name}" takes {tuple(shape)}'
             return value, dict.fromkeys(range(len(value)), FailedPrediction("encode", "WrongShape", message))
         cast, errors = _cast(tensor, spec, dtype)
-        if not (spec is not None and spec.allows_nonfinite) and not _all_finite(cast):
+        nonfinite = spec.allows_nonfinite if spec is not None else info is not None and info.allows_missing
+        if not nonfinite and not _all_finite(cast):
             errors["NotFinite"] = ~np.isfinite(_numbers(cast)).reshape(-1)
         failures: Failures = {}
         for kind, mask in errors.items():

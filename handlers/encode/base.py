@@ -13,9 +13,9 @@ import torch
 
 from handlers.encode.specs import InputSpec
 from handlers.failures import RowFailures
-from handlers.tensors import Padding, Ragged
+from handlers.tensors import Padding, Value
 
-Tensors = dict[str, torch.Tensor | Ragged]
+Tensors = dict[str, Value]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 from handlers.encode.base import BoundInput
-from handlers.encode.specs import InputSpec, NumericInput
+from handlers.encode.specs import FrameInput, InputSpec, NumericInput
 from handlers.encode.values import is_number
 from handlers.errors import UsageError
 from handlers.tensors import TensorInfo
@@ -38,7 +38,7 @@ def bind_inputs(
     if not specs:
         if not infos:
             raise UsageError("the model does not declare its inputs; write them in model.yaml")
-        specs = [NumericInput(name=info.name, columns=_own_columns(info, infos, batch.schema)) for info in infos]
+        specs = [_own_spec(info, infos, batch.schema) for info in infos]
     bound = []
     for spec in specs:
         info = info_of(spec, specs, infos)
@@ -54,6 +54,16 @@ def info_of(spec: InputSpec, specs: Sequence[InputSpec], infos: Sequence[TensorI
     """What the model itself declares about an input: by name; a single input may have any name."""
     alone = infos[0] if len(infos) == len(specs) == 1 else None
     return next((info for info in infos if info.name == spec.name), alone)
+
+
+def _own_spec(info: TensorInfo, infos: Sequence[TensorInfo], schema: pa.Schema) -> InputSpec:
+    """The spec of an input that only the model declares."""
+    if info.frame:
+        return FrameInput(name=info.name, columns=info.columns)
+    columns = info.columns or _own_columns(info, infos, schema)
+    if info.allows_missing:
+        return NumericInput(name=info.name, columns=columns, fill=math.nan, allow_nonfinite=True)
+    return NumericInput(name=info.name, columns=columns)
 
 
 def _own_columns(info: TensorInfo, infos: Sequence[TensorInfo], schema: pa.Schema) -> tuple[str, ...]:

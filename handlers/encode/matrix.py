@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from handlers.encode.base import BoundInput, Encoded
+from handlers.encode.base import BoundInput, Encoded, Tensors
 from handlers.encode.columns import UnknownLengthError, resolve_columns
 from handlers.encode.specs import MatrixInput
 from handlers.encode.values import (
@@ -35,7 +35,7 @@ from handlers.encode.values import (
 )
 from handlers.errors import UsageError
 from handlers.failures import RowFailure, RowFailures
-from handlers.tensors import Ragged, TensorInfo
+from handlers.tensors import TensorInfo
 
 M = TypeVar("M", bound="BoundMatrix")
 
@@ -81,7 +81,7 @@ class BoundMatrix(BoundInput):
         """Bytes of a row of the tensor."""
         return sum(self.widths) * self.dtype.itemsize
 
-    def zeros(self, rows: int) -> dict[str, torch.Tensor | Ragged]:
+    def zeros(self, rows: int) -> Tensors:
         """A tensor of `rows` rows of zeros."""
         return {self.spec.name: torch.zeros(rows, *self.shape, dtype=self.dtype)}
 

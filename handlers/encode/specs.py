@@ -304,6 +304,14 @@ class SequenceInput(InputSpec):
         return self.step.takes_fractions
 
 
+class FrameInput(InputSpec):
+    """Columns as they are, text included, for a model that takes a data frame (formats sklearn and onnx)."""
+
+    MODULE = "handlers.encode.frame"
+
+    encoder: Literal["frame"] = "frame"
+
+
 def _encoder_of(value: Any) -> Any:
     """The name of the encoder of a spec, or of the mapping that it is made of; numeric where none is named."""
     return value.get("encoder", "numeric") if isinstance(value, Mapping) else getattr(value, "encoder", None)
@@ -314,7 +322,8 @@ AnyInput = Annotated[
     | Annotated[CategoricalInput, Tag("categorical")]
     | Annotated[TextInput, Tag("text")]
     | Annotated[ImageInput, Tag("image")]
-    | Annotated[SequenceInput, Tag("sequence")],
+    | Annotated[SequenceInput, Tag("sequence")]
+    | Annotated[FrameInput, Tag("frame")],
     Discriminator(_encoder_of),
 ]
 
@@ -324,6 +333,7 @@ SPECS: dict[str, type[InputSpec]] = {
     "text": TextInput,
     "image": ImageInput,
     "sequence": SequenceInput,
+    "frame": FrameInput,
 }
 
 _ADAPTER: TypeAdapter[InputSpec] = TypeAdapter(AnyInput)

@@ -15,22 +15,22 @@ import yaml
 
 from handlers.encode.specs import InputSpec
 from handlers.errors import UsageError
-from handlers.model import files, remote
+from handlers.model import files, mlflow_registry, remote
 from handlers.model.environment import check_env_vars
 from handlers.model.formats import FORMATS
 from handlers.model.formats.hub_config import is_hub_directory, with_defaults
+from handlers.model.registry import resolve
 from handlers.model.spec import ModelSpec, parse_yaml, spec_of
 from handlers.model.trust import CODE_FOLDER, VERSION_DIGITS, Trust
 from handlers.model_code import NO_CODE, ModelCode, plain_name
-from handlers.paths import is_remote
+from handlers.paths import is_mlflow, is_remote
 
 if TYPE_CHECKING:
     import torch
 
     from handlers.predict.loaded import LoadedModel
 
-
-MODEL_FILE = "model.yaml"
+MODEL_FILE = files.MODEL_FILE
 
 
 class ModelDir:
@@ -40,11 +40,14 @@ class ModelDir:
     A path with a scheme (`gs://…`) is copied to this machine once and verified by its version.
 
     Args:
-        path: of the directory or file, local or remote.
+        path: of the directory or file, local or remote; or the name of a model in a registry, such as `credit@3` or
+            `credit@champion`, which is resolved here, once; or a model of MLflow's registry, `models:/credit@champion`.
         trust: what it may set and run, and which version it must be; see docs/security.md.
+        registry: the folder of the registry, local or remote; TORCHBEAM_REGISTRY by default.
 
     Attributes:
-        path: where it was opened, local or remote.
+        path: where it was opened, local or remote; of a name, the directory of that version.
+        registered: its name and version in the registry, such as `credit@3`; empty for any other path.
         trust: how far it is trusted.
         spec: the contents of `model.yaml`; for a bare file, what the file itself declares.
         digest: a SHA-256 over the names and contents of its files.
@@ -52,19 +55,25 @@ class ModelDir:
 
     Raises:
         UsageError: where it cannot be read, where a field is unknown, missing or wrong, where the weights do not have
-            the `sha256` that `model.yaml` gives, or where it is not trusted so far.
+            the `sha256` that `model.yaml` gives, where it was changed after it was pushed to the registry, or where it
+            is not trusted so far.
     """
 
     path: str
+    registered: str
     trust: Trust
     spec: ModelSpec
     digest: str
     version: str
 
-    def __init__(self, path: str | os.PathLike[str], trust: Trust | None = None) -> None:
-        self.path = os.fspath(path)
+    def __init__(
+        self, path: str | os.PathLike[str], trust: Trust | None = None, registry: str | os.PathLike[str] | None = None
+    ) -> None:
+        found = resolve(os.fspath(path), registry)
+        self.path, self.registered = found.path, found.registered
         self.trust = trust or Trust()
-        local = remote.download(self.path, _digest) if is_remote(self.path) else Path(self.path)
+        self._server = mlflow_registry.server() if is_mlflow(self.path) else ("", "")
+        local = remote.download(self.path, _digest, self._server) if is_remote(self.path) else Path(self.path)
         self._absolute = "" if is_remote(self.path) else str(local.absolute())
         if local.is_file():
             self.spec = _bare_spec(local)
@@ -78,6 +87,11 @@ class ModelDir:
         self._check_weights(digests, local)
         self.digest = files.digest_of(digests)
         self.version = self.digest[:VERSION_DIGITS]
+        if found.digest and found.digest != self.digest:
+            raise UsageError(
+                f"{self.registered} ({self.path}) was changed after it was pushed: it is version {self.version}, not "
+                f"{found.digest[:VERSION_DIGITS]}; restore its files, or push the change as a version of its own"
+            )
         self.trust.check(self.spec, digests, self.digest, self.path)
         code = _code_of(digests) if local.is_dir() else {}
         self._code_digest = files.digest_of(code) if code else ""
@@ -117,7 +131,7 @@ class ModelDir:
     def _verified(self) -> tuple[Path, Mapping[str, str], files.Stamps]:
         """The local path, the hashes of its files, and their stamps from before they were read."""
         if is_remote(self.path):
-            local = remote.cached(self.path, self.digest, _digest)
+            local = remote.cached(self.path, self.digest, _digest, self._server)
         else:
             local = Path(self._absolute)  # a worker has another working directory
             if not local.exists():
@@ -168,13 +182,13 @@ class ModelDir:
 
     @staticmethod
     def save(
-        module: torch.nn.Module,
+        module: Any,
         path: str | os.PathLike[str],
         *,
         name: str | None = None,
         task: str | None = None,
         inputs: Sequence[InputSpec | Mapping[str, Any]] = (),
-        format: str = "safetensors",
+        format: str | None = None,
         architecture: str | None = None,
         arguments: Mapping[str, Any] | None = None,
         example: tuple[torch.Tensor, ...] | None = None,
@@ -184,16 +198,17 @@ class ModelDir:
         trust: Trust | None = None,
         **fields: Any,
     ) -> ModelDir:
-        """Writes a model directory from a live module, reads it back and returns it.
+        """Writes a model directory from a live model, reads it back and returns it.
 
         Args:
-            module: the trained model; it is saved as it is in evaluation mode, on the CPU.
+            module: the trained model: a module, saved as it is in evaluation mode, on the CPU; or an estimator of
+                scikit-learn, a booster or an estimator of XGBoost, an ONNX model, or the path of a file of these.
             path: the directory to make. Where it is a model directory already, its `model.yaml`, weights and `code/` are
                 replaced, and other files in it stay.
             name: what the model is called; the name of the directory by default.
-            task: what its outputs mean; `raw` by default, and that of the model for huggingface.
+            task: what its outputs mean; `raw` by default, and that of the model for huggingface, sklearn and xgboost.
             inputs: its inputs, as `InputSpec` or the mappings that `model.yaml` would hold.
-            format: how the weights are written.
+            format: how the weights are written; safetensors for a module by default, else that of the model.
             architecture: `module:Class` of the module; for safetensors and state_dict, and found by itself for a class
                 that can be imported.
             arguments: what the class is constructed with.
@@ -207,12 +222,15 @@ class ModelDir:
         Raises:
             UsageError: where the result would not be a valid model directory.
         """
-        from handlers.model.loading import save_weights
+        from handlers.model.loading import format_of, save_weights, task_of
 
+        kind = format or format_of(module)
+        if kind not in FORMATS:
+            raise UsageError(f'format must be one of {", ".join(FORMATS)}, not "{kind}"')
         target = Path(path)
         if target.exists() and (not target.is_dir() or any(target.iterdir())) and not (target / MODEL_FILE).is_file():
             raise UsageError(f"{target} is there and is not a model directory; save to a new one")
-        if format in ("safetensors", "state_dict") and architecture is None:
+        if kind in ("safetensors", "state_dict") and architecture is None:
             architecture = f"{plain_name(type(module).__module__)}:{type(module).__qualname__}"
             name_of_class, of_script = type(module).__qualname__, architecture.startswith("__main__:")
             if of_script or "<locals>" in name_of_class:
@@ -221,15 +239,18 @@ class ModelDir:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=target.parent) as scratch:
             folder = Path(scratch)
-            weights = save_weights(module, folder, format, example)
+            weights = save_weights(module, folder, kind, example)
             for part in (tokenizer, image_processor):
                 if part is not None:
                     part.save_pretrained(folder)
-            whole = FORMATS[format].is_directory
+            whole = FORMATS[kind].is_directory
+            if FORMATS[kind].extensions:
+                found = task_of(kind, weights)  # loads it, so that a directory that cannot be used is not written
+                task = task or found
             content = {
                 "name": name or target.name,
                 "task": task,
-                "format": format,
+                "format": kind,
                 "weights": None if whole else weights.name,
                 "sha256": None if whole else files.sha256(weights),
                 "architecture": architecture,

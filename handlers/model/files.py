@@ -9,6 +9,8 @@ from pathlib import Path
 
 from handlers.errors import UsageError
 
+MODEL_FILE = "model.yaml"
+
 # Of a file: its size and when its contents and its name were last changed, in ns. No program can set the last of them.
 Stamps = Mapping[str, tuple[int, int, int]]
 

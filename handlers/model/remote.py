@@ -1,4 +1,4 @@
-"""Local copies of model directories with a scheme (`gs://…`, `s3://…`), made through Beam's filesystems."""
+"""Local copies of models that are elsewhere: `gs://…` and `s3://…` through Beam's filesystems, `models:/…` through MLflow."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ from glob import escape
 from pathlib import Path
 
 from handlers.errors import UsageError
+from handlers.model import mlflow_registry
 from handlers.model.stores import explain, prepare, shared_s3
+from handlers.paths import is_mlflow
 from handlers.private import private_folder
 
 
-def download(url: str, digest_of: Callable[[Path], str]) -> Path:
-    """Copies the model at `url` into this user's cache, under its digest; gives the local path."""
+def download(url: str, digest_of: Callable[[Path], str], server: mlflow_registry.Server = ("", "")) -> Path:
+    """Copies the model at `url` into this user's cache, under its digest; gives the local path.
+
+    `server` is that of MLflow, for `models:/…`.
+    """
     cache = _cache()
     folder = Path(tempfile.mkdtemp(dir=cache))
     try:
-        copy = _copy(url, folder)
-        target = cache / digest_of(copy) / copy.name
+        copy = mlflow_registry.download(url, folder, server) if is_mlflow(url) else _copy(url, folder)
+        target = cache / digest_of(copy) / _name(url)
         if not target.exists():
             target.parent.mkdir(exist_ok=True)
             try:
@@ -33,20 +38,24 @@ def download(url: str, digest_of: Callable[[Path], str]) -> Path:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def cached(url: str, digest: str, digest_of: Callable[[Path], str]) -> Path:
+def cached(url: str, digest: str, digest_of: Callable[[Path], str], server: mlflow_registry.Server = ("", "")) -> Path:
     """The local copy of the model at `url` with this digest, copied now if it is missing or damaged."""
-    target = _cache() / digest / url.rstrip("/").rsplit("/", 1)[-1]
+    target = _cache() / digest / _name(url)
     with _alone(digest):  # a host with many workers copies the model once
         if target.exists():
             if digest_of(target) == digest:
                 return target
             shutil.rmtree(target.parent, ignore_errors=True)
-        found = download(url, digest_of)
+        found = download(url, digest_of, server)
     if found.parent.name != digest:
         raise UsageError(
             f"model {url} changed after the run began: version {found.parent.name[:12]}, not {digest[:12]}"
         )
     return found
+
+
+def _name(url: str) -> str:
+    return url.rstrip("/").rsplit("/", 1)[-1]
 
 
 def _cache() -> Path:
@@ -72,7 +81,7 @@ def _copy(url: str, folder: Path) -> Path:
 
     prepare()
     root = url.rstrip("/")
-    copy = folder / root.rsplit("/", 1)[-1]
+    copy = folder / _name(url)
     try:
         inside = FileSystems.match([escape(root) + "/**"])[0].metadata_list
         found = [(item.path, copy / item.path[len(root) + 1 :]) for item in inside if not item.path.endswith("/")]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -22,6 +23,9 @@ from handlers.errors import UsageError
 from handlers.model.formats import FORMATS
 from handlers.model.sequences import SequencesSpec
 from handlers.predict.heads import TASKS, Head
+
+if TYPE_CHECKING:  # it imports torch
+    from handlers.predict.loaded import LoadedModel
 
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
@@ -97,8 +101,11 @@ class ModelSpec(_Strict):
         if len(set(names)) != len(names):
             raise ValueError("two inputs have the same name")
         if not self.inputs and not (self.format and FORMATS[self.format].tells_inputs):
-            telling = " and ".join(name for name, each in FORMATS.items() if each.tells_inputs)
-            raise ValueError(f"inputs is missing; only {telling} models declare theirs")
+            *others, last = (name for name, each in FORMATS.items() if each.tells_inputs)
+            raise ValueError(f"inputs is missing; only {', '.join(others)} and {last} models declare theirs")
+        frames = [name for name, each in FORMATS.items() if each.takes_frames]
+        if self.format not in frames and any(spec.encoder == "frame" for spec in self.inputs):
+            raise ValueError(f"encoder frame is for models of format {' and '.join(frames)}")
         if self.task == "multilabel" and not self.labels:
             raise ValueError("labels is missing; multilabel needs them")
         if self.task == "forecast":
@@ -122,10 +129,16 @@ class ModelSpec(_Strict):
 
     @property
     def head(self) -> Head:
-        """How the outputs become columns."""
+        """How the outputs become columns, as `model.yaml` says; see `head_of`."""
         sequences = self.sequences if self.task == "forecast" else None
         horizon, targets = (sequences.horizon or 1, sequences.targets) if sequences else (1, ())
         return Head(self.task, self.labels, self.output, self.threshold, horizon=horizon, targets=targets)
+
+
+def head_of(spec: ModelSpec, model: LoadedModel) -> Head:
+    """How the outputs become columns: as `model.yaml` says, and what it leaves out as the model itself knows."""
+    output = spec.output if "output" in spec.model_fields_set else model.output or spec.output
+    return replace(spec.head, labels=spec.labels or model.labels, output=output)
 
 
 def parse_spec(text: str, path: str) -> ModelSpec:

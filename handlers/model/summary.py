@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from handlers.encode.specs import InputSpec, TextInput
 from handlers.model.directory import ModelDir
 from handlers.model.formats.hub_config import read_json
+from handlers.model.spec import head_of
+from handlers.predict.backend import Backend
 from handlers.predict.loaded import LoadedModel
 from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
@@ -26,7 +28,8 @@ def summary(model: ModelDir) -> dict[str, Any]:
 
     Returns:
         `parameters` (total, trainable, by top-level module), `bytes` (of parameters and buffers), `flops_per_row` (of
-        multiplications and additions; None where it is unknown), `inputs`, `outputs`, `labels`, `version`, `license`.
+        multiplications and additions; None where it is unknown), `inputs`, `outputs`, `labels`, `version`, `license`;
+        `registry`, such as `credit@3`, for a version in a registry.
 
     Raises:
         UsageError: where the model cannot be loaded.
@@ -34,12 +37,16 @@ def summary(model: ModelDir) -> dict[str, Any]:
     loaded = model.load()
     module = loaded.module
     counts = _parameters(module) if isinstance(module, torch.nn.Module) else {}
+    if isinstance(module, Backend):
+        counts = {"bytes": module.nbytes}
     outputs, flops = _measured(loaded, model)
     return {
         "name": model.spec.name,
         "task": model.spec.task,
         "format": model.spec.format or f"loader {model.spec.loader}",
         "version": model.version,
+        **({"registry": model.registered} if model.registered else {}),
+        "model": module.summary if isinstance(module, Backend) else None,
         "license": _license(Path(model.path)),
         **counts,
         "flops_per_row": flops,
@@ -47,7 +54,7 @@ def summary(model: ModelDir) -> dict[str, Any]:
         "sequences": model.spec.sequences.given() if model.spec.sequences else {},
         "features": dict(model.spec.features),
         "outputs": outputs,
-        "labels": list(model.spec.labels or ()),
+        "labels": list(head_of(model.spec, loaded).labels or ()),
         "preprocess": list(model.spec.preprocess),
         "postprocess": list(model.spec.postprocess),
     }
@@ -72,7 +79,10 @@ def _input(spec: InputSpec, loaded: LoadedModel) -> dict[str, Any]:
 
 def _info(info: Any) -> dict[str, Any]:
     dtype = None if info.dtype is None else str(info.dtype).removeprefix("torch.")
-    return {"name": info.name, "dtype": dtype, "shape": None if info.shape is None else list(info.shape)}
+    declared = {"name": info.name, "dtype": dtype, "shape": None if info.shape is None else list(info.shape)}
+    if info.frame:
+        declared["encoder"] = "frame"
+    return declared | ({"columns": list(info.columns)} if info.columns else {})
 
 
 def _measured(loaded: LoadedModel, model: ModelDir) -> tuple[list[dict[str, Any]], int | None]:
@@ -95,6 +105,8 @@ def _measured(loaded: LoadedModel, model: ModelDir) -> tuple[list[dict[str, Any]
 
 def _example(loaded: LoadedModel, model: ModelDir, rows: int) -> Mapping[str, torch.Tensor] | None:
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    if any(spec.encoder == "frame" for spec in model.spec.inputs):
+        return None
     for info in loaded.inputs:
         if info.shape is None:
             return None

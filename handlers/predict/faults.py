@@ -12,10 +12,14 @@ import torch
 from handlers.errors import one_line
 
 SUSPECT_AFTER = 1000
+_CUDA_ERROR = re.compile("CUDA (error|failure)")  # failure is what ONNX Runtime says
 _log = logging.getLogger(__name__)
 
-# Libraries on the GPU that cannot have their workspace report it with other messages.
-_MEMORY = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+# Libraries on the GPU that cannot have their workspace report it with other messages, and so do other frameworks.
+_MEMORY = (
+    *("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+    *("Failed to allocate memory for requested buffer", "bad_alloc", "bad allocation"),
+)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -29,7 +33,7 @@ def device_lost(error: BaseException, device: torch.device) -> bool:
     Not every error of CUDA is one (an invalid launch configuration is not), so the device is asked: after a sticky error
     even the smallest operation fails.
     """
-    if out_of_memory(error) or not (isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)):
+    if out_of_memory(error) or not (isinstance(error, torch.AcceleratorError) or _CUDA_ERROR.search(str(error))):
         return False
     if device.type != "cuda":
         return True

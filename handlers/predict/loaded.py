@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from handlers.tensors import TensorInfo
 
@@ -14,11 +14,13 @@ class LoadedModel:
     """A model in memory, and how it is called.
 
     Attributes:
-        module: takes the inputs and gives a tensor, or a tuple, list or mapping of tensors.
+        module: takes the inputs and gives a tensor, or a tuple, list or mapping of tensors; or a `Backend`.
         parameters: names of the inputs in the order of `forward`; empty where it takes any (`*args`).
         keywords: those of them that `forward` takes by name only.
         inputs: what the model itself declares about them; empty if it declares nothing.
         rows: the number of rows that every call must have, for a program exported with a fixed batch; else None.
+        labels: the classes that the model itself knows, in the order of its outputs.
+        output: whether the model gives `logits` or `probabilities`, if it is known.
     """
 
     module: Callable[..., Any]
@@ -26,3 +28,5 @@ class LoadedModel:
     inputs: tuple[TensorInfo, ...] = ()
     rows: int | None = None
     keywords: frozenset[str] = field(default_factory=frozenset)
+    labels: tuple[str, ...] | None = None
+    output: Literal["logits", "probabilities"] | None = None

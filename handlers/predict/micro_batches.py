@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from handlers.errors import BrokenModelError
-from handlers.tensors import Padding, Ragged
+from handlers.tensors import Frame, Padding, Ragged, Value
 
 Columns = dict[str, torch.Tensor | Ragged]
 
@@ -26,9 +26,9 @@ class MicroBatches:
         row_bytes: bytes of a row, or of one token of ragged inputs.
     """
 
-    def __init__(self, inputs: Mapping[str, torch.Tensor | Ragged], padding: Padding) -> None:
+    def __init__(self, inputs: Mapping[str, Value], padding: Padding) -> None:
         self.padding = padding
-        self._dense = {name: value for name, value in inputs.items() if isinstance(value, torch.Tensor)}
+        self._dense = {name: value for name, value in inputs.items() if not isinstance(value, Ragged)}
         self._ragged = {name: value for name, value in inputs.items() if isinstance(value, Ragged)}
         self._count = len(next(iter(inputs.values()))) if inputs else 0
         self._order: np.ndarray | None = None
@@ -52,13 +52,13 @@ class MicroBatches:
         """Tokens of the rows low … high-1, padding included; rows where nothing is padded."""
         return high - low if self.longest is None else (high - low) * int(self.longest[low])
 
-    def tensors(self, low: int, high: int, more: int = 0) -> dict[str, torch.Tensor]:
+    def tensors(self, low: int, high: int, more: int = 0) -> dict[str, torch.Tensor | Frame]:
         """The inputs of the rows low … high-1 of the sorted order, padded to the longest and `more`, with the mask."""
         if self._order is None:
             return {name: tensor[low:high] for name, tensor in self._dense.items()}
         indices = self._order[low:high]
         index = torch.from_numpy(indices)
-        tensors = {name: tensor[index] for name, tensor in self._dense.items()}
+        tensors: dict[str, torch.Tensor | Frame] = {name: tensor[index] for name, tensor in self._dense.items()}
         for name, ragged in self._ragged.items():
             length = max(1, int(ragged.lengths[indices].max())) + more
             tensors[name], mask = ragged.pad(indices, length, self.padding.value_of(name), left=self.padding.left)

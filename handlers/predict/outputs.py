@@ -10,7 +10,7 @@ import torch
 
 from handlers.errors import BrokenModelError, TorchbeamError, one_line
 from handlers.predict.faults import out_of_memory
-from handlers.tensors import Ragged
+from handlers.tensors import Frame, Ragged
 
 Outputs = dict[str, torch.Tensor | Ragged]
 Form = Literal["tensor", "sequence", "mapping"]
@@ -137,6 +137,6 @@ def to_cpu(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to("cpu").resolve_conj().resolve_neg()
 
 
-def fill_up(tensor: torch.Tensor, rows: int) -> torch.Tensor:
-    """`tensor` with its last row repeated, up to `rows`."""
-    return torch.cat([tensor, tensor[-1:].expand(rows - len(tensor), *tensor.shape[1:])])
+def fill_up(value: torch.Tensor | Frame, rows: int) -> torch.Tensor | Frame:
+    """`value` with its last row repeated, up to `rows`."""
+    return value[torch.arange(rows).clamp(max=len(value) - 1)]

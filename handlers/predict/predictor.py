@@ -14,17 +14,18 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from handlers.errors import BrokenModelError, DeviceLostError, TorchbeamError, one_line
+from handlers.errors import BrokenModelError, DeviceLostError, TorchbeamError, UsageError, one_line
 from handlers.isolation import Isolated, contained, isolate
+from handlers.predict.backend import Backend, placement_of
 from handlers.predict.faults import Health, device_lost, out_of_memory
 from handlers.predict.loaded import LoadedModel
 from handlers.predict.micro_batches import MicroBatches
 from handlers.predict.outputs import Form, Outputs, TokenOutputs, fill_up, named_outputs, to_cpu
 from handlers.predict.placement import Placement
 from handlers.stats import Load, Stats
-from handlers.tensors import Padding, Ragged
+from handlers.tensors import Frame, Padding, Ragged, Value, zeros_like
 
-Inputs = Mapping[str, torch.Tensor | Ragged]
+Inputs = Mapping[str, Value]
 R = TypeVar("R")
 
 MAX_ROWS = 8192
@@ -84,7 +85,7 @@ class Predictor:
         device: if chosen already; else `placement` chooses it.
 
     Raises:
-        UsageError: where the device is not there, or all its slots are taken.
+        UsageError: where the device is not there, or all its slots are taken, or `placement` has no meaning for the model.
     """
 
     def __init__(
@@ -94,7 +95,7 @@ class Predictor:
         batch_size: int | None = None,
         device: torch.device | None = None,
     ) -> None:
-        placement = placement or Placement()
+        placement = placement_of(model, placement or Placement())
         self.model = model
         self.device = device or placement.resolve()
         self._precision = getattr(torch, placement.precision)
@@ -105,7 +106,9 @@ class Predictor:
         self._tokens = TokenOutputs()
         self._health = Health()
         module = model.module
-        if isinstance(module, torch.nn.Module):
+        if isinstance(module, Backend):
+            module.to(self.device)
+        elif isinstance(module, torch.nn.Module):
             module = module.to(self.device)
             for parameter in module.parameters():  # ScriptModules have no requires_grad_
                 parameter.requires_grad_(False)
@@ -117,7 +120,8 @@ class Predictor:
         """What loading the model cost, from `started` (of time.perf_counter) until now."""
         module = self.module
         tensors = [*module.parameters(), *module.buffers()] if isinstance(module, torch.nn.Module) else []
-        return Load(time.perf_counter() - started, sum(tensor.nbytes for tensor in tensors))
+        size = module.nbytes if isinstance(module, Backend) else sum(tensor.nbytes for tensor in tensors)
+        return Load(time.perf_counter() - started, size)
 
     def predict(
         self, inputs: Inputs, arguments: Mapping[str, Any] | None = None, padding: Padding | None = None
@@ -160,7 +164,7 @@ class Predictor:
             )
 
         def zeros() -> Exception | None:
-            blank = {name: torch.zeros_like(tensor) for name, tensor in work.tensors(0, 1).items()}
+            blank = {name: zeros_like(value) for name, value in work.tensors(0, 1).items()}
             return _error_of(lambda: self._forward(blank, 1, arguments or {}))
 
         found = self._isolate(len(work), lambda start: self._rows(work, start), run, work.cost, zeros, stats)
@@ -294,19 +298,14 @@ class Predictor:
         return max(1, rows)
 
     def _forward(
-        self, inputs: Mapping[str, torch.Tensor], rows: int, arguments: Mapping[str, Any]
+        self, inputs: Mapping[str, torch.Tensor | Frame], rows: int, arguments: Mapping[str, Any]
     ) -> tuple[Form, Outputs]:
         """One call of the model."""
         fixed = self.model.rows
         if fixed is not None and rows < fixed:
-            inputs = {name: fill_up(tensor, fixed) for name, tensor in inputs.items()}
+            inputs = {name: fill_up(value, fixed) for name, value in inputs.items()}
         with torch.inference_mode(), self._autocast():
-            # Copies: a model may write into what it is given, and rows are run again when others fail.
-            own = {
-                name: tensor.to(self.device, copy=True, memory_format=torch.contiguous_format)
-                for name, tensor in inputs.items()
-            }
-            raw = self._call(own, arguments)
+            raw = self._call({name: self._own(value) for name, value in inputs.items()}, arguments)
             form, named = named_outputs(raw)
             outputs = {name: to_cpu(name, tensor) for name, tensor in named.items()}
             for name, tensor in outputs.items():
@@ -318,8 +317,19 @@ class Predictor:
                     )
             return form, {name: tensor[:rows] for name, tensor in outputs.items()}
 
-    def _call(self, tensors: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]) -> Any:
+    def _own(self, value: torch.Tensor | Frame) -> torch.Tensor | Frame:
+        """A copy for the model: it may write into what it is given, and rows are run again when others fail."""
+        if isinstance(value, Frame):
+            return value
+        device = "cpu" if isinstance(self.module, Backend) else self.device
+        return value.to(device, copy=True, memory_format=torch.contiguous_format)
+
+    def _call(self, tensors: Mapping[str, torch.Tensor | Frame], arguments: Mapping[str, Any]) -> Any:
         """Calls the model with its inputs by name; a single input goes in first, under any name."""
+        if isinstance(self.module, Backend):
+            if arguments:
+                raise UsageError(f"inference_args have no meaning for a model of format {self.module.FORMAT}")
+            return self.module(tensors)
         names, keywords = self.model.parameters, self.model.keywords
         rest = dict(tensors)
         if len(rest) == 1 and not keywords and next(iter(rest)) not in names[1:]:

@@ -16,11 +16,12 @@ from handlers.columnar.scorer import Scorer
 from handlers.errors import BrokenModelError, one_line
 from handlers.model.directory import ModelDir
 from handlers.model.spec import ModelSpec
+from handlers.predict.backend import Backend, placement_of
 from handlers.predict.placement import visible_gpus
 from handlers.predict.predictor import Predictor
 from handlers.sequences.cutter import WindowCutter
 from handlers.sequences.windows import sample_windows
-from handlers.tensors import Ragged
+from handlers.tensors import Value
 from pipelines import runners
 from pipelines.checks.checkup import Finding, Outcome, SkipError
 from pipelines.command.ignored import ignored_options
@@ -75,8 +76,12 @@ def device(options: ScoreOptions) -> Finding[None]:
 
 def load(options: ScoreOptions, model: ModelDir) -> Finding[Predictor]:
     """The model's code can be imported and its weights match it."""
-    predictor = Predictor(model.load(), score_job.placement_here(options), options.model.batch_size)
+    loaded = model.load()
+    placement_of(loaded, score_job.placement(options.model))
+    predictor = Predictor(loaded, score_job.placement_here(options), options.model.batch_size)
     module = predictor.module
+    if isinstance(module, Backend):
+        return Finding(f"{module.summary}, loaded on {predictor.device}", predictor)
     numbers = sum(each.numel() for each in module.parameters()) if isinstance(module, torch.nn.Module) else 0
     return Finding(f"{numbers:,} parameters, loaded on {predictor.device}", predictor)
 
@@ -179,7 +184,7 @@ def write_output(
     return Finding(f"{options.sink.output} can be written{left}", None)
 
 
-def _score_zeros(predictor: Predictor, zeros: Mapping[str, torch.Tensor | Ragged]) -> Finding[None]:
+def _score_zeros(predictor: Predictor, zeros: Mapping[str, Value]) -> Finding[None]:
     if failures := predictor.predict(dict(zeros)).failures:
         error = failures[0][1]
         raise BrokenModelError(f"the model fails on rows of zeros: {type(error).__name__}: {one_line(error)}")

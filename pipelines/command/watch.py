@@ -110,12 +110,13 @@ def show_summary(report: dict[str, Any], publication: Publication) -> None:
     table.add_row("seconds", f"{report['seconds']:,.1f}")
     table.add_row("rows a second", f"{report['rows_per_second']:,.0f}")
     console.print(table)
+    model = report["model"]
+    registered = f"{model['registry']}, " if "registry" in model else ""
     if several := report.get("models"):
         console.print("\n", _of_models(several), sep="")
         print()
     else:
-        model = report["model"]
-        print(f"\nmodel        {model['name']}, version {model['version']}")
+        print(f"\nmodel        {registered}{model['name']}, version {model['version']}")
     print(f"predictions  {publication.predictions_at}")
     if publication.compares:
         print(f"comparison   {publication.page_at(COMPARISON_FILES[1])}")

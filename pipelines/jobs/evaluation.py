@@ -25,7 +25,7 @@ from pipelines.jobs.evaluate_options import EvaluateOptions, EvaluationOptions
 from pipelines.jobs.execution import Execution, execute
 from pipelines.jobs.outputs import check_writable
 from pipelines.jobs.scoring import dead_at_read, sample_rows, scoring, settle_input
-from transforms.accounting import Counts, FileOutcomes, total
+from transforms.accounting import Counts, FileOutcomes, model_entry, total
 from transforms.evaluation.compare import BUCKET_ROWS, ComparePairs, Pairs
 from transforms.evaluation.evaluate import Evaluate, Totals
 from transforms.evaluation.fingerprint import FILE, Fingerprint
@@ -132,7 +132,7 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
             raise UsageError(
                 f"--input {score.source.input} is scored already; leave out --model, or give the rows themselves"
             )
-        subject = Subject(score.source.input, {"name": model.spec.name, "version": model.version})
+        subject = Subject(score.source.input, model_entry(model.spec.name, model.version, model.registered))
         transform = scoring(score, model, source, sample_rows(source, score.run.chunk_bytes), run_id)
         schema = transform.predictions_schema
         sample = pa.RecordBatch.from_pylist([], schema=schema)

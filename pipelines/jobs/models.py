@@ -14,8 +14,8 @@ from handlers.batching import ResourceHints
 from handlers.errors import UsageError
 from handlers.graph.spec import ByKeySpec, ModelEntry, ModelSplit, ModelsSpec
 from handlers.model.directory import ModelDir
+from handlers.model.registry import is_reference, registry_folder, resolve
 from handlers.model.stores import explain
-from handlers.model.trust import Trust
 from handlers.paths import is_remote
 from pipelines.command.options import ModelOptions
 from pipelines.dataflow import settings as dataflow
@@ -26,8 +26,13 @@ if TYPE_CHECKING:
     from handlers.graph.plan import ModelSettings
 
 
-def resolve_model(reference: str, folder: str = ".") -> str:
-    """The path of the model that a user named; a relative path in a file is relative to the `folder` of that file."""
+def resolve_model(reference: str, folder: str = ".", registry: str | None = None) -> str:
+    """The path of the model that a user named: a name in the registry, or a path.
+
+    A relative path in a file is relative to the `folder` of that file.
+    """
+    if is_reference(reference):
+        return resolve(reference, registry).path
     if is_remote(reference) or os.path.isabs(reference) or folder == ".":  # noqa: PTH117
         return reference
     return join(folder, reference)
@@ -45,7 +50,11 @@ def with_models(options: ScoreOptions) -> tuple[ScoreOptions, ModelsSpec | None]
     if spec is None:
         return options, None
     folder = folder_of(options.several.models) if options.several.models else "."
-    spec = spec.model_copy(update={"models": tuple(_resolved(entry, folder) for entry in spec.models)})
+    registry = options.model.registry
+    root = registry_folder(registry)
+    if is_remote(root) and any(is_reference(path) for entry in spec.models for _, path in _paths(entry)):
+        connect(options, registry=root)
+    spec = spec.model_copy(update={"models": tuple(_resolved(entry, folder, registry) for entry in spec.models)})
     named = tuple(named for entry in spec.models for named in _paths(entry))
     options = replace(options, named=named)
     connect(options)
@@ -94,7 +103,7 @@ def open_models(options: ScoreOptions, spec: ModelsSpec) -> SeveralModels:
     Raises:
         UsageError: for a directory that is no model, and for hints that the runner would refuse.
     """
-    directories = [_opened(entry, options.model.trust) for entry in spec.models]
+    directories = [_opened(entry, options.model) for entry in spec.models]
     for directory, _ in directories:
         directory.set_environment()
 
@@ -139,12 +148,12 @@ def batch_size_of(entry: ModelEntry, defaults: ModelOptions) -> int | None:
     return defaults.batch_size if entry.batch_size is None else None if entry.batch_size == "auto" else entry.batch_size
 
 
-def _opened(entry: ModelEntry, trust: Trust) -> tuple[ModelDir, dict[str, str]]:
+def _opened(entry: ModelEntry, options: ModelOptions) -> tuple[ModelDir, dict[str, str]]:
     """The model of an entry; of `by_key` the default or else the first, and the paths of all by key, as they are now."""
     try:
         models = _listed(entry.by_key) if entry.by_key else {}
         path = (entry.by_key.default or next(iter(models.values()))) if entry.by_key else str(entry.model)
-        return ModelDir(path, replace(trust, version=entry.version)), models
+        return ModelDir(path, replace(options.trust, version=entry.version), options.registry), models
     except UsageError as error:
         raise UsageError(f'model "{entry.name}": {error}') from None
 
@@ -176,9 +185,9 @@ def _with_hints(options: ScoreOptions, models: Sequence[ModelSettings]) -> Score
     return replace(options, model=model)
 
 
-def _resolved(entry: ModelEntry, folder: str) -> ModelEntry:
+def _resolved(entry: ModelEntry, folder: str, registry: str | None) -> ModelEntry:
     if entry.by_key is not None:
         paths = {"models": entry.by_key.models, "default": entry.by_key.default}
-        found = {name: path and resolve_model(path, folder) for name, path in paths.items()}
+        found = {name: path and resolve_model(path, folder, registry) for name, path in paths.items()}
         return entry.model_copy(update={"by_key": entry.by_key.model_copy(update=found)})
-    return entry.model_copy(update={"model": resolve_model(str(entry.model), folder)})
+    return entry.model_copy(update={"model": resolve_model(str(entry.model), folder, registry)})

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from handlers.errors import UsageError
 from handlers.graph.spec import NAME, ModelsSpec, named_models, parse_models
-from handlers.paths import is_remote
+from handlers.model.registry import is_reference, registry_folder, resolve
+from handlers.paths import is_remote, scheme_of
 from pipelines.command.options import (
     IN_PROCESS,
     Command,
@@ -99,6 +100,25 @@ class ScoreOptions:
             raise UsageError(f"--models {path} cannot be read: {explain(error)}") from None
         return parse_models(text, path)
 
+    def resolved(self) -> ScoreOptions:
+        """The options with the path of the version that a name in the registry stands for now; `settled` comes after.
+
+        Raises:
+            UsageError: for a name that the registry does not have.
+        """
+        if not self.model.model:
+            return self
+        root = registry_folder(self.model.registry)
+        if is_reference(self.model.model) and is_remote(root):
+            from handlers.model import stores
+            from pipelines import runners
+
+            if self.run.runner == dataflow.RUNNER:
+                dataflow.check_credentials(self.beam)
+            stores.connect({"registry": root}, runners.pipeline_options(self.run.runner, self.beam))
+        found = resolve(self.model.model, self.model.registry)
+        return replace(self, model=replace(self.model, model=found.path))
+
     def settled(self) -> ScoreOptions:
         """The options completed for the runner; raises `UsageError` for what the runner would refuse later."""
         if self.run.runner in IN_PROCESS:
@@ -107,9 +127,13 @@ class ScoreOptions:
         absolute = replace(  # absolute paths, which do not depend on the worker's folder
             self,
             source=replace(self.source, input=absolute_path(self.source.input)),
-            model=replace(self.model, model=absolute_path(self.model.model)),
+            model=replace(
+                self.model,
+                model=absolute_path(self.model.model),
+                registry=self.model.registry and absolute_path(self.model.registry),
+            ),
             several=replace(self.several, models=self.several.models and absolute_path(self.several.models)),
-            named=tuple((name, absolute_path(path)) for name, path in self.named),
+            named=tuple((name, path if is_reference(path) else absolute_path(path)) for name, path in self.named),
             sink=replace(self.sink, output=absolute_path(self.sink.output), report=report),
         )
         if self.run.runner != dataflow.RUNNER:
@@ -167,7 +191,7 @@ def remote_paths(options: ScoreOptions) -> dict[str, str]:
         "output": options.sink.output,
         "report": options.sink.report or "",
     }
-    return {name: path for name, path in paths.items() if is_remote(path)}
+    return {name: path for name, path in paths.items() if scheme_of(path) is not None}
 
 
 def connect(options: ScoreOptions, **others: str) -> None:

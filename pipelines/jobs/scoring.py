@@ -28,7 +28,7 @@ from pipelines.jobs.execution import Execution, execute
 from pipelines.jobs.models import SeveralModels
 from pipelines.jobs.options import ScoreOptions, model_paths
 from pipelines.jobs.outputs import Output, check_apart
-from transforms.accounting import Counts, FileOutcomes, total
+from transforms.accounting import Counts, FileOutcomes, model_entry, total
 from transforms.evaluation.agreement import AgreementPlan, CompareModels
 from transforms.evaluation.agreement_result import pages
 from transforms.inference.score import SAMPLE_ROWS, Score
@@ -69,7 +69,9 @@ def prepare(options: ScoreOptions, model: ModelDir, output: Output) -> Job:
     sample = sample_rows(source, options.run.chunk_bytes)
     score = scoring(options, model, source, sample, output.claim.run_id)
     columns = settle_columns(score.predictions_schema, score.dead_letters_schema, output.tables)
-    publication = _publication(options, output, columns, model.spec.name, model.version)
+    publication = replace(
+        _publication(options, output, columns, model.spec.name, model.version), model_registered=model.registered
+    )
     return Job(source, score, publication, launch, output.claim, options.run.verbose)
 
 
@@ -99,7 +101,7 @@ def _about(node: Node) -> dict[str, Any]:
     model, by_key = node.settings.model, node.settings.by_key
     if by_key is not None:
         return {"by_key": by_key.column, "models": len(by_key.models), "memory": by_key.memory}
-    return {"model": model.spec.name, "version": model.version, "parameter_bytes": node.bytes}
+    return model_entry(model.spec.name, model.version, model.registered) | {"parameter_bytes": node.bytes}
 
 
 def _publication(

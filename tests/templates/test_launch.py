@@ -78,6 +78,7 @@ def values_of_all_parameters(table: Path, model: Path, output: Path) -> dict[str
         "input_format": "parquet",
         "limit": "1000",
         "model": str(model),
+        "registry": str(model.parent),
         "batch_size": "256",
         "device": "auto",
         "precision": "float32",

@@ -58,6 +58,7 @@ class TestMetadata:
             ("input_format", ["parquet", "csv", "jsonl"], ["xml", "PARQUET"]),
             ("model", ["gs://b/models/credit", "gs://b/m.pt2"], ["models/credit", "gs://", "http://x/y"]),
             ("models", ["gs://b/models.yaml"], ["models.yaml", "gs://"]),
+            ("registry", ["gs://b/models"], ["models", "gs://"]),
             ("output", ["gs://b/scored", "gs://b/scored/", "bigquery:p.d.t"], ["scored", "gs:/b"]),
             ("report", ["gs://b/r.json"], ["r.json"]),
             ("limit", ["1", "1000"], ["0", "-3", "many", "1.5"]),

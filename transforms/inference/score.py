@@ -24,6 +24,7 @@ from handlers.columnar.planning import make_plan
 from handlers.columnar.scorer import Scored
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
+from handlers.predict.backend import placement_of
 from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
 from handlers.sequences.cutter import WindowCutter
@@ -192,6 +193,7 @@ class Score(beam.PTransform[Any, Any]):
 
     def settle(self, predictor: Predictor) -> Plan:
         """How every worker scores a row, determined by scoring the sample with `predictor`."""
+        placement_of(predictor.model, self.placement)  # raises for what every worker would refuse
         strict = self.sample is None
         if strict and not self._schema.names:
             raise UsageError("the schema has no columns, so there is nothing to score")

@@ -75,6 +75,7 @@ class Publication:
     overwrite: bool = False
     model_name: str = ""
     model_version: str = ""
+    model_registered: str = ""
     models: Mapping[str, Mapping[str, Any]] | None = None
     runner: str = ""
     compares: bool = False
@@ -329,6 +330,7 @@ def publish_run(
         counts,
         model_name=run.model_name,
         model_version=run.model_version,
+        registered=run.model_registered,
         runner=run.runner,
         seconds=time.time() - run.started,
         models=run.models,

@@ -17,12 +17,16 @@ class Format:
         needs_architecture: whether the class of the module must be named.
         tells_inputs: whether the model itself declares its inputs.
         is_directory: whether the weights are the directory itself, so that no file is named.
+        takes_frames: whether its models may take data frames (encoder `frame`).
+        extensions: of files that hold such a model of another framework.
     """
 
     module: str
     needs_architecture: bool = False
     tells_inputs: bool = False
     is_directory: bool = False
+    takes_frames: bool = False
+    extensions: tuple[str, ...] = ()
 
 
 FORMATS = {
@@ -31,4 +35,7 @@ FORMATS = {
     "torch_export": Format("handlers.model.formats.torch_export", tells_inputs=True),
     "huggingface": Format("handlers.model.formats.huggingface", tells_inputs=True, is_directory=True),
     "torchscript": Format("handlers.model.formats.torchscript", tells_inputs=True),
+    "sklearn": Format("handlers.model.formats.sklearn", tells_inputs=True, takes_frames=True, extensions=(".skops",)),
+    "onnx": Format("handlers.model.formats.onnx", tells_inputs=True, takes_frames=True, extensions=(".onnx",)),
+    "xgboost": Format("handlers.model.formats.xgboost", tells_inputs=True, extensions=(".ubj", ".json")),
 }
