@@ -25,6 +25,7 @@ ALLOWED = {
     },
     "handlers.sequences": {"handlers", "handlers.encode", "handlers.predict", "handlers.model", "handlers.columnar"},
     "handlers.elements": {"handlers", "handlers.encode", "handlers.predict", "handlers.model", "handlers.columnar"},
+    "handlers.graph": {"handlers", "handlers.encode", "handlers.predict", "handlers.model", "handlers.columnar"},
     "transforms": {"handlers.*"},
     "transforms.sources": {"handlers.*", "transforms"},
     "transforms.sinks": {"handlers.*", "transforms"},
