@@ -22,18 +22,24 @@ if TYPE_CHECKING:
         RowsFailedError,
         ServiceError,
         TorchbeamError,
+        TrainingError,
         UsageError,
     )
+    from handlers.graph.plan import ByKey, ModelSettings
+    from handlers.graph.result import ModelCounts
+    from handlers.graph.spec import ModelSplit
     from handlers.model.directory import ModelDir
     from handlers.model.state_dict import StateDict
     from handlers.model.trust import Trust
     from handlers.predict.placement import Placement
     from handlers.tensors import Padding, Ragged
     from handlers.version import __version__
+    from pipelines.train import train
     from transforms.accounting import Counts
     from transforms.inference.failure_rate import FailureRateError
     from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
     from transforms.inference.score import Score, ScoredRows
+    from transforms.inference.score_models import ScoreModels
     from transforms.inference.sequences import SequenceRows, Sequences
     from transforms.local.scoring import Model, ScoreResult, load, score
     from transforms.registry.registry import ModelRegistry, RegisteredModel
@@ -49,6 +55,7 @@ __all__ = [
     "Batching",
     "BrokenFileError",
     "BrokenModelError",
+    "ByKey",
     "Counts",
     "DeadLetter",
     "DeviceLostError",
@@ -58,8 +65,11 @@ __all__ = [
     "Inferences",
     "Input",
     "Model",
+    "ModelCounts",
     "ModelDir",
     "ModelRegistry",
+    "ModelSettings",
+    "ModelSplit",
     "Padding",
     "Part",
     "Placement",
@@ -73,6 +83,7 @@ __all__ = [
     "RowsFailedError",
     "RunTorchInference",
     "Score",
+    "ScoreModels",
     "ScoreResult",
     "ScoredRows",
     "SequenceRows",
@@ -83,6 +94,7 @@ __all__ = [
     "TorchModelHandler",
     "TorchScore",
     "TorchbeamError",
+    "TrainingError",
     "Trust",
     "UsageError",
     "WriteChunks",
@@ -91,6 +103,7 @@ __all__ = [
     "plan_input",
     "score",
     "skip_failures",
+    "train",
 ]
 
 _HOMES = {
@@ -98,17 +111,22 @@ _HOMES = {
     "Batching": "handlers.batching",
     "BrokenFileError": "handlers.errors",
     "BrokenModelError": "handlers.errors",
+    "ByKey": "handlers.graph.plan",
     "Counts": "transforms.accounting",
     "DeadLetter": "transforms.inference.run_torch_inference",
     "DeviceLostError": "handlers.errors",
+    "TrainingError": "handlers.errors",
     "FailedPrediction": "handlers.elements.failures",
     "FailureRateError": "transforms.inference.failure_rate",
     "FileRead": "transforms.sources.splits",
     "Inferences": "transforms.inference.run_torch_inference",
     "Input": "transforms.sources.planning",
     "Model": "transforms.local.scoring",
+    "ModelCounts": "handlers.graph.result",
     "ModelDir": "handlers.model.directory",
     "ModelRegistry": "transforms.registry.registry",
+    "ModelSettings": "handlers.graph.plan",
+    "ModelSplit": "handlers.graph.spec",
     "Padding": "handlers.tensors",
     "Part": "transforms.sinks.write",
     "Placement": "handlers.predict.placement",
@@ -122,6 +140,7 @@ _HOMES = {
     "RowsFailedError": "handlers.errors",
     "RunTorchInference": "transforms.inference.run_torch_inference",
     "Score": "transforms.inference.score",
+    "ScoreModels": "transforms.inference.score_models",
     "ScoreResult": "transforms.local.scoring",
     "ScoredRows": "transforms.inference.score",
     "SequenceRows": "transforms.inference.sequences",
@@ -140,6 +159,7 @@ _HOMES = {
     "plan_input": "transforms.sources.planning",
     "score": "transforms.local.scoring",
     "skip_failures": "handlers.elements.handler",
+    "train": "pipelines.train",
 }
 
 

@@ -203,7 +203,7 @@ def test_worst_rows_are_those_of_all_chunks() -> None:
     loss = np.random.default_rng(7).permutation(1000).astype(float)
     plan = EvaluationPlan("regression", "y", "prediction", shown=("id", "note"))
     batch = pa.RecordBatch.from_pydict({"id": np.arange(1000), "note": ["n" * 200] * 1000})
-    parts = [Worst(plan) for _ in range(4)]
+    parts = [Worst(plan.shown) for _ in range(4)]
     for index, part in enumerate(parts):
         chosen = np.arange(250 * index, 250 * index + 250)
         part.add(loss[chosen], chosen, batch)
