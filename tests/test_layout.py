@@ -28,6 +28,7 @@ ALLOWED = {
     "transforms.evaluation": {"handlers.*", "transforms"},
     "transforms.local": {"handlers.*", "transforms", "transforms.sources", "transforms.inference"},
     "transforms.registry": {"handlers.*", "transforms", "transforms.local"},
+    "transforms.spark": {"handlers.*", "transforms", "transforms.inference"},
     "pipelines.command": {"handlers.*", "transforms.*"},
     "pipelines.dataflow": {"handlers.*", "transforms.*", "pipelines.command"},
     "pipelines.spark": {"handlers.*", "transforms.*", "pipelines.command"},
