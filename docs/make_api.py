@@ -22,6 +22,7 @@ OURS = ("handlers", "transforms", "pipelines")
 CHAPTERS = {
     "From Python": ["score", "load", "Model", "ScoreResult"],
     "Models": ["ModelDir", "Trust", "StateDict", "train", "ModelRegistry", "RegisteredModel", "RowPredictor"],
+    "Rows": ["TorchScore"],
     "Chunks": [
         "Score",
         "ScoredRows",
@@ -36,6 +37,7 @@ CHAPTERS = {
         "WriteChunks",
         "Part",
     ],
+    "Several models": ["ScoreModels", "ModelSettings", "ByKey", "ModelSplit", "ModelCounts"],
     "Elements": [
         *("TorchModelHandler", "RunTorchInference", "SplitFailures", "Inferences", "DeadLetter", "FailedPrediction"),
         *("skip_failures", "Padding", "Ragged"),
