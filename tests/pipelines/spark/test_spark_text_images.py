@@ -1,4 +1,4 @@
-"""Texts on a cluster of Spark: the same answers, dead letters and counts as in process."""
+"""Texts and images on a cluster of Spark: the same answers, dead letters and counts as in process."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from spark_cluster import Cluster, Run
+from transformers import ResNetConfig, ResNetForImageClassification
 
 from handlers import ModelDir
 from pipelines import score
 
 sys.path.append(str(Path(__file__).parents[2] / "handlers"))
+import image_files
 import text_models
 
 pytestmark = pytest.mark.slow(120)
@@ -81,3 +84,19 @@ def test_texts(run: Callable[..., Run], cluster: Cluster, tmp_path: Path) -> Non
     assert (report["rows_read"], report["rows_scored"], report["rows_dead"]) == (300, 298, 2)
     assert set(predictions["id"].to_pylist()) == set(range(300)) - {7, 205}
     assert len(set(predictions["confidence"].to_pylist())) > 100
+
+
+def test_images(run: Callable[..., Run], cluster: Cluster, tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    sizes: dict[str, Any] = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"}
+    net = ResNetForImageClassification(ResNetConfig(id2label={0: "cat", 1: "dog", 2: "owl"}, **sizes)).eval()
+    model = tmp_path / "model"
+    pixels = {"name": "pixel_values", "encoder": "image", "columns": ["bytes"], "resize": [32, 32]}
+    ModelDir.save(net, model, format="huggingface", inputs=[pixels])
+    image_files.write_photographs(tmp_path / "photos", 12)
+    image_files.write_hostile(tmp_path / "photos")
+    predictions, report = check_same(run, cluster, tmp_path / "photos", model, "path", tmp_path)
+    assert (report["rows_read"], report["rows_scored"], report["rows_dead"], report["files_read"]) == (20, 16, 4, 20)
+    assert report["dead_by_error"] == {"encode/ImageError": 3, "encode/TooManyPixelsError": 1}
+    names = {Path(path).name for path in predictions["path"].to_pylist()}
+    assert {"animated.gif", "cmyk.jpg", "grey16.png", "rotated.jpg"} < names
