@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from transforms.local.scoring import Model, ScoreResult, load, score
     from transforms.registry.registry import ModelRegistry, RegisteredModel
     from transforms.registry.row_predictor import RowPredictor
+    from transforms.rows.torch_score import TorchScore
     from transforms.sinks.write import Part, WriteChunks
     from transforms.sources.planning import Input, plan_input
     from transforms.sources.read import Read, ReadChunks
@@ -91,6 +92,7 @@ __all__ = [
     "SplitFailures",
     "StateDict",
     "TorchModelHandler",
+    "TorchScore",
     "TorchbeamError",
     "TrainingError",
     "Trust",
@@ -147,6 +149,7 @@ _HOMES = {
     "SplitFailures": "transforms.inference.run_torch_inference",
     "StateDict": "handlers.model.state_dict",
     "TorchModelHandler": "handlers.elements.handler",
+    "TorchScore": "transforms.rows.torch_score",
     "TorchbeamError": "handlers.errors",
     "Trust": "handlers.model.trust",
     "UsageError": "handlers.errors",
@@ -161,6 +164,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "spark":
+        return importlib.import_module("torchbeam.spark")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from torchbeam.shadow import check_packages

@@ -52,5 +52,7 @@ def _text(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
+    if isinstance(value, list) and all(isinstance(each, float) for each in value):
+        value = "[" + ", ".join(f"{each:.4g}" for each in value[:50]) + "]"
     text = " ".join(str(value[:200] if isinstance(value, list | str) else value).split())
     return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"
