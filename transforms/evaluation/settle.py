@@ -128,6 +128,12 @@ def _check_series(schema: pa.Schema, wanted: Wanted, where: str) -> None:
     assert series is not None  # noqa: S101
     if FORECAST_FROM not in schema.names:
         raise UsageError(f"{where} has no column {FORECAST_FROM}, the time of the first step of a forecast")
+    kind = schema.field(FORECAST).type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise UsageError(
+            f"column {FORECAST} of {where} holds {kind}; forecasts are lists of numbers, one for each step"
+        )
     if taken := [name for name in (ACTUAL, *series.baselines) if name in schema.names]:
         raise UsageError(f'{where} has a column "{taken[0]}", a name that the evaluation uses; rename it')
     there = where if wanted.actuals is None else "--actuals"
@@ -139,6 +145,8 @@ def _check_series(schema: pa.Schema, wanted: Wanted, where: str) -> None:
             mine, other = _kind(schema, name, option, where), _kind(actuals, name, option, there)
             if option == "order_by" and not can_be_time(mine):
                 raise UsageError(f'--order_by: column "{name}" holds {mine}; it takes integers, dates and timestamps')
+            if option == "order_by" and _sort(mine) != _sort(first := schema.field(FORECAST_FROM).type):
+                raise UsageError(f'--order_by: column "{name}" holds {mine}, but {FORECAST_FROM} {first}')
             if _sort(mine) != _sort(other):
                 raise UsageError(f'--{option}: column "{name}" holds {mine} in {where} and {other} in {there}')
 
