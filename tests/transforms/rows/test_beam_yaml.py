@@ -39,15 +39,16 @@ def python() -> str:
     home = cache / sys.implementation.cache_tag
     record, program = home / "torchbeam.json", home / "bin" / "python"
     found = json.loads(record.read_text()) if record.exists() else None
-    if found != names:
+    if found != names or not program.exists():  # its symbolic link may lead to a Python that was removed
         making = cache / f"making-{os.getpid()}"
         shutil.rmtree(making, ignore_errors=True)
         venv.create(making, with_pip=True, symlinks=True)
         install = [str(making / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        done = subprocess.run([*install, *names], capture_output=True, text=True, check=False, timeout=SECONDS)
-        if done.returncode:
+        try:
+            subprocess.run([*install, *names], capture_output=True, text=True, check=True, timeout=SECONDS)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
             shutil.rmtree(making, ignore_errors=True)
-            pytest.skip(f"pip cannot install {', '.join(names)}: {done.stderr.strip().splitlines()[-1:]}")
+            pytest.skip(f"pip cannot install {', '.join(names)}: {str(error.stderr or error).strip()[-300:]}")
         (making / "torchbeam.json").write_text(json.dumps(names))
         shutil.rmtree(home, ignore_errors=True)
         making.rename(home)
