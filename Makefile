@@ -1,4 +1,5 @@
 # make score    set up, train the example model, score a table with it and evaluate the predictions
+# make pipeline    set up, then prepare, train, score and evaluate from one file (examples/breast_cancer)
 # make test     set up, then lint, types and all tests (JOBS=2 at a time)
 # make check    the same without the slow tests, for use while writing
 # make fuzz     property tests with random seeds until FUZZ_SECONDS=300 are over or one fails
@@ -11,7 +12,7 @@
 # make check-image          execute its Dockerfile with stand-ins for the public images (root, buildah, debootstrap)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup score test check fuzz services lint types format lock spark-job-server clean template template-metadata api \
+.PHONY: help setup score pipeline test check fuzz services lint types format lock spark-job-server clean template template-metadata api \
   check-image
 SHELL := /bin/bash
 
@@ -61,6 +62,10 @@ score: $(STAMP)
 	$(BIN)/python -m torchbeam score --input=$(OUT)/table.parquet --model=$(OUT)/model --output=$(OUT)/scored --probabilities --overwrite
 	@$(BIN)/python examples/digits/show.py $(OUT)/scored
 	$(BIN)/python -m torchbeam evaluate --input=$(OUT)/scored --label=digit --output=$(OUT)/evaluation --fail_below=accuracy=0.9 --overwrite
+
+pipeline: $(STAMP)
+	$(BIN)/python examples/breast_cancer/tables.py out/breast_cancer/data
+	$(BIN)/python -m torchbeam run --config=examples/breast_cancer/config.yaml
 
 # Files are handed out whole, since tests of a file share what they set up, and in the order of tests/conftest.py.
 JOBS ?= 2

@@ -22,7 +22,8 @@ OURS = ("handlers", "transforms", "pipelines")
 # Every public name, in the order of the page.
 CHAPTERS = {
     "From Python": ["score", "load", "Model", "ScoreResult", "spark.score", "spark.SparkScores"],
-    "Models": ["ModelDir", "Trust", "StateDict", "ModelRegistry", "RegisteredModel", "RowPredictor"],
+    "Models": ["ModelDir", "Trust", "StateDict", "train", "ModelRegistry", "RegisteredModel", "RowPredictor"],
+    "Rows": ["TorchScore"],
     "Chunks": [
         "Score",
         "ScoredRows",
@@ -37,14 +38,15 @@ CHAPTERS = {
         "WriteChunks",
         "Part",
     ],
+    "Several models": ["ScoreModels", "ModelSettings", "ByKey", "ModelSplit", "ModelCounts"],
     "Elements": [
         *("TorchModelHandler", "RunTorchInference", "SplitFailures", "Inferences", "DeadLetter", "FailedPrediction"),
         *("skip_failures", "Padding", "Ragged"),
     ],
     "Where and how a model runs": ["Placement", "Batching", "ResourceHints"],
     "Errors": [
-        *("TorchbeamError", "UsageError", "BrokenModelError", "BrokenFileError", "ServiceError", "DeviceLostError"),
-        *("AccountingError", "PublishError", "FailureRateError", "RowsFailedError"),
+        *("TorchbeamError", "UsageError", "BrokenModelError", "TrainingError", "BrokenFileError", "ServiceError"),
+        *("DeviceLostError", "AccountingError", "PublishError", "FailureRateError", "RowsFailedError"),
     ],
 }
 

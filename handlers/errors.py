@@ -28,6 +28,13 @@ class BrokenModelError(TorchbeamError):
     """The model fails on every row that it is given. Ends a command with exit code 3."""
 
 
+class TrainingError(TorchbeamError):
+    """A training gives no usable model: its loss is not finite, or too many rows are dead letters.
+
+    Ends a command with exit code 3.
+    """
+
+
 class BrokenFileError(TorchbeamError):
     """An input file could not be read, or not to its end.
 

@@ -10,8 +10,11 @@ from handlers.redact import redact
 from pipelines.command import process
 
 COMMANDS = {
+    "prepare": "clean, sample and split rows for training",
     "score": "score a table with a PyTorch model",
+    "train": "train a model on a table and write its model directory",
     "evaluate": "compare labels with predictions: metrics and a report",
+    "run": "prepare, train, score and evaluate from one file",
     "doctor": "check for problems before a run",
     "describe": "describe a model directory",
     "models": "list, show, push, promote and roll back models of a registry",

@@ -17,7 +17,7 @@ from pipelines.command.errors import FINISHED, NOT_SCORED
 from pipelines.command.options import Command
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.evaluate_options import EvaluateOptions
-from pipelines.jobs.options import connect
+from pipelines.jobs.options import connect, open_model
 
 PROG = "torchbeam evaluate"
 COMMAND = Command(
@@ -46,10 +46,7 @@ def _run(options: EvaluateOptions) -> int:
     connect(options.score, **{name: path for name, path in others.items() if path})
     model = None
     if options.score.model.model:
-        from handlers.model.directory import ModelDir
-
-        model = ModelDir(options.score.model.model, options.score.model.trust, options.score.model.registry)
-        model.set_environment()
+        model = open_model(options.score.model)
 
     from pipelines.command.ignored import ignored_options
     from pipelines.jobs import evaluation

@@ -17,7 +17,8 @@ from handlers.model.spec import spec_of
 from handlers.predict.heads import TASKS
 from pipelines.command import process
 from pipelines.command.errors import FINISHED
-from pipelines.command.options import Command, flag, names, option, parse_one, path
+from pipelines.command.options import Command, flag, option, parse_one
+from pipelines.command.values import names, path
 
 PROG = "torchbeam init"
 _PICKLES = (".pkl", ".pickle", ".joblib", ".pt", ".pth", ".bin")

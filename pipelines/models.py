@@ -19,7 +19,8 @@ from handlers.paths import is_mlflow, scheme_of
 from handlers.redact import redact
 from pipelines.command import process
 from pipelines.command.errors import FINISHED
-from pipelines.command.options import IN_PROCESS, Command, TrustedModel, flag, option, parser, path, pick
+from pipelines.command.options import IN_PROCESS, Command, TrustedModel, flag, option, parser, pick
+from pipelines.command.values import path
 
 if TYPE_CHECKING:
     from handlers.model.directory import ModelDir

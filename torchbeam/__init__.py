@@ -22,22 +22,29 @@ if TYPE_CHECKING:
         RowsFailedError,
         ServiceError,
         TorchbeamError,
+        TrainingError,
         UsageError,
     )
+    from handlers.graph.plan import ByKey, ModelSettings
+    from handlers.graph.result import ModelCounts
+    from handlers.graph.spec import ModelSplit
     from handlers.model.directory import ModelDir
     from handlers.model.state_dict import StateDict
     from handlers.model.trust import Trust
     from handlers.predict.placement import Placement
     from handlers.tensors import Padding, Ragged
     from handlers.version import __version__
+    from pipelines.train import train
     from transforms.accounting import Counts
     from transforms.inference.failure_rate import FailureRateError
     from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
     from transforms.inference.score import Score, ScoredRows
+    from transforms.inference.score_models import ScoreModels
     from transforms.inference.sequences import SequenceRows, Sequences
     from transforms.local.scoring import Model, ScoreResult, load, score
     from transforms.registry.registry import ModelRegistry, RegisteredModel
     from transforms.registry.row_predictor import RowPredictor
+    from transforms.rows.torch_score import TorchScore
     from transforms.sinks.write import Part, WriteChunks
     from transforms.sources.planning import Input, plan_input
     from transforms.sources.read import Read, ReadChunks
@@ -48,6 +55,7 @@ __all__ = [
     "Batching",
     "BrokenFileError",
     "BrokenModelError",
+    "ByKey",
     "Counts",
     "DeadLetter",
     "DeviceLostError",
@@ -57,8 +65,11 @@ __all__ = [
     "Inferences",
     "Input",
     "Model",
+    "ModelCounts",
     "ModelDir",
     "ModelRegistry",
+    "ModelSettings",
+    "ModelSplit",
     "Padding",
     "Part",
     "Placement",
@@ -72,6 +83,7 @@ __all__ = [
     "RowsFailedError",
     "RunTorchInference",
     "Score",
+    "ScoreModels",
     "ScoreResult",
     "ScoredRows",
     "SequenceRows",
@@ -80,7 +92,9 @@ __all__ = [
     "SplitFailures",
     "StateDict",
     "TorchModelHandler",
+    "TorchScore",
     "TorchbeamError",
+    "TrainingError",
     "Trust",
     "UsageError",
     "WriteChunks",
@@ -89,6 +103,7 @@ __all__ = [
     "plan_input",
     "score",
     "skip_failures",
+    "train",
 ]
 
 _HOMES = {
@@ -96,17 +111,22 @@ _HOMES = {
     "Batching": "handlers.batching",
     "BrokenFileError": "handlers.errors",
     "BrokenModelError": "handlers.errors",
+    "ByKey": "handlers.graph.plan",
     "Counts": "transforms.accounting",
     "DeadLetter": "transforms.inference.run_torch_inference",
     "DeviceLostError": "handlers.errors",
+    "TrainingError": "handlers.errors",
     "FailedPrediction": "handlers.elements.failures",
     "FailureRateError": "transforms.inference.failure_rate",
     "FileRead": "transforms.sources.splits",
     "Inferences": "transforms.inference.run_torch_inference",
     "Input": "transforms.sources.planning",
     "Model": "transforms.local.scoring",
+    "ModelCounts": "handlers.graph.result",
     "ModelDir": "handlers.model.directory",
     "ModelRegistry": "transforms.registry.registry",
+    "ModelSettings": "handlers.graph.plan",
+    "ModelSplit": "handlers.graph.spec",
     "Padding": "handlers.tensors",
     "Part": "transforms.sinks.write",
     "Placement": "handlers.predict.placement",
@@ -120,6 +140,7 @@ _HOMES = {
     "RowsFailedError": "handlers.errors",
     "RunTorchInference": "transforms.inference.run_torch_inference",
     "Score": "transforms.inference.score",
+    "ScoreModels": "transforms.inference.score_models",
     "ScoreResult": "transforms.local.scoring",
     "ScoredRows": "transforms.inference.score",
     "SequenceRows": "transforms.inference.sequences",
@@ -128,6 +149,7 @@ _HOMES = {
     "SplitFailures": "transforms.inference.run_torch_inference",
     "StateDict": "handlers.model.state_dict",
     "TorchModelHandler": "handlers.elements.handler",
+    "TorchScore": "transforms.rows.torch_score",
     "TorchbeamError": "handlers.errors",
     "Trust": "handlers.model.trust",
     "UsageError": "handlers.errors",
@@ -137,6 +159,7 @@ _HOMES = {
     "plan_input": "transforms.sources.planning",
     "score": "transforms.local.scoring",
     "skip_failures": "handlers.elements.handler",
+    "train": "pipelines.train",
 }
 
 

@@ -51,6 +51,16 @@ def files_in(folder: str, pattern: str) -> list[str]:
     return list(_matches(join(escape(folder), pattern)))
 
 
+def subfolders(folder: str) -> list[str]:
+    """The names of the folders in a folder that hold files; hidden ones are left out."""
+    if is_remote(folder):
+        root = folder.rstrip("/") + "/"
+        found = {path.removeprefix(root).partition("/")[0] for path in _matches(f"{escape(root)}*/*")}
+    else:
+        found = {path.name for path in Path(folder).iterdir() if path.is_dir()}
+    return sorted(name for name in found if not name.startswith((".", "_")))
+
+
 def written_below(folder: str, prefix: str) -> dict[str, float | None]:
     """The time of the last write below each subfolder whose name begins with `prefix`, in Unix time.
 
@@ -68,6 +78,15 @@ def written_below(folder: str, prefix: str) -> dict[str, float | None]:
                 name = file.path.removeprefix(root).partition("/")[0]
                 times.setdefault(name, []).append(file.last_updated_in_seconds)
     return {name: max(found) or None for name, found in times.items()}
+
+
+def changed_at(paths: Sequence[str]) -> dict[str, float | None]:
+    """When files were last written, in Unix time, by their paths; None if the file system has no times."""
+    times: dict[str, float | None] = {path: Path(path).stat().st_mtime for path in paths if not is_remote(path)}
+    for folder in sorted({folder_of(path) for path in paths if is_remote(path)}):
+        for match in FileSystems.match([join(escape(folder), "*")]):
+            times |= {file.path: file.last_updated_in_seconds or None for file in match.metadata_list}
+    return {path: times.get(path) for path in paths}
 
 
 def present(paths: Iterable[str]) -> set[str]:

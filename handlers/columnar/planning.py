@@ -20,6 +20,7 @@ from handlers.encode.columns import UnknownLengthError, match_columns
 from handlers.encode.values import is_binary
 from handlers.errors import BrokenModelError, TorchbeamError, UsageError, one_line
 from handlers.model.directory import ModelDir
+from handlers.model_code import ModelCode
 from handlers.predict.predictor import Predictor
 from handlers.stats import Stats
 
@@ -56,12 +57,8 @@ def make_plan(
     raw = without_provenance(sample)
     if not raw.schema.names:  # empty files: no rows and no columns
         return Plan(chain, (), (), frozenset(), pa.schema([MODEL_VERSION_FIELD]))
-    rows = number_step().run(Rows(model_rows(sample), np.arange(raw.num_rows)))[0]
-    if chain.features:
-        check_features(dict(chain.features), rows.batch)
-    for step in chain.before(model.code()):
-        rows = _try(step, rows)
-    plan = Plan(chain, (), _carried(columns, raw.schema), frozenset(), probabilities=probabilities)
+    rows = before_model(chain, model.code(), model_rows(sample))
+    plan = Plan(chain, (), carried_columns(columns, raw.schema), frozenset(), probabilities=probabilities)
     try:
         inputs = bind_inputs(model.spec.inputs, predictor.model.inputs, rows.batch, predictor.model.parameters)
     except UsageError as error:
@@ -76,7 +73,7 @@ def make_plan(
         for step in chain.after(model.code()):
             rows = step.run(rows)[0]
         return replace(plan, output=rows.batch.schema)
-    carried = _carried(columns, raw.schema, inputs)
+    carried = carried_columns(columns, raw.schema, inputs)
     plan = replace(plan, inputs=inputs, needed=_needed(inputs, chain, raw.schema), carried=carried)
     rows = rows.take(np.arange(min(rows.batch.num_rows, *(bound.sample_rows for bound in inputs))))
     scorer = Scorer(model, plan, predictor)
@@ -91,6 +88,20 @@ def make_plan(
         if strict and not scored:
             _check_settled(step, rows.batch)
     return replace(plan, output=rows.batch.schema)
+
+
+def before_model(chain: Chain, code: ModelCode, raw: pa.RecordBatch) -> Rows:
+    """The rows of a sample without provenance, as the model gets them.
+
+    Raises:
+        UsageError: for features that look at other rows, and functions that fail on every row or break their contract.
+    """
+    rows = number_step().run(Rows(raw, np.arange(raw.num_rows)))[0]
+    if chain.features:
+        check_features(dict(chain.features), rows.batch)
+    for step in chain.before(code):
+        rows = _try(step, rows)
+    return rows
 
 
 def _try(step: Step, rows: Rows) -> Rows:
@@ -125,7 +136,9 @@ def _zeros(scorer: Scorer, sample: pa.RecordBatch) -> Rows:
     return Rows(scorer.blank(sample, 2, columns), np.arange(2))
 
 
-def _carried(columns: tuple[str, ...], schema: pa.Schema, inputs: tuple[BoundInput, ...] = ()) -> tuple[str, ...]:
+def carried_columns(
+    columns: tuple[str, ...], schema: pa.Schema, inputs: tuple[BoundInput, ...] = ()
+) -> tuple[str, ...]:
     """The columns that `columns` names; of all, the bytes of images are left out."""
     names = [name for name in schema.names if name not in PROVENANCE]
     if columns == ("*",):

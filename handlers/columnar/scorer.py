@@ -21,6 +21,7 @@ from handlers.columnar.numbers import number_step
 from handlers.columnar.plan import Plan
 from handlers.columnar.stage import ModelStage
 from handlers.errors import one_line
+from handlers.failures import RowFailures
 from handlers.model.directory import ModelDir
 from handlers.predict.heads.head import FORECAST_FROM
 from handlers.predict.predictor import Predictor
@@ -60,7 +61,7 @@ class Scorer:
         self._before = [number_step(), *plan.chain.before(model.code())]
         self._after = plan.chain.after(model.code())
         if plan.output is not None:
-            self._after.append(_fit(plan.output))
+            self._after.append(fit_step(plan.output))
         self._lock = threading.Lock()
         self._load = load
 
@@ -72,9 +73,23 @@ class Scorer:
 
     def score(self, chunk: pa.RecordBatch) -> Scored:
         """Scores the rows of `chunk`, which has provenance."""
-        stage = self.stage  # one model for the whole chunk
-        count = chunk.num_rows
-        rows = Rows(model_rows(chunk), np.arange(count))
+        version = self.stage.version  # one model for the whole chunk
+        rows, failures, stats = self.answer(chunk)
+        dead = sorted(failures)
+        found = [failures[row] for row in dead]
+        return Scored(
+            rows.batch,
+            rows.ids,
+            dead_letters(chunk.take(pa.array(dead, pa.int64())), found, version),
+            chunk.num_rows - rows.batch.num_rows - len(dead),
+            Counter(f"{failure.stage}/{failure.type}" for failure in found),
+            stats,
+        )
+
+    def answer(self, chunk: pa.RecordBatch) -> tuple[Rows, RowFailures, Stats]:
+        """The scored rows of `chunk` with their indices in it, and the failures by index; all others were dropped."""
+        stage = self.stage
+        rows = Rows(model_rows(chunk), np.arange(chunk.num_rows))
         stats = Stats()
         failures = refusals(chunk)
         if failures:
@@ -90,16 +105,7 @@ class Scorer:
             failures |= failed
         if not rows.batch.num_rows and self.plan.output is not None:
             rows = Rows(pa.RecordBatch.from_pylist([], schema=self.plan.output), rows.ids[:0])
-        dead = sorted(failures)
-        found = [failures[row] for row in dead]
-        return Scored(
-            rows.batch,
-            rows.ids,
-            dead_letters(chunk.take(pa.array(dead, pa.int64())), found, stage.version),
-            count - rows.batch.num_rows - len(dead),
-            Counter(f"{failure.stage}/{failure.type}" for failure in found),
-            stats,
-        )
+        return rows, failures, stats
 
     def blank(
         self, chunk: pa.RecordBatch, rows: int = 0, columns: Mapping[str, pa.Array] | None = None
@@ -127,8 +133,8 @@ class Scorer:
         )
 
 
-def _fit(schema: pa.Schema) -> Step:
-    """The step that brings rows into the output schema of the run."""
+def fit_step(schema: pa.Schema, stage: str = "postprocess") -> Step:
+    """The step that brings rows into the output schema of the run; rows that do not fit fail in `stage`."""
 
     def call(rows: Rows) -> Rows:
         batch = rows.batch
@@ -150,4 +156,4 @@ def _fit(schema: pa.Schema) -> Step:
                 raise ValueError(f'column "{wanted.name}" does not fit the output: {one_line(error)}') from None
         return Rows(pa.RecordBatch.from_arrays(arrays, schema=schema), rows.ids)
 
-    return Step("output", "postprocess", call)
+    return Step("output", stage, call)

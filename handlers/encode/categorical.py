@@ -75,9 +75,9 @@ def _indices(array: pa.Array, spec: CategoricalInput) -> pa.Array:
     """The index of each value in `spec.categories`; null where it is not a category. 1, 1.0 and "1" are the same category."""
     categories = spec.categories or ()
     if isinstance(categories[0], str):
-        return pc.index_in(_text(array), pa.array(categories, pa.string()))
+        return pc.index_in(category_text(array), pa.array(categories, pa.string()))
     if isinstance(categories[0], bool) and is_text(array.type):
-        text = pc.utf8_lower(_text(array))
+        text = pc.utf8_lower(category_text(array))
         words = pc.index_in(text, pa.array([str(value).lower() for value in categories]))
         return pc.coalesce(words, pc.index_in(text, pa.array([str(int(value)) for value in categories])))
     values = within(numbers_of(array, exact=True), torch.int64)
@@ -86,7 +86,8 @@ def _indices(array: pa.Array, spec: CategoricalInput) -> pa.Array:
     return pc.index_in(numbers, pa.array(list(map(int, categories)), pa.int64()))
 
 
-def _text(array: pa.Array) -> pa.Array:
+def category_text(array: pa.Array) -> pa.Array:
+    """Values as the text of their category: 3, 3.0 and "3" are the same; nulls stay."""
     if pa.types.is_decimal(array.type) or pa.types.is_float16(array.type):
         array = array.cast(pa.float64())
     if pa.types.is_floating(array.type):  # 3.0 is the category 3

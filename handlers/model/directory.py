@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import shutil
 import tempfile
@@ -16,6 +17,7 @@ import yaml
 from handlers.encode.specs import InputSpec
 from handlers.errors import UsageError
 from handlers.model import files, mlflow_registry, remote
+from handlers.model.device_map import placed
 from handlers.model.environment import check_env_vars
 from handlers.model.formats import FORMATS
 from handlers.model.formats.hub_config import is_hub_directory, with_defaults
@@ -98,6 +100,17 @@ class ModelDir:
 
     def __repr__(self) -> str:
         return f"ModelDir({self.path!r}, version {self.version})"
+
+    def placed(self, device_map: str) -> ModelDir:
+        """The same model with its layers distributed by another device map; the version stays.
+
+        Raises:
+            UsageError: if there is no such device map, or the format does not allow it.
+        """
+        other = copy.copy(self)
+        content = self.spec.model_dump(exclude_unset=True) | {"placement": placed(self.spec.placement, device_map)}
+        other.spec = spec_of(content, f"--device_map {device_map}: {self.path}")
+        return other
 
     def local(self) -> Path:
         """The folder (or bare file) on this machine, verified to be the version that was opened."""

@@ -11,6 +11,14 @@ from handlers.errors import UsageError
 
 MODEL_FILE = "model.yaml"
 
+# Folders of a training at the top of a model directory, which are not part of the model: its checkpoints and logs. They are
+# left out only with the tag file of the Cache Directory Tagging Specification, so that any other folder of that name counts.
+WORK_FOLDERS = ("checkpoints", "logs")
+TAG = "CACHEDIR.TAG"
+TAG_TEXT = """Signature: 8a477f597d28d172789f06886806bc55
+# This folder holds the work of a training. It is not part of the model, nor of its version.
+"""
+
 # Of a file: its size and when its contents and its name were last changed, in ns. No program can set the last of them.
 Stamps = Mapping[str, tuple[int, int, int]]
 
@@ -24,7 +32,8 @@ def sha256(file: Path) -> str:
 def digests(local: Path) -> dict[str, str]:
     """SHA-256 of every file of a model directory (or of a bare file) by its relative path, `/` between the parts.
 
-    Links are followed. Caches and hidden files are left out; nothing of a model is read from them.
+    Links are followed. Caches, hidden files and what a training leaves (`WORK_FOLDERS`) are left out; nothing of a model is
+    read from them.
 
     Raises:
         UsageError: where a file cannot be read, or a link leads back into the directory.
@@ -63,10 +72,20 @@ def names(local: Path) -> list[str]:
         if (real := Path(folder).resolve()) in seen:
             raise UsageError(f"model {local} holds {folder}, a link to a folder that it holds already; remove it")
         seen.add(real)
-        folders[:] = sorted(name for name in folders if _counts(name))
         relative = Path(folder).relative_to(local)
+        at_top = relative == Path()
+        folders[:] = sorted(
+            name
+            for name in folders
+            if _counts(name) and not (at_top and is_work(name, Path(folder, name, TAG).is_file()))
+        )
         found += [(relative / name).as_posix() for name in inside if _counts(name) and Path(folder, name).is_file()]
     return sorted(found)
+
+
+def is_work(folder: str, tagged: bool) -> bool:
+    """Whether a folder at the top of a model directory is the work of a training; `tagged` says whether it has a `TAG`."""
+    return tagged and folder in WORK_FOLDERS
 
 
 def _counts(name: str) -> bool:

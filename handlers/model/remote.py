@@ -11,6 +11,7 @@ from pathlib import Path
 
 from handlers.errors import UsageError
 from handlers.model import mlflow_registry
+from handlers.model.files import TAG, WORK_FOLDERS, is_work
 from handlers.model.stores import explain, prepare, shared_s3
 from handlers.paths import is_mlflow
 from handlers.private import private_folder
@@ -84,7 +85,9 @@ def _copy(url: str, folder: Path) -> Path:
     copy = folder / _name(url)
     try:
         inside = FileSystems.match([escape(root) + "/**"])[0].metadata_list
-        found = [(item.path, copy / item.path[len(root) + 1 :]) for item in inside if not item.path.endswith("/")]
+        names = [item.path[len(root) + 1 :] for item in inside if not item.path.endswith("/")]
+        work = tuple(f"{each}/" for each in WORK_FOLDERS if is_work(each, f"{each}/{TAG}" in names))
+        found = [(f"{root}/{name}", copy / name) for name in names if not name.startswith(work)]
         if not found and "/" in root.partition("://")[2] and FileSystems.exists(root):  # Beam takes no bare bucket
             found = [(root, copy)]
         for path, target in found:

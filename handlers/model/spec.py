@@ -20,6 +20,7 @@ from pydantic import (
 
 from handlers.encode.specs import SPECS, AnyInput
 from handlers.errors import UsageError
+from handlers.model.device_map import PlacementSpec
 from handlers.model.formats import FORMATS
 from handlers.model.sequences import SequencesSpec
 from handlers.predict.heads import TASKS, Head
@@ -67,6 +68,7 @@ class ModelSpec(_Strict):
     architecture: FunctionName | None = None
     arguments: dict[str, Any] = {}
     loader: FunctionName | None = None
+    placement: PlacementSpec | None = None
     sequences: SequencesSpec | None = None
     features: dict[str, str] = {}
     inputs: tuple[AnyInput, ...] = ()
@@ -106,6 +108,9 @@ class ModelSpec(_Strict):
         frames = [name for name, each in FORMATS.items() if each.takes_frames]
         if self.format not in frames and any(spec.encoder == "frame" for spec in self.inputs):
             raise ValueError(f"encoder frame is for models of format {' and '.join(frames)}")
+        if self.placement and not (self.format and FORMATS[self.format].can_be_placed):
+            able = " and ".join(name for name, each in FORMATS.items() if each.can_be_placed)
+            raise ValueError(f"placement works with format {able} only; save the model as safetensors")
         if self.task == "multilabel" and not self.labels:
             raise ValueError("labels is missing; multilabel needs them")
         if self.task == "forecast":
@@ -162,7 +167,7 @@ def spec_of(content: Mapping[str, Any], path: str) -> ModelSpec:
     try:
         return ModelSpec.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"{path}: {_explain(error)}") from None
+        raise UsageError(f"{path}: {explain(error)}") from None
 
 
 def sequences_spec(content: Mapping[str, Any]) -> SequencesSpec:
@@ -170,10 +175,11 @@ def sequences_spec(content: Mapping[str, Any]) -> SequencesSpec:
     try:
         return SequencesSpec.model_validate(content)
     except ValidationError as error:
-        raise UsageError(f"sequences: {_explain(error)}") from None
+        raise UsageError(f"sequences: {explain(error)}") from None
 
 
-def _explain(error: ValidationError) -> str:
+def explain(error: ValidationError) -> str:
+    """What is wrong with a `model.yaml`, in a line that names the field."""
     first = error.errors()[0]
     # Union members show up in the location: types as names with brackets, inputs by their encoder. People know only the
     # fields and their indices.

@@ -121,7 +121,8 @@ def _example(loaded: LoadedModel, model: ModelDir, rows: int) -> Mapping[str, to
             size = getattr(spec, "shape", None)
             if size is None and any(set("*?[") & set(pattern) for pattern in spec.patterns):
                 return None
-            name = spec.name if spec.name in loaded.parameters or len(model.spec.inputs) > 1 else loaded.parameters[0]
+            known = not loaded.parameters or spec.name in loaded.parameters or len(model.spec.inputs) > 1
+            name = spec.name if known else loaded.parameters[0]
             dtype = getattr(
                 torch, getattr(spec, "dtype", None) or ("int64" if spec.encoder == "categorical" else "float32")
             )

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 CODE_FOLDER = "code"
 VERSION_DIGITS = 12
 
-_TORCH_CLASS = re.compile(r"torch\.nn:[A-Z]\w*", re.ASCII)
+# Classes that only make layers: those of torch.nn, and the built-in networks.
+_PLAIN_CLASS = re.compile(r"torch\.nn:[A-Z]\w*|handlers\.nets:(Mlp|Lstm)", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Trust:
         allow_env: names of further environment variables that `env_vars` may set.
         version: the only version that is opened: 12 to 64 hexadecimal digits of `ModelDir.digest`.
         code: whether the model's code may run. Without it a directory is refused that has modules in `code/`, a
-            `loader`, `preprocess` or `postprocess`, an `architecture` that is no class of `torch.nn`, or TorchScript.
+            `loader`, `preprocess` or `postprocess`, an `architecture` that is neither a class of `torch.nn` nor a built-in
+            network, or TorchScript.
 
     Raises:
         UsageError: where one of them is not valid.
@@ -83,6 +85,6 @@ def _own_code(spec: ModelSpec, files: Collection[str]) -> str:
         if value := getattr(spec, field):
             return f"{field}: {value if isinstance(value, str) else value[0]}"
     # It could name any installed function, with arguments of the model's choice.
-    if spec.architecture and not _TORCH_CLASS.fullmatch(spec.architecture):
+    if spec.architecture and not _PLAIN_CLASS.fullmatch(spec.architecture):
         return f"architecture: {spec.architecture}"
     return "a TorchScript program" if spec.format == "torchscript" else ""

@@ -48,6 +48,11 @@ class MicroBatches:
     def __len__(self) -> int:
         return self._count
 
+    @property
+    def order(self) -> np.ndarray:
+        """int64 of (rows,): the rows in sorted order."""
+        return np.arange(self._count) if self._order is None else self._order
+
     def cost(self, low: int, high: int) -> int:
         """Tokens of the rows low … high-1, padding included; rows where nothing is padded."""
         return high - low if self.longest is None else (high - low) * int(self.longest[low])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 import time
 import traceback
@@ -17,6 +16,7 @@ import torch
 from handlers.errors import BrokenModelError, DeviceLostError, TorchbeamError, UsageError, one_line
 from handlers.isolation import Isolated, contained, isolate
 from handlers.predict.backend import Backend, placement_of
+from handlers.predict.calling import caller
 from handlers.predict.faults import Health, device_lost, out_of_memory
 from handlers.predict.loaded import LoadedModel
 from handlers.predict.micro_batches import MicroBatches
@@ -98,8 +98,8 @@ class Predictor:
     ) -> None:
         placement = placement_of(model, placement or Placement())
         self.model = model
-        self.device = device or placement.resolve()
-        if self.device.type == "cpu":
+        self.device = model.device or device or placement.resolve()
+        if self.device.type == "cpu" and model.device is None:
             _keep_freed_memory()
         self._precision = getattr(torch, placement.precision)
         self._batch_size = model.rows or batch_size
@@ -112,12 +112,12 @@ class Predictor:
         if isinstance(module, Backend):
             module.to(self.device)
         elif isinstance(module, torch.nn.Module):
-            module = module.to(self.device)
+            module = module if model.device is not None else module.to(self.device)
             for parameter in module.parameters():  # ScriptModules have no requires_grad_
                 parameter.requires_grad_(False)
         self.module: Any = module
-        self._called = torch.compile(module, dynamic=model.rows is None) if placement.compile else module
-        self._takes_any_name = _takes_any_name(module)
+        called = torch.compile(module, dynamic=model.rows is None) if placement.compile else module
+        self._by_name = caller(model, called)
 
     def load_since(self, started: float) -> Load:
         """What loading the model cost, from `started` (of time.perf_counter) until now."""
@@ -333,19 +333,7 @@ class Predictor:
             if arguments:
                 raise UsageError(f"inference_args have no meaning for a model of format {self.module.FORMAT}")
             return self.module(tensors)
-        names, keywords = self.model.parameters, self.model.keywords
-        rest = dict(tensors)
-        if len(rest) == 1 and not keywords and next(iter(rest)) not in names[1:]:
-            return self._called(rest.popitem()[1], **arguments)
-        if not names and not self._takes_any_name:
-            return self._called(*rest.values(), **arguments)
-        # By position up to the first gap, which every kind of model takes, and by name from there.
-        leading = []
-        for name in names:
-            if name in keywords or name not in rest:
-                break
-            leading.append(rest.pop(name))
-        return self._called(*leading, **rest, **arguments)
+        return self._by_name(tensors, arguments)
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self._precision == torch.float32:
@@ -380,11 +368,3 @@ def _sample(attempt: Callable[[int, int], Any], start: int, stop: int) -> Except
         if error is None:
             return None
     return error
-
-
-def _takes_any_name(module: Any) -> bool:
-    try:
-        parameters = inspect.signature(getattr(module, "forward", module)).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    return any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters)

@@ -75,7 +75,7 @@ class TimeAxis:
             floats = pc.fill_null(array.cast(pa.float64()), 0.0).to_numpy(zero_copy_only=False)
             return floats, valid & np.isfinite(floats)
         if pa.types.is_uint64(array.type):
-            fits = pc.less_equal(array, np.iinfo(np.int64).max)
+            fits = pc.less_equal(array, pa.scalar(np.iinfo(np.int64).max, pa.uint64()))
             valid = valid & pc.fill_null(fits, False).to_numpy(zero_copy_only=False)
             array = array.cast(pa.int64(), safe=False)
         elif pa.types.is_date32(array.type):

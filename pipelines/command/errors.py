@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 
-from handlers.errors import BrokenModelError, TorchbeamError, UsageError, error_in, one_line
+from handlers.errors import BrokenModelError, TorchbeamError, TrainingError, UsageError, error_in, one_line
 
 FINISHED, FAILED, WRONG_USAGE, NOT_SCORED, INTERRUPTED = 0, 1, 2, 3, 130
 
-_EXIT_CODES: dict[type[BaseException], int] = {UsageError: WRONG_USAGE, BrokenModelError: NOT_SCORED}
+_EXIT_CODES: dict[type[BaseException], int] = {
+    UsageError: WRONG_USAGE,
+    BrokenModelError: NOT_SCORED,
+    TrainingError: NOT_SCORED,
+}
 _LINE = 1000  # characters
 _STEP = re.compile(r" \[while running .*$", re.DOTALL)  # what Beam adds to a message
 _OF_OTHERS = re.compile(r"(?:[a-z_][\w.]*\.)?([A-Z]\w*(?:Error|Exception|Interrupt|Exit|Warning)): (.+)")

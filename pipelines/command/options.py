@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, TypeVar
@@ -16,6 +15,7 @@ from handlers.batching import Batching, chunk_bytes
 from handlers.errors import UsageError
 from handlers.model.environment import check_name
 from handlers.model.trust import Trust, check_version
+from pipelines.command.values import function, names, path, positive, positive_or_auto, rate, spark_version
 
 T = TypeVar("T")
 
@@ -62,66 +62,6 @@ def _boolean(text: str) -> bool:
     return text.lower() in ("true", "on")
 
 
-def positive(text: str) -> int:
-    """A whole number of 1 or more."""
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise ValueError(f'must be a whole number of 1 or more, not "{text}"')
-    return value
-
-
-def positive_or_auto(text: str) -> int | None:
-    """A whole number of 1 or more; None for `auto`."""
-    return None if text == "auto" else positive(text)
-
-
-def rate(text: str) -> float:
-    """A number from 0 to 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise ValueError(f'must be a number from 0 to 1, not "{text}"')
-    return value
-
-
-def path(text: str) -> str:
-    """A path, table or query."""
-    if not text.strip():
-        raise ValueError("is empty; remove it or give it a value")
-    if "\0" in text:
-        raise ValueError("contains a NUL character")
-    return text
-
-
-def names(text: str) -> tuple[str, ...]:
-    """Names separated by commas."""
-    found = tuple(name.strip() for name in text.split(",") if name.strip())
-    if not found:
-        raise ValueError("must be column names separated by commas, or *")
-    return found
-
-
-def function(text: str) -> str:
-    """A function's name as `module:function`."""
-    if not all(text.partition(":")):
-        raise ValueError(f'must be module:function, not "{text}"')
-    return text
-
-
-def spark_version(text: str) -> str | None:
-    """A full Spark version; None for `3`, which is Beam's default."""
-    if text == "3":
-        return None
-    if not re.fullmatch(r"3\.\d+\.\d+\S*", text):
-        raise ValueError(f'must be a full version of Spark 3, such as 3.5.7, not "{text}"')
-    return text
-
-
 @dataclass(frozen=True)
 class SourceOptions:
     """The input."""
@@ -141,15 +81,17 @@ class SourceOptions:
     limit: int | None = option("score only about N rows, to try a model", None, parse=positive, metavar="N")
 
 
+MODEL_HELP = (
+    "model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://; or a name in --registry, as credit@3, "
+    "credit@champion, credit@latest; or models:/name@alias of MLflow"
+)
+
+
 @dataclass(frozen=True)
 class TrustedModel:
     """A model and how far it is trusted."""
 
-    model: str = option(
-        "model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://; or a name in --registry, as credit@3, "
-        "credit@champion, credit@latest; or models:/name@alias of MLflow",
-        parse=path,
-    )
+    model: str = option(MODEL_HELP, parse=path)
     registry: str | None = option(
         "folder of models by name and version, local, gs:// or s3:// (default: the environment variable TORCHBEAM_REGISTRY)",
         None,
@@ -183,6 +125,7 @@ class ModelOptions(TrustedModel):
 
     TITLE = "model"
 
+    model: str = option(f"{MODEL_HELP}; several as NAME=DIR", "", parse=lambda text: text and path(text))
     batch_size: int | None = option(
         "rows of a micro-batch, which is one model call; auto chooses by the bytes of a row (default: auto)",
         None,
@@ -190,6 +133,11 @@ class ModelOptions(TrustedModel):
         metavar="N",
     )
     device: str = option("auto, cpu, cuda or cuda:N; auto is a GPU if there is one (default: auto)", "auto")
+    device_map: str | None = option(
+        "spreads layers over GPUs, CPU and disk, if the model is too large for one (default: placement in model.yaml)",
+        None,
+        choices=("auto", "balanced", "balanced_low_0", "sequential"),
+    )
     precision: Literal["float32", "bfloat16", "float16"] = option(
         "float32, or bfloat16 or float16 by autocast (default: float32)",
         "float32",
@@ -333,7 +281,8 @@ def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:
 
 def _argument(item: dataclasses.Field[Any], strict: bool) -> dict[str, Any]:
     about = item.metadata
-    settings: dict[str, Any] = {"help": about["help"].replace("%", "%%"), "type": _checked(item.name, about["parse"])}
+    parse = _checked(item.name, about["parse"], item.default)
+    settings: dict[str, Any] = {"help": about["help"].replace("%", "%%"), "type": parse}
     if item.default is dataclasses.MISSING:
         settings |= {"required": strict, "action": _Once}
     else:
@@ -365,8 +314,10 @@ class _Append(argparse.Action):
         setattr(namespace, self.dest, (*getattr(namespace, self.dest), values))
 
 
-def _checked(name: str, parse: Callable[[str], Any]) -> Callable[[str], Any]:
+def _checked(name: str, parse: Callable[[str], Any], default: Any) -> Callable[[str], Any]:
     def convert(text: str) -> Any:
+        if text is default:  # argparse converts defaults, too, where they are text
+            return default
         try:
             return parse(text)
         except ValueError as error:

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import NoReturn, Protocol, TypeVar
 
 from handlers.isolation import contained
+from handlers.private import clean_up
 from handlers.redact import redact, remember
 from pipelines.command.errors import FAILED, INTERRUPTED, exit_code, line_of
 from pipelines.command.options import Command
@@ -187,6 +188,7 @@ def _exit_code(main: Callable[[], int]) -> int:
 
 def _end(code: int, done: int | None = None) -> NoReturn:
     """Ends this process; a byte in the pipe `done` tells its parent that this was intended."""
+    clean_up()
     _flush()
     if done is not None:
         with suppress(OSError):

@@ -13,13 +13,11 @@ from pipelines.command.options import (
     SinkOptions,
     SourceOptions,
     flag,
-    names,
     option,
     parser,
-    path,
     pick,
-    positive,
 )
+from pipelines.command.values import names, path, positive
 from pipelines.jobs.options import ScoreOptions, absolute_path
 from transforms.evaluation.names import ALL_HIGHER, ALL_LOWER
 

@@ -93,7 +93,7 @@ def settle(schema: pa.Schema, sample: pa.RecordBatch, wanted: Wanted, where: str
         numeric_slices=slice_kinds(schema, slices),
         asked=wanted.label if joined else "",
         baselines=wanted.series.baselines if joined and wanted.series else (),
-        shown=_shown(schema, label, predicted, slices),
+        shown=_shown(schema, label, predicted, slices, wanted.series),
         fingerprint=wanted.fingerprint,
         exact_scores=wanted.exact_scores,
     )
@@ -232,10 +232,13 @@ def _with_probabilities(schema: pa.Schema) -> tuple[str, ...]:
     )
 
 
-def _shown(schema: pa.Schema, label: str, predicted: str, slices: Sequence[str]) -> tuple[str, ...]:
-    """The columns of the worst rows: what was true and what was predicted, slices, then the first others."""
+def _shown(
+    schema: pa.Schema, label: str, predicted: str, slices: Sequence[str], series: Series | None
+) -> tuple[str, ...]:
+    """The columns of the worst rows: key and time of a series, true and predicted values, slices, then the first others."""
     others = [each.name for each in schema if not _is_output(each.name)]
-    first = [label, predicted, *([CONFIDENCE] if CONFIDENCE in schema.names else []), *slices]
+    of_series = [*series.by, series.order_by] if series else []
+    first = [*of_series, label, predicted, *([CONFIDENCE] if CONFIDENCE in schema.names else []), *slices]
     return tuple(dict.fromkeys([*first, *others]))[:_SHOWN]
 
 

@@ -9,18 +9,20 @@ import inspect
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from handlers.errors import TorchbeamError, UsageError, one_line
+from handlers.model.device_map import PlacementSpec
 from handlers.model.formats.hub_config import CONFIG, modules_of, read_json
 from handlers.model.spec import ModelSpec
 from handlers.model_code import ModelCode
 from handlers.predict.loaded import LoadedModel
 
-_OFFLINE = {"local_files_only": True, "trust_remote_code": False}
+OFFLINE = {"local_files_only": True, "trust_remote_code": False}
 _ACTIVATIONS = {"Identity": torch.nn.Identity, "Tanh": torch.nn.Tanh, "ReLU": torch.nn.ReLU, "GELU": torch.nn.GELU}
 
 
@@ -48,23 +50,15 @@ class Embedder(torch.nn.Module):
 
 def load(spec: ModelSpec, folder: Path, _code: ModelCode) -> LoadedModel:
     """Loads the model of a directory; raises `UsageError` where it cannot be loaded safely."""
-    transformers = _transformers()
-    if not any(folder.glob("*.safetensors")):
-        pickled = next((file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)), None)
-        what = f"its weights are pickled ({pickled})" if pickled else "it has no weights (*.safetensors)"
-        raise UsageError(f"{folder} is refused: {what}; write it again with save_pretrained, which writes safetensors")
-    config = read_json(folder / CONFIG)
-    if "auto_map" in config:
-        raise UsageError(f"{folder} is refused: its {CONFIG} names custom code (auto_map), which is never run")
-    for index in folder.glob("*.index.json"):  # whose parts must be files of the directory, which its version covers
-        parts = read_json(index).get("weight_map", {})
-        if outside := next((part for part in parts.values() if not re.fullmatch(r"\w[\w.\-]*", str(part))), None):
-            raise UsageError(f"{folder} is refused: {index.name} names {outside!r}, which is not in the directory")
+    transformers = import_transformers()
+    config = checked_config(folder)
     kind: Any = transformers.AutoModel
     if spec.task != "embedding":
         kind = _architecture(transformers, config, folder)
     try:
-        module = kind.from_pretrained(folder, use_safetensors=True, **_OFFLINE)
+        if spec.placement is not None:
+            return _placed(kind, spec, folder, spec.placement)
+        module = kind.from_pretrained(folder, use_safetensors=True, **OFFLINE)
         if spec.task == "embedding":
             return _embedder(module, spec, folder)
     except TorchbeamError:
@@ -77,17 +71,63 @@ def load(spec: ModelSpec, folder: Path, _code: ModelCode) -> LoadedModel:
     return LoadedModel(module, _parameters(module))
 
 
+def checked_config(folder: Path) -> dict[str, Any]:
+    """The contents of `config.json`; raises `UsageError` for a directory that cannot be loaded safely."""
+    if not any(folder.glob("*.safetensors")):
+        pickled = next((file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)), None)
+        what = f"its weights are pickled ({pickled})" if pickled else "it has no weights (*.safetensors)"
+        raise UsageError(f"{folder} is refused: {what}; write it again with save_pretrained, which writes safetensors")
+    config = read_json(folder / CONFIG)
+    if "auto_map" in config:
+        raise UsageError(f"{folder} is refused: its {CONFIG} names custom code (auto_map), which is never run")
+    for index in folder.glob("*.index.json"):  # whose parts must be files of the directory, which its version covers
+        parts = read_json(index).get("weight_map", {})
+        if outside := next((part for part in parts.values() if not re.fullmatch(r"\w[\w.\-]*", str(part))), None):
+            raise UsageError(f"{folder} is refused: {index.name} names {outside!r}, which is not in the directory")
+    return config
+
+
+class _Copies:
+    """Stands for copies of weights: they are removed with it."""
+
+
+def _placed(kind: Any, spec: ModelSpec, folder: Path, placement: PlacementSpec) -> LoadedModel:
+    """The model with its layers on several devices; transformers reads those on the disk from the safetensors files."""
+    from handlers.model import dispatch
+
+    accelerate = dispatch.library()
+    with accelerate.init_empty_weights():
+        empty = kind.from_config(_config(folder)) if hasattr(kind, "from_config") else kind(_config(folder))
+    device_map = dispatch.settle(empty, placement)
+    source, copies = folder, _Copies()
+    if placement.offload_folder is not None:
+        files = sorted(file for file in folder.iterdir() if file.suffix in (".safetensors", ".json"))
+        source = dispatch.local_copies(files, placement, copies)[0].parent
+    module = kind.from_pretrained(source, use_safetensors=True, device_map=device_map, **OFFLINE)
+    module.weights_on_disk = copies  # kept as long as the module
+    device = dispatch.main_device(device_map)
+    module = dispatch.one_at_a_time(module.eval())
+    if spec.task == "embedding":
+        return replace(_embedder(module, spec, folder, device), device=device)
+    return LoadedModel(module, _parameters(module), device=device)
+
+
+def _config(folder: Path) -> Any:
+    return import_transformers().AutoConfig.from_pretrained(folder, **OFFLINE)
+
+
 def save(module: torch.nn.Module, folder: Path, _example: object) -> Path:
     """Writes `module`, a `PreTrainedModel`, into `folder`."""
     write = getattr(module, "save_pretrained", None)
     if write is None:
         raise UsageError(f"format huggingface needs a model of transformers, not a {type(module).__name__}")
-    _transformers()
+    import_transformers()
     write(folder)
     return folder / CONFIG
 
 
-def _transformers() -> Any:
+def import_transformers() -> Any:
+    """The library, offline and silent; raises `UsageError` where it is not installed."""
     # Read on import; without it an unreachable hub is waited for.
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     try:
@@ -108,8 +148,10 @@ def _architecture(transformers: Any, config: Mapping[str, Any], folder: Path) ->
     return kind
 
 
-def _embedder(backbone: torch.nn.Module, spec: ModelSpec, folder: Path) -> LoadedModel:
-    layers = [_dense(part) for kind, part in modules_of(folder) if kind == "Dense"]
+def _embedder(
+    backbone: torch.nn.Module, spec: ModelSpec, folder: Path, device: torch.device | None = None
+) -> LoadedModel:
+    layers = [_dense(part).to(device) for kind, part in modules_of(folder) if kind == "Dense"]
     module = Embedder(backbone, spec.pooling or "mean", torch.nn.Sequential(*layers), normalize=bool(spec.normalize))
     return LoadedModel(module.eval(), _parameters(backbone), keywords=frozenset(_parameters(backbone)))
 

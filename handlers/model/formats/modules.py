@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,38 @@ import torch
 
 from handlers.errors import TorchbeamError, UsageError, one_line
 from handlers.isolation import contained
+from handlers.model.device_map import PlacementSpec
 from handlers.model.spec import ModelSpec
 from handlers.model_code import ModelCode, import_function
 from handlers.predict.loaded import LoadedModel
 
 PICKLE_ADVICE = "it holds pickled code; load it where that code is and save it again with ModelDir.save"
+
+
+def dispatched(spec: ModelSpec, weights: Path, code: ModelCode, placement: PlacementSpec) -> LoadedModel:
+    """The module of the architecture with its weights on the devices of `placement`.
+
+    Raises:
+        UsageError: if the architecture cannot be made, or the weights or the placement do not fit it.
+    """
+    from handlers.model.dispatch import dispatch
+
+    try:
+        module, device = dispatch(lambda: _made(spec, code), [weights], placement)
+    except TorchbeamError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{weights} cannot be placed: {type(error).__name__}: {one_line(error)}") from None
+    return replace(of_module(module), device=device)
+
+
+def _made(spec: ModelSpec, code: ModelCode) -> torch.nn.Module:
+    """The module of the architecture that `spec` names, in `code` or installed."""
+    factory = import_function(str(spec.architecture), "architecture", code)
+    module = call(factory, f'architecture "{spec.architecture}"', **spec.arguments)
+    if not isinstance(module, torch.nn.Module):
+        raise UsageError(f'architecture "{spec.architecture}" gives a {type(module).__name__}, not a torch.nn.Module')
+    return module
 
 
 def filled(spec: ModelSpec, weights: Path, code: ModelCode, fill: Callable[[torch.nn.Module], object]) -> LoadedModel:
@@ -25,10 +53,7 @@ def filled(spec: ModelSpec, weights: Path, code: ModelCode, fill: Callable[[torc
     Raises:
         UsageError: where the architecture cannot be made, or the weights do not fit it.
     """
-    factory = import_function(str(spec.architecture), "architecture", code)
-    module = call(factory, f'architecture "{spec.architecture}"', **spec.arguments)
-    if not isinstance(module, torch.nn.Module):
-        raise UsageError(f'architecture "{spec.architecture}" gives a {type(module).__name__}, not a torch.nn.Module')
+    module = _made(spec, code)
     try:
         fill(module)
     except TorchbeamError:

@@ -7,7 +7,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from handlers.model.formats.modules import filled
+from handlers.model.formats.modules import dispatched, filled
 from handlers.model.spec import ModelSpec
 from handlers.model_code import ModelCode
 from handlers.predict.loaded import LoadedModel
@@ -15,6 +15,8 @@ from handlers.predict.loaded import LoadedModel
 
 def load(spec: ModelSpec, weights: Path, code: ModelCode) -> LoadedModel:
     """Loads the weights into the architecture that `spec` names."""
+    if spec.placement is not None:
+        return dispatched(spec, weights, code, spec.placement)
     return filled(spec, weights, code, lambda module: safetensors.torch.load_model(module, weights, strict=True))
 
 

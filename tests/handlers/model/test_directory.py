@@ -19,6 +19,7 @@ from small_models import Save
 from handlers.encode.specs import input_spec
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
+from handlers.model.files import TAG, TAG_TEXT
 from handlers.model.trust import Trust
 from handlers.predict.predictor import Predictor
 
@@ -282,3 +283,17 @@ def test_bare_and_relative_paths(save: Save, monkeypatch: pytest.MonkeyPatch) ->
     assert torch.allclose(Predictor(relative.load()).predict({"x": X}).tensors["output"], expected, atol=1e-6)
     monkeypatch.chdir("/")
     assert relative.load(), "a relative path is settled where it was opened"
+
+
+def test_the_work_of_a_training_is_not_part_of_the_version(save: Save) -> None:
+    model = save()
+    folder = Path(model.path)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints/last.ckpt").write_bytes(b"state")
+    assert ModelDir(folder).version != model.version  # a folder of that name alone counts
+    (folder / "checkpoints" / TAG).write_text(TAG_TEXT)
+    assert ModelDir(folder).version == model.version
+    (folder / "code").mkdir()
+    (folder / "code" / TAG).write_text(TAG_TEXT)
+    (folder / "code/net.py").write_text("")
+    assert ModelDir(folder).version != model.version  # no other folder can be left out

@@ -15,6 +15,7 @@ from small_models import Save
 from handlers.errors import UsageError
 from handlers.model import remote
 from handlers.model.directory import ModelDir
+from handlers.model.files import TAG, TAG_TEXT
 from handlers.predict.predictor import Predictor
 
 X = torch.tensor([[0.0, 1.0], [2.0, -1.0]])
@@ -156,3 +157,13 @@ def test_names_that_would_leave_the_folder(bucket: Path, url: str, monkeypatch: 
     monkeypatch.setattr(TinyFileSystem, "_list", with_odd_name)
     with pytest.raises(UsageError, match=r"escaped.txt"):
         ModelDir(url)
+
+
+def test_the_work_of_a_training_stays_where_it_is(url: str, bucket: Path) -> None:
+    folder = bucket / "models" / "m"
+    version = ModelDir(folder).version
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / TAG).write_text(TAG_TEXT)
+    (folder / "checkpoints/last.ckpt").write_bytes(b"state")
+    assert ModelDir(url).version == version
+    assert len(TinyFileSystem.opened) == 3  # model.yaml, the weights and the code

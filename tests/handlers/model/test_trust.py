@@ -15,6 +15,7 @@ from handlers.errors import UsageError
 from handlers.model import loading
 from handlers.model.directory import ModelDir
 from handlers.model.trust import Trust
+from handlers.nets import Mlp
 
 NO_CODE = Trust(code=False)
 
@@ -62,6 +63,9 @@ class TestOwnCode:
             torch.nn.Linear(2, 2), architecture="torch.nn:Linear", arguments={"in_features": 2, "out_features": 2}
         )
         assert ModelDir(plain.path, NO_CODE).load()
+        arguments = {"outputs": 2, "numeric": {"x": {"width": 2}}}
+        trained = save(Mlp(**arguments), architecture="handlers.nets:Mlp", arguments=arguments)
+        assert ModelDir(trained.path, NO_CODE).load()
 
     @pytest.mark.parametrize(
         ("fields", "what"),
@@ -70,6 +74,7 @@ class TestOwnCode:
             ({"architecture": "subprocess:run", "arguments": {"args": "true"}}, "architecture: subprocess:run"),
             ({"architecture": "torch.nn:modules.module.torch.hub.load"}, "architecture: torch.nn:modules"),
             ({"architecture": "torch.nn.modules:Linear"}, "architecture: torch.nn.modules:Linear"),
+            ({"architecture": "handlers.nets:Mlp.load_state_dict"}, "architecture: handlers.nets:Mlp.load_state_dict"),
             ({"preprocess": ["m:f"]}, "preprocess: m:f"),
             ({"postprocess": ["m:f"]}, "postprocess: m:f"),
         ],

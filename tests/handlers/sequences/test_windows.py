@@ -149,6 +149,11 @@ def test_text_that_is_no_time() -> None:
     assert axis.read(pa.array(["2026-01-01", "soon", None]))[1].tolist() == [True, False, False]
 
 
+def test_a_whole_number_that_int64_does_not_hold_is_no_time() -> None:
+    axis = TimeAxis("time", pa.uint64())
+    assert axis.read(pa.array([1, 2**64 - 1, None], pa.uint64()))[1].tolist() == [True, False, False]
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [

@@ -15,8 +15,10 @@ from handlers.errors import (
     BrokenModelError,
     DeviceLostError,
     PublishError,
+    RowsFailedError,
     ServiceError,
     TorchbeamError,
+    TrainingError,
     UsageError,
 )
 from pipelines.command import process
@@ -27,7 +29,7 @@ from pipelines.spark.job_server import JobServerError
 
 OURS = [
     *(TorchbeamError, UsageError, BrokenModelError, BrokenFileError, ServiceError, DeviceLostError),
-    *(AccountingError, PublishError, JobServerError, NotFollowedError),
+    *(AccountingError, PublishError, TrainingError, RowsFailedError, JobServerError, NotFollowedError),
 ]
 
 
