@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,14 @@ import pyarrow as pa
 
 from handlers.batching import Batching
 from handlers.columnar.chunks import dead_letter_schema
-from handlers.errors import UsageError, one_line
+from handlers.columnar.plan import Plan
+from handlers.errors import TorchbeamError, UsageError, one_line
 from handlers.model.directory import ModelDir
 from handlers.model.trust import Trust
 from handlers.paths import is_remote
 from handlers.predict.placement import Placement, Precision
 from transforms.inference.score import SAMPLE_ROWS, Score
-from transforms.spark.partition import DEAD, ScorePartition, as_schema, from_stream, to_stream, unpacked
+from transforms.spark.partition import DEAD, ScorePartition, as_schema, unpacked
 from transforms.spark.shipping import Shipped, ship
 from transforms.spark.types import spark_ready
 
@@ -68,8 +70,9 @@ def score(
 ) -> SparkScores:
     """Scores a data frame of Spark with `mapInArrow`: the same columns and reasons as `torchbeam score`, without Beam.
 
-    The output columns are determined here, by scoring the first 1,000 rows, which runs a small job. Every Python worker
-    loads the model once. The executors need this package in the version of the driver.
+    The output columns are determined here: with functions, or where lists have no fixed length, by scoring the first 1,000
+    rows, which runs a small job; else by scoring zeros. Every Python worker loads the model once.
+    The executors need this package in the version of the driver.
 
     Args:
         df: the rows. Spark's batches (`spark.sql.execution.arrow.maxRecordsPerBatch`) are the chunks.
@@ -99,24 +102,16 @@ def score(
         raise UsageError(
             f"model {directory.path} takes windows of rows (sequences), which need a pipeline: use torchbeam score"
         )
-    schema, sample = _sample(df)
-    settled = Score(
-        directory,
-        schema,
-        sample,
-        columns=columns,
-        preprocess=preprocess,
-        postprocess=postprocess,
-        probabilities=probabilities,
-        batching=Batching(batch_size=batch_size),
-    )
-    output = spark_ready(settled.plan.output)
+    schema = _columns(df)
+    options = {"columns": columns, "preprocess": preprocess, "postprocess": postprocess, "probabilities": probabilities}
+    plan = _plan(df, schema, directory, Batching(batch_size=batch_size), options)
+    output = spark_ready(plan.output)
     _check_names(output)
     partition = ScorePartition(
         _placed(df, directory, ship_model),
         directory.digest,
         schema,
-        replace(settled.plan, output=output),
+        replace(plan, output=output),
         Placement(device, precision),
         batch_size,
     )
@@ -150,27 +145,31 @@ def _check_names(output: pa.Schema) -> None:
             raise UsageError(f'the columns "{other}" and "{name}" of the predictions are the same to Spark; rename one')
 
 
-def _sample(df: DataFrame) -> tuple[pa.Schema, pa.RecordBatch]:
-    """The columns of the batches that Spark gives, and the first rows."""
+def _columns(df: DataFrame) -> pa.Schema:
     from pyspark.sql.pandas.types import to_arrow_schema
 
     try:
         schema = to_arrow_schema(df.schema)
     except TypeError as error:
         raise UsageError(f"the frame has a column that Arrow has no type for: {one_line(error)}") from None
-    parts = [
-        from_stream(pa.scalar(bytes(row[0]), pa.binary()))
-        for row in df.limit(SAMPLE_ROWS).mapInArrow(_streams, "part binary").collect()
-    ]
-    found = parts[0].schema if parts else schema  # its time zone is that of the session
-    schema = pa.schema([pa.field(each.name, _plain(each.type)) for each in found])
-    table = pa.Table.from_batches([as_schema(part, schema) for part in parts], schema=schema)
-    return schema, table
+    return pa.schema([pa.field(each.name, _plain(each.type)) for each in schema])
 
 
-def _streams(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    for batch in batches:
-        yield pa.RecordBatch.from_arrays([pa.array([to_stream(batch)], pa.binary())], names=["part"])
+def _plan(df: DataFrame, schema: pa.Schema, model: ModelDir, batching: Batching, options: dict[str, Any]) -> Plan:
+    """How a row is scored: by the columns alone where they settle it, else by the first rows, which takes a job."""
+    spec = model.spec
+    functions = spec.features or spec.preprocess or spec.postprocess or options["preprocess"] or options["postprocess"]
+    if not functions and spec.head.task != "raw":
+        with suppress(TorchbeamError):  # raised again for the first rows, unless they settle what zeros do not
+            return Score(model, schema, batching=batching, **options).plan
+    parts = [as_schema(part, schema) for part in _first_batches(df.limit(SAMPLE_ROWS))]
+    return Score(model, schema, pa.Table.from_batches(parts, schema=schema), batching=batching, **options).plan
+
+
+def _first_batches(df: Any) -> list[pa.RecordBatch]:
+    """The rows of a small frame as Spark's executors would give them; of Spark 4 `toArrow` is public."""
+    found = df.toArrow().to_batches() if hasattr(df, "toArrow") else df._collect_as_arrow()
+    return [batch for batch in found if batch.num_rows]
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -149,11 +149,11 @@ def test_no_rows(spark: SparkSession, model: ModelDir, rows: Path) -> None:
 
 
 def with_process(row: dict[str, Any]) -> dict[str, Any]:
-    """A row with the process that scored it, and the one model that this process holds."""
+    """A row with the process that scored it, and the model that this process holds."""
     from transforms.spark import partition
 
-    ((_, predictor),) = partition._models.values()
-    return {**row, "process": os.getpid(), "held": id(predictor)}
+    held = [id(predictor) for _, predictor in partition._models.values()]
+    return {**row, "process": os.getpid(), "held": held[-1] if held else 0}  # the driver, which plans, has none
 
 
 def test_a_model_is_loaded_once_in_a_worker_process(spark: SparkSession, model: ModelDir, rows: Path) -> None:
@@ -169,6 +169,7 @@ def test_a_model_is_loaded_once_in_a_worker_process(spark: SparkSession, model: 
     assert len({partition for _, _, partition in seen}) == 8
     processes = {process for process, _, _ in seen}
     assert len(processes) < 8
+    assert all(held for _, held, _ in seen)
     assert len({(process, held) for process, held, _ in seen}) == len(processes)
 
 
