@@ -12,10 +12,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -24,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image
+from rounds import Contestant, compare
 from torchvision.models import resnet18
 
 from handlers import ModelDir, Predictor
@@ -35,7 +33,6 @@ from handlers.encode.image import THREADS, decode, transform
 from handlers.encode.specs import ImageInput
 
 FIELDS = {"resize": 256, "crop": 224, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-Contestant = Callable[[list[bytes]], np.ndarray]
 
 
 def jpegs(count: int) -> list[bytes]:
@@ -93,21 +90,9 @@ def main() -> None:
     files = jpegs(options.images)
     with tempfile.TemporaryDirectory() as folder:
         found = contestants(options.batch, folder)
-        names = list(found)
-        expected = found["loop"](files)
-        seconds: dict[str, list[float]] = {name: [] for name in names}
-        for number in range(options.rounds):
-            for name in names[number % len(names) :] + names[: number % len(names)]:
-                started = time.perf_counter()
-                outputs = found[name](files)
-                seconds[name].append(time.perf_counter() - started)
-                assert np.allclose(outputs, expected, atol=1e-4), f"{name} gives other outputs"
-    base = statistics.median(seconds["loop"])
-    print(f"{len(files)} JPEGs, {options.rounds} rounds, batches of {options.batch}, {torch.get_num_threads()} threads")
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        speed = f"{median:8.2f} s  {len(files) / median:8.1f} images/s  {base / median:6.2f} ×"
-        print(f"{name:12}{speed}  {min(times):.2f}–{max(times):.2f}")
+        compare(
+            found, files, options.rounds, "loop", lambda outputs, expected: np.allclose(outputs, expected, atol=1e-4)
+        )
 
 
 if __name__ == "__main__":

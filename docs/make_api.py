@@ -9,6 +9,7 @@ import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, ForwardRef
 
@@ -20,8 +21,9 @@ OURS = ("handlers", "transforms", "pipelines")
 
 # Every public name, in the order of the page.
 CHAPTERS = {
-    "From Python": ["score", "load", "Model", "ScoreResult"],
+    "From Python": ["score", "load", "Model", "ScoreResult", "spark.score", "spark.SparkScores"],
     "Models": ["ModelDir", "Trust", "StateDict", "train", "ModelRegistry", "RegisteredModel", "RowPredictor"],
+    "Rows": ["TorchScore"],
     "Chunks": [
         "Score",
         "ScoredRows",
@@ -36,6 +38,7 @@ CHAPTERS = {
         "WriteChunks",
         "Part",
     ],
+    "Several models": ["ScoreModels", "ModelSettings", "ByKey", "ModelSplit", "ModelCounts"],
     "Elements": [
         *("TorchModelHandler", "RunTorchInference", "SplitFailures", "Inferences", "DeadLetter", "FailedPrediction"),
         *("skip_failures", "Padding", "Ragged"),
@@ -63,7 +66,7 @@ def page() -> str:
     for title, names in CHAPTERS.items():
         parts.append(f"## {title}\n")
         for name in names:
-            parts += entry(name, getattr(torchbeam, name))
+            parts += entry(name, attrgetter(name)(torchbeam))
     return "\n".join(parts).rstrip("\n") + "\n"
 
 

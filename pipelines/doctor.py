@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib import metadata
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from packaging.requirements import Requirement
 
@@ -24,6 +24,9 @@ from pipelines.command.errors import FINISHED, WRONG_USAGE
 from pipelines.command.options import Command
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.options import ScoreOptions, connect, open_model, remote_paths
+
+if TYPE_CHECKING:
+    from pipelines.jobs.models import SeveralModels
 
 T = TypeVar("T")
 
@@ -61,10 +64,17 @@ def _examine(options: ScoreOptions) -> int:
     # Before any path is read: reading from a store that does not respond would never end.
     stores = checkup.check("stores", lambda: _stores(options)) if remote_paths(options) else None
     # Before torch is imported, which reads the model's environment variables, such as OMP_NUM_THREADS.
-    of_model = stores if "model" in remote_paths(options) else None
-    model = checkup.check("model", lambda: _reached(of_model, lambda: _open_model(options)))
-    if model.finding is not None:  # a name in a registry stands for a path from here on
-        options = replace(options, model=replace(options.model, model=model.finding.value.path))
+    of_model = stores if any(name.startswith("model") for name in remote_paths(options)) else None
+    opened = model = None
+    if options.has_several:
+        opened = checkup.check("models", lambda: _reached(of_model, lambda: _open_models(options)))
+        if opened.finding is not None:
+            options = opened.value.options
+    if opened is None or (opened.finding is not None and not opened.value.settings):  # a file may name one model
+        opened = None
+        model = checkup.check("model", lambda: _reached(of_model, lambda: _open_model(options)))
+        if model.finding is not None:  # a name in a registry stands for a path from here on
+            options = replace(options, model=replace(options.model, model=model.finding.value.path))
 
     from pipelines.checks import steps as checks
 
@@ -78,19 +88,44 @@ def _examine(options: ScoreOptions) -> int:
 
         examine(checkup, runner, options.run, options.beam)
     checkup.check("device", lambda: checks.device(options))
-    predictor = checkup.check("weights", lambda: checks.load(options, model.value))
-    source = checkup.check("input", lambda: _reached(stores, lambda: checks.read_input(options, model)))
-    plan = None
-    if options.source.input:
-        plan = checkup.check("columns", lambda: checks.columns(options, model.value, predictor.value, source.value))
-        checkup.check("rows", lambda: checks.score_rows(model.value, predictor.value, source.value, plan.value))
-    else:
-        checkup.check("rows", lambda: checks.score_zeros(predictor.value))
-    checkup.check("output", lambda: _reached(stores, lambda: checks.write_output(options, source, plan)))
-
+    if opened is not None:
+        _examine_several(checkup, options, opened, stores)
+    elif model is not None:
+        _examine_one(checkup, options, model, stores)
     problems, warnings = checkup.counts[State.PROBLEM], checkup.counts[State.WARNING]
     print(f"\n{_count(problems, 'problem')}, {_count(warnings, 'warning')}")
     return WRONG_USAGE if problems else FINISHED
+
+
+def _examine_one(
+    checkup: Checkup, options: ScoreOptions, model: Outcome[ModelDir], stores: Outcome[None] | None
+) -> None:
+    from pipelines.checks import steps as checks
+
+    specs = [model.value.spec] if model.finding is not None else []
+    predictor = checkup.check("weights", lambda: checks.load(options, model.value))
+    source = checkup.check("input", lambda: _reached(stores, lambda: checks.read_input(options, specs)))
+    columns = None
+    if options.source.input:
+        plan = checkup.check("columns", lambda: checks.columns(options, model.value, predictor.value, source.value))
+        checkup.check("rows", lambda: checks.score_rows(model.value, predictor.value, source.value, plan.value))
+        columns = checks.schemas(plan.value, source.value) if plan.finding is not None else None
+    else:
+        checkup.check("rows", lambda: checks.score_zeros(predictor.value))
+    checkup.check("output", lambda: _reached(stores, lambda: checks.write_output(options, source, columns)))
+
+
+def _examine_several(
+    checkup: Checkup, options: ScoreOptions, opened: Outcome[SeveralModels], stores: Outcome[None] | None
+) -> None:
+    from pipelines.checks import several, steps
+
+    specs = [each.model.spec for each in opened.value.settings] if opened.finding is not None else []
+    source = checkup.check("input", lambda: _reached(stores, lambda: steps.read_input(options, specs)))
+    score = checkup.check("columns", lambda: several.columns(opened.value, source.value))
+    checkup.check("rows", lambda: several.score_rows(score.value, source.value))
+    columns = several.schemas(score.value) if score.finding is not None else None
+    checkup.check("output", lambda: _reached(stores, lambda: steps.write_output(options, source, columns)))
 
 
 def _versions() -> Finding[None]:
@@ -149,6 +184,18 @@ def _open_model(options: ScoreOptions) -> Finding[ModelDir]:
         f"{registered}{model.spec.name}, version {model.version}: {model.spec.task}, {model.spec.format}{checked}",
         model,
     )
+
+
+def _open_models(options: ScoreOptions) -> Finding[SeveralModels]:
+    """The file of several models is valid, and their directories are complete; without settings where it names one."""
+    from pipelines.jobs.models import SeveralModels, open_models, with_models
+
+    options, spec = with_models(options)
+    if spec is None:
+        return Finding("one model", SeveralModels(options))
+    several = open_models(options, spec)
+    models = [f"{each.name} ({each.model.spec.name}, version {each.model.version})" for each in several.settings]
+    return Finding(", ".join(models), several)
 
 
 def _count(number: int, what: str) -> str:

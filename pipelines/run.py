@@ -18,7 +18,7 @@ from functools import partial
 from handlers.errors import UsageError
 from handlers.redact import redact
 from pipelines.command import process
-from pipelines.command.errors import FINISHED
+from pipelines.command.errors import FINISHED, WRONG_USAGE
 from pipelines.command.options import Command, flag, option, parse_one
 from pipelines.command.supervisor import die_with_parent
 from pipelines.command.values import path
@@ -30,6 +30,7 @@ from pipelines.jobs.stages import (
     figures,
     is_done,
     read_stamp,
+    restore_stamp,
     stages,
     write_stamp,
 )
@@ -83,9 +84,13 @@ def _parse(argv: list[str], command: Command) -> PipelineOptions:
 
 
 def _run(options: PipelineOptions) -> int:
-    chosen = _chosen(stages(PipelineConfig.open(options.config)), options)
+    config = PipelineConfig.open(options.config)
+    chosen = _chosen(stages(config), options)
     for stage in chosen:
         stage.check(options.config)
+    from pipelines.jobs.outputs import check_writable  # imports Beam
+
+    check_writable(f"{options.config}: output", config.output)
     outcomes: list[Outcome] = []
     for stage in chosen:
         outcomes.append(_outcome(stage, options))
@@ -117,7 +122,7 @@ def _outcome(stage: Stage, options: PipelineOptions) -> Outcome:
     more: dict[str, bool] = {"verbose": True} if options.verbose else {}
     if stage.name == "train" and key and stamp.get("key") == key and "result" not in stamp and not options.force:
         more["resume"] = True
-    elif stamp or options.force:  # what is there is of an earlier run of this stage
+    elif stamp:  # what is there is of an earlier run of this stage
         more["overwrite"] = True
     write_stamp(stage, {"key": key})
     started = time.time()
@@ -127,6 +132,9 @@ def _outcome(stage: Stage, options: PipelineOptions) -> Outcome:
     if code == FINISHED:
         # With the key from before the stage: what was changed meanwhile is noticed by the next run.
         write_stamp(stage, {"key": key, "result": digest_of_result(stage), "seconds": seconds})
+    elif code == WRONG_USAGE:
+        # The stage was refused and wrote nothing. A stamp would let the next run replace what this one was refused.
+        restore_stamp(stage, stamp)
     return Outcome(stage, code, seconds)
 
 

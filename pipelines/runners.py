@@ -16,7 +16,15 @@ from apache_beam.runners.runner import PipelineRunner, create_runner
 from handlers.errors import UsageError, one_line
 from handlers.paths import is_remote
 from pipelines.command.hosts import host_of, is_loopback
-from pipelines.command.options import IN_PROCESS, ModelOptions, Parser, RunOptions, SinkOptions, SourceOptions
+from pipelines.command.options import (
+    IN_PROCESS,
+    ModelOptions,
+    Parser,
+    RunOptions,
+    SinkOptions,
+    SourceOptions,
+)
+from pipelines.command.several import SeveralModelsOptions
 from pipelines.dataflow import settings as dataflow
 from pipelines.spark.checks import check_spark, check_versions
 from pipelines.spark.master import on_loopback
@@ -166,7 +174,7 @@ def _refuse_unknown(arguments: Sequence[str], *, strict: bool) -> None:
         if add := getattr(kind, "_add_argparse_args", None):
             add(known)
     _, unknown = known.parse_known_args(list(arguments))
-    groups = (SourceOptions, ModelOptions, SinkOptions, RunOptions)
+    groups = (SourceOptions, ModelOptions, SeveralModelsOptions, SinkOptions, RunOptions)
     flags = [f"--{item.name}" for group in groups for item in fields(group)]
     flags += [flag for action in known._actions for flag in action.option_strings]
     for argument in unknown:

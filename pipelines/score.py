@@ -23,7 +23,7 @@ PROG = "torchbeam score"
 COMMAND = Command(
     prog=PROG,
     description="Score Parquet, CSV, JSON lines, Avro or text files, or BigQuery, with a PyTorch model, here or on a cluster.",
-    usage="--input=… --model=… --output=…",
+    usage="--input=… (--model=… | --models=…) --output=…",
     exit_codes="0 finished, 1 failed, 2 wrong usage, 3 above --max_failure_rate or nothing could be scored, "
     "130 interrupted",
 )
@@ -48,7 +48,16 @@ def _run(options: ScoreOptions) -> int:
 
 def _score(options: ScoreOptions) -> int:
     connect(options)
-    model = open_model(options.model)
+    several = None
+    if options.has_several:
+        from pipelines.jobs.models import open_models, with_models
+
+        options, spec = with_models(options)
+        several = open_models(options, spec) if spec is not None else None
+    if several:
+        options = several.options
+    else:
+        model = open_model(options.model)
 
     from pipelines.command.ignored import ignored_options
     from pipelines.command.watch import show_summary
@@ -56,7 +65,7 @@ def _score(options: ScoreOptions) -> int:
     from pipelines.jobs.outputs import claimed_output
 
     with claimed_output(options, _tell) as output:
-        job = score_job.prepare(options, model, output)
+        job = score_job.prepare_models(several, output) if several else score_job.prepare(options, model, output)
         for line in ignored_options(options.run, options.model, options.beam):
             _tell(f"warning: {line}")
         report = score_job.run(job, wait=options.run.wait)

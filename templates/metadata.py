@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.command.options import ModelOptions, RunOptions, SinkOptions, SourceOptions
+from pipelines.command.several import SeveralModelsOptions
 
 # Paths on a launcher are those of Cloud Storage (the image has no client of S3); a table of BigQuery is `bigquery:…`.
 PATH = r"gs://[^/\s]+(/.*)?"
@@ -47,7 +48,7 @@ TEMPLATES = {
     "score": Template(
         name="Score a table with a PyTorch model",
         description="Scores files of rows with a PyTorch model through RunInference, with every row accounted for.",
-        groups=(SourceOptions, ModelOptions, SinkOptions, RunOptions),
+        groups=(SourceOptions, ModelOptions, SeveralModelsOptions, SinkOptions, RunOptions),
         # The launcher chooses the runner and does not wait to count; local paths and its terminal are nobody's.
         left_out=frozenset(
             {
@@ -59,6 +60,7 @@ TEMPLATES = {
             "input": f"{PATH}|{TABLE}",
             "limit": NUMBER,
             "model": f"{PATH}|{REGISTERED}",
+            "models": PATH,
             "registry": PATH,
             "batch_size": f"auto|{NUMBER}",
             "device": r"auto|cpu|cuda(:[0-9]+)?",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from pathlib import Path
@@ -9,6 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+# Idle threads of OpenMP would spin, which makes everything slow where more processes run than there are cores. It is read
+# when torch is imported, and by the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # How fast a machine is must not decide whether a test passes.
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
         TrainingError,
         UsageError,
     )
+    from handlers.graph.plan import ByKey, ModelSettings
+    from handlers.graph.result import ModelCounts
+    from handlers.graph.spec import ModelSplit
     from handlers.model.directory import ModelDir
     from handlers.model.state_dict import StateDict
     from handlers.model.trust import Trust
@@ -36,10 +39,12 @@ if TYPE_CHECKING:
     from transforms.inference.failure_rate import FailureRateError
     from transforms.inference.run_torch_inference import DeadLetter, Inferences, RunTorchInference, SplitFailures
     from transforms.inference.score import Score, ScoredRows
+    from transforms.inference.score_models import ScoreModels
     from transforms.inference.sequences import SequenceRows, Sequences
     from transforms.local.scoring import Model, ScoreResult, load, score
     from transforms.registry.registry import ModelRegistry, RegisteredModel
     from transforms.registry.row_predictor import RowPredictor
+    from transforms.rows.torch_score import TorchScore
     from transforms.sinks.write import Part, WriteChunks
     from transforms.sources.planning import Input, plan_input
     from transforms.sources.read import Read, ReadChunks
@@ -50,6 +55,7 @@ __all__ = [
     "Batching",
     "BrokenFileError",
     "BrokenModelError",
+    "ByKey",
     "Counts",
     "DeadLetter",
     "DeviceLostError",
@@ -59,8 +65,11 @@ __all__ = [
     "Inferences",
     "Input",
     "Model",
+    "ModelCounts",
     "ModelDir",
     "ModelRegistry",
+    "ModelSettings",
+    "ModelSplit",
     "Padding",
     "Part",
     "Placement",
@@ -74,6 +83,7 @@ __all__ = [
     "RowsFailedError",
     "RunTorchInference",
     "Score",
+    "ScoreModels",
     "ScoreResult",
     "ScoredRows",
     "SequenceRows",
@@ -82,6 +92,7 @@ __all__ = [
     "SplitFailures",
     "StateDict",
     "TorchModelHandler",
+    "TorchScore",
     "TorchbeamError",
     "TrainingError",
     "Trust",
@@ -100,6 +111,7 @@ _HOMES = {
     "Batching": "handlers.batching",
     "BrokenFileError": "handlers.errors",
     "BrokenModelError": "handlers.errors",
+    "ByKey": "handlers.graph.plan",
     "Counts": "transforms.accounting",
     "DeadLetter": "transforms.inference.run_torch_inference",
     "DeviceLostError": "handlers.errors",
@@ -110,8 +122,11 @@ _HOMES = {
     "Inferences": "transforms.inference.run_torch_inference",
     "Input": "transforms.sources.planning",
     "Model": "transforms.local.scoring",
+    "ModelCounts": "handlers.graph.result",
     "ModelDir": "handlers.model.directory",
     "ModelRegistry": "transforms.registry.registry",
+    "ModelSettings": "handlers.graph.plan",
+    "ModelSplit": "handlers.graph.spec",
     "Padding": "handlers.tensors",
     "Part": "transforms.sinks.write",
     "Placement": "handlers.predict.placement",
@@ -125,6 +140,7 @@ _HOMES = {
     "RowsFailedError": "handlers.errors",
     "RunTorchInference": "transforms.inference.run_torch_inference",
     "Score": "transforms.inference.score",
+    "ScoreModels": "transforms.inference.score_models",
     "ScoreResult": "transforms.local.scoring",
     "ScoredRows": "transforms.inference.score",
     "SequenceRows": "transforms.inference.sequences",
@@ -133,6 +149,7 @@ _HOMES = {
     "SplitFailures": "transforms.inference.run_torch_inference",
     "StateDict": "handlers.model.state_dict",
     "TorchModelHandler": "handlers.elements.handler",
+    "TorchScore": "transforms.rows.torch_score",
     "TorchbeamError": "handlers.errors",
     "Trust": "handlers.model.trust",
     "UsageError": "handlers.errors",
@@ -147,6 +164,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "spark":
+        return importlib.import_module("torchbeam.spark")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from torchbeam.shadow import check_packages

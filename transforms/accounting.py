@@ -14,8 +14,13 @@ import apache_beam as beam
 from apache_beam.pvalue import PCollection, TaggedOutput
 
 from handlers.errors import AccountingError
+from handlers.graph.result import ModelCounts
 from handlers.version import __version__
 
+# Further files of a run that compares two models: the numbers and the page.
+COMPARISON_FILES = ("comparison.json", "comparison.html")
+
+_NONE = ModelCounts()
 _FAILED = "failed"
 _PARTS = "parts"
 
@@ -27,6 +32,7 @@ class Counts:
     Attributes:
         dead_by_error: rows by `"stage/ErrorType"`.
         noted: further counts of the encoders by name, such as `texts_truncated`.
+        models: what each model did, in a run of several.
     """
 
     rows_read: int = 0
@@ -37,6 +43,7 @@ class Counts:
     files_dead: int = 0
     dead_by_error: Mapping[str, int] = field(default_factory=dict)
     noted: Mapping[str, int] = field(default_factory=dict)
+    models: Mapping[str, ModelCounts] = field(default_factory=dict)
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(
@@ -48,6 +55,12 @@ class Counts:
             files_dead=self.files_dead + other.files_dead,
             dead_by_error=_sums(self.dead_by_error, other.dead_by_error),
             noted=_sums(self.noted, other.noted),
+            models={
+                name: self.models.get(name, _NONE) + other.models.get(name, _NONE)
+                for name in {**self.models, **other.models}
+            }
+            if self.models or other.models
+            else {},
         )
 
 
@@ -164,9 +177,19 @@ def model_entry(name: str, version: str, registered: str) -> dict[str, str]:
 
 
 def report(
-    counts: Counts, *, model_name: str, model_version: str, runner: str, seconds: float, registered: str = ""
+    counts: Counts,
+    *,
+    model_name: str,
+    model_version: str,
+    runner: str,
+    seconds: float,
+    registered: str = "",
+    models: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """The content of `report.json`. Raises `AccountingError` if a row is missing or counted twice."""
+    """The content of `report.json`; `models` are the fixed fields of each model, in a run of several.
+
+    Raises `AccountingError` if a row is missing or counted twice.
+    """
     accounted = counts.rows_scored + counts.rows_dropped + counts.rows_dead
     if counts.rows_read != accounted:
         raise AccountingError(
@@ -181,12 +204,43 @@ def report(
         "files_read": counts.files_read,
         "files_dead": counts.files_dead,
         "model": model_entry(model_name, model_version, registered),
+        **(
+            {"models": {name: {**about, **_of_model(name, counts)} for name, about in models.items()}} if models else {}
+        ),
         "runner": runner,
         "seconds": round(seconds, 3),
         "rows_per_second": round(counts.rows_read / seconds, 1) if seconds > 0 else 0.0,
-        "dead_by_error": dict(sorted(counts.dead_by_error.items(), key=lambda item: (-item[1], item[0]))),
+        "dead_by_error": _most_first(counts.dead_by_error),
         **({"noted": dict(sorted(counts.noted.items()))} if counts.noted else {}),
         "failure_rate": counts.rows_dead / counts.rows_read if counts.rows_read else 0.0,
         "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "torchbeam": __version__,
     }
+
+
+def _of_model(name: str, counts: Counts) -> dict[str, Any]:
+    """The counts of one of several models, and what its `when` has saved."""
+    found = counts.models.get(name, _NONE)
+    parts = (found.scored, found.dropped, found.dead, found.skipped)
+    if found.rows_in != sum(parts) or min(parts) < 0 or found.rows_in > counts.rows_read:
+        raise AccountingError(
+            f'{found.rows_in} rows came to model "{name}", but {found.scored} scored + {found.dropped} dropped + '
+            f"{found.dead} dead + {found.skipped} skipped came out: the outputs are not published"
+        )
+    ran = found.rows_in - found.skipped
+    keyed = {"loads": found.loads, "peak_bytes": found.peak_bytes} if found.loads else {}
+    return {
+        "rows_in": found.rows_in,
+        "rows_scored": found.scored,
+        "rows_dropped": found.dropped,
+        "rows_dead": found.dead,
+        "rows_skipped": found.skipped,
+        "seconds": round(found.seconds, 3),
+        "seconds_saved": round(found.seconds / ran * found.skipped, 3) if ran else None,
+        **keyed,
+        "dead_by_error": _most_first(found.dead_by_error),
+    }
+
+
+def _most_first(errors: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(errors.items(), key=lambda item: (-item[1], item[0])))

@@ -51,6 +51,16 @@ def files_in(folder: str, pattern: str) -> list[str]:
     return list(_matches(join(escape(folder), pattern)))
 
 
+def subfolders(folder: str) -> list[str]:
+    """The names of the folders in a folder that hold files; hidden ones are left out."""
+    if is_remote(folder):
+        root = folder.rstrip("/") + "/"
+        found = {path.removeprefix(root).partition("/")[0] for path in _matches(f"{escape(root)}*/*")}
+    else:
+        found = {path.name for path in Path(folder).iterdir() if path.is_dir()}
+    return sorted(name for name in found if not name.startswith((".", "_")))
+
+
 def written_below(folder: str, prefix: str) -> dict[str, float | None]:
     """The time of the last write below each subfolder whose name begins with `prefix`, in Unix time.
 

@@ -55,6 +55,8 @@ DEAD_LETTER_TYPE = pa.struct(
         pa.field("raw", pa.string()),
     ]
 )
+# The same in a run of several models, with the name of the model that failed; null where a row could not be read.
+MODEL_DEAD_LETTER_TYPE = pa.struct([*DEAD_LETTER_TYPE, pa.field("model", pa.string())])
 
 
 # Names that no column of an input may have.
@@ -123,19 +125,27 @@ def chunk_schema(schema: pa.Schema) -> pa.Schema:
     return schema.append(SOURCE_FIELD).append(ROW_FIELD)
 
 
-def dead_letter_schema(schema: pa.Schema) -> pa.Schema:
+def dead_letter_schema(schema: pa.Schema, kind: pa.DataType = DEAD_LETTER_TYPE) -> pa.Schema:
     """The schema of the dead letters of an input with the schema `schema` (without provenance)."""
-    return schema.append(pa.field(DEAD_LETTER, DEAD_LETTER_TYPE))
+    return schema.append(pa.field(DEAD_LETTER, kind))
 
 
-def dead_letters(chunk: pa.RecordBatch, failures: Sequence[RowFailure], model_version: str | None) -> pa.RecordBatch:
+def dead_letters(
+    chunk: pa.RecordBatch,
+    failures: Sequence[RowFailure],
+    model_version: str | Sequence[str | None] | None,
+    models: Sequence[str | None] | None = None,
+) -> pa.RecordBatch:
     """Turns the rows of `chunk` (with provenance) into dead letters: the input columns and the struct `DEAD_LETTER`.
 
     Args:
         chunk: the rows as they were read.
         failures: why each of them could not be scored.
-        model_version: of the model; None where no model was used yet.
+        model_version: of the model, or one for each row; None where no model was used yet.
+        models: for a run of several models, the name of the one that failed on each row.
     """
+    versions = [model_version] * len(failures) if isinstance(model_version, str | None) else model_version
+    kind = DEAD_LETTER_TYPE if models is None else MODEL_DEAD_LETTER_TYPE
 
     def strings(values: Iterable[str | None]) -> pa.Array:
         return pa.array(list(values), pa.string())
@@ -147,13 +157,23 @@ def dead_letters(chunk: pa.RecordBatch, failures: Sequence[RowFailure], model_ve
             strings(failure.message for failure in failures),
             pc.cast(chunk.column(SOURCE), pa.string()),
             pc.cast(chunk.column(ROW), pa.int64()),
-            strings(model_version for _ in failures),
+            strings(versions),
             strings(failure.raw for failure in failures),
+            *([] if models is None else [strings(models)]),
         ],
-        fields=list(DEAD_LETTER_TYPE),
+        fields=list(kind),
     )
     rows = without_provenance(chunk)
-    return pa.RecordBatch.from_arrays([*rows.columns, letter], schema=dead_letter_schema(rows.schema))
+    return pa.RecordBatch.from_arrays([*rows.columns, letter], schema=dead_letter_schema(rows.schema, kind))
+
+
+def with_model(letters: pa.RecordBatch) -> pa.RecordBatch:
+    """Dead letters of rows that could not be read, for a run of several models: the name of the model is null."""
+    letter = letters.column(DEAD_LETTER)
+    fields = [*letter.flatten(), pa.nulls(letters.num_rows, pa.string())]
+    index = letters.schema.get_field_index(DEAD_LETTER)
+    made = pa.StructArray.from_arrays(fields, fields=list(MODEL_DEAD_LETTER_TYPE))
+    return letters.set_column(index, pa.field(DEAD_LETTER, MODEL_DEAD_LETTER_TYPE), made)
 
 
 def rows_within(batch: pa.RecordBatch, start: int, rows: int, max_bytes: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,15 +21,15 @@ MADE_UP_ROWS = 24
 ACROSS_ROWS = ("Agg", "Over", "Window", "Rolling", "Explode")
 
 
-def feature_step(features: dict[str, str]) -> Step:
+def feature_step(features: Mapping[str, str], what: str = "feature") -> Step:
     """The step that adds a column for every SQL expression of `features`; raises `UsageError` for a malformed one.
 
     Expressions are those of Polars' `sql_expr`: over the columns of the row, without access to files or tables. Later
-    features may use earlier ones.
+    features may use earlier ones. `what` they are called in errors.
     """
-    expressions = [(name, _expression(name, text)) for name, text in features.items()]
+    expressions = [(name, _expression(name, text, what)) for name, text in features.items()]
 
-    used = sorted(feature_columns(features))
+    used = sorted(feature_columns(features, what))
 
     def call(rows: Rows) -> Rows:
         try:
@@ -58,16 +59,16 @@ def _for_polars(array: pa.Array) -> pa.Array:
     return array.cast(pa.int64()) if pa.types.is_integer(array.type) and array.type != pa.uint64() else array
 
 
-def feature_columns(features: dict[str, str]) -> frozenset[str]:
+def feature_columns(features: Mapping[str, str], what: str = "feature") -> frozenset[str]:
     """The input columns that `features` are computed from."""
     used: set[str] = set()
-    for name, text in reversed(features.items()):
+    for name, text in reversed(list(features.items())):
         used.discard(name)
-        used.update(_expression(name, text).meta.root_names())
+        used.update(_expression(name, text, what).meta.root_names())
     return frozenset(used)
 
 
-def check_features(features: dict[str, str], batch: pa.RecordBatch) -> None:
+def check_features(features: Mapping[str, str], batch: pa.RecordBatch, what: str = "feature") -> None:
     """Refuses features whose value in one row depends on other rows, such as aggregates and windows.
 
     A sample is computed whole and row by row. Values made up from the column types are added to the rows of `batch`, so
@@ -78,19 +79,19 @@ def check_features(features: dict[str, str], batch: pa.RecordBatch) -> None:
     """
     known = set(batch.schema.names)
     for name, text in features.items():
-        expression = _expression(name, text)
+        expression = _expression(name, text, what)
         if missing := [column for column in expression.meta.root_names() if column not in known]:
-            raise UsageError(f'feature "{name}" uses column "{missing[0]}", which the input does not have')
+            raise UsageError(f'{what} "{name}" uses column "{missing[0]}", which {_lacks(what)}')
         if _looks_at_other_rows(expression):
-            raise _depends(name, text)
+            raise _depends(name, text, what)
         known.add(name)
-    used = sorted(feature_columns(features))
+    used = sorted(feature_columns(features, what))
     sample = batch.select(used).slice(0, 32) if used else batch.slice(0, 32)
     for name, text in features.items():
         tables = [_made_up(sample.schema)] if not sample.num_rows else [sample, _made_up(sample.schema)]
-        step = feature_step({key: features[key] for key in _up_to(features, name)})
+        step = feature_step({key: features[key] for key in _up_to(features, name)}, what)
         for rows in tables:
-            _compare(step, name, text, rows)
+            _compare(step, name, text, rows, what)
 
 
 def _set_column(batch: pa.RecordBatch, name: str, array: pa.Array) -> pa.RecordBatch:
@@ -99,21 +100,21 @@ def _set_column(batch: pa.RecordBatch, name: str, array: pa.Array) -> pa.RecordB
     return batch.append_column(name, array) if index < 0 else batch.set_column(index, name, array)
 
 
-def _up_to(features: dict[str, str], name: str) -> list[str]:
+def _up_to(features: Mapping[str, str], name: str) -> list[str]:
     names = list(features)
     return names[: names.index(name) + 1]
 
 
-def _expression(name: str, text: str) -> pl.Expr:
+def _expression(name: str, text: str, what: str) -> pl.Expr:
     try:
         return pl.sql_expr(text)
     except Exception as error:
         raise UsageError(
-            f'feature "{name}": "{text}" is not an SQL expression over the row: {one_line(error)}'
+            f'{what} "{name}": "{text}" is not an SQL expression over the row: {one_line(error)}'
         ) from None
 
 
-def _compare(step: Step, name: str, text: str, batch: pa.RecordBatch) -> None:
+def _compare(step: Step, name: str, text: str, batch: pa.RecordBatch, what: str) -> None:
     def values(part: pa.RecordBatch) -> list[Any] | None:
         try:
             result: list[Any] = step.call(Rows(part, np.arange(part.num_rows))).batch.column(name).to_pylist()
@@ -128,14 +129,18 @@ def _compare(step: Step, name: str, text: str, batch: pa.RecordBatch) -> None:
     whole = values(batch.take(pa.array(usable, pa.int64())))
     single = [value[0] for row in usable if (value := alone[row])]
     if whole is None or any(not _same(a, b) for a, b in zip(whole, single, strict=True)):
-        raise _depends(name, text)
+        raise _depends(name, text, what)
 
 
-def _depends(name: str, text: str) -> UsageError:
+def _depends(name: str, text: str, what: str) -> UsageError:
     return UsageError(
-        f'feature "{name}": "{text}" depends on other rows (an aggregate or a window?); a feature must be computed '
-        "from its own row alone"
+        f'{what} "{name}": "{text}" depends on other rows (an aggregate or a window?); it must be computed from its own '
+        "row alone"
     )
+
+
+def _lacks(what: str) -> str:
+    return "the input does not have" if what == "feature" else "neither the input nor an earlier model has"
 
 
 def _looks_at_other_rows(expression: pl.Expr) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import tempfile
 import time
 import uuid
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -26,8 +27,65 @@ from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
 from handlers.private import at_end
 
+ScoredT = TypeVar("ScoredT")
+ScorerT = TypeVar("ScorerT")
 
-class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
+
+class ChunkHandler(MeteredHandler[pa.RecordBatch, ScoredT, ScorerT]):
+    """What handlers of chunks have in common: a batch of record batches with provenance goes in, one result comes out."""
+
+    batching: Batching
+
+    def run_inference(
+        self, batch: Sequence[pa.RecordBatch], model: ScorerT, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[ScoredT]:
+        """Scores the chunks of `batch` as one; those whose schemas have no common type are scored separately."""
+        if not batch:  # BatchElements begins a bundle with an empty batch where its first element is a full one
+            return []
+        try:
+            chunks = [merge(batch)]
+        except (pa.ArrowInvalid, pa.ArrowTypeError):
+            chunks = list(batch)
+        try:
+            scored = [self._score(model, chunk) for chunk in chunks]
+        except DeviceLostError:
+            leave_lost_process()
+            raise
+        self._count_loads(model)
+        for part in scored:
+            self._count(part)
+        return scored
+
+    @abstractmethod
+    def _score(self, model: ScorerT, chunk: pa.RecordBatch) -> ScoredT:
+        """The result for one chunk."""
+
+    @abstractmethod
+    def _count_loads(self, model: ScorerT) -> None:
+        """Adds to the metrics what loading cost, once."""
+
+    @abstractmethod
+    def _count(self, scored: ScoredT) -> None:
+        """Adds a result to the metrics."""
+
+    def validate_inference_args(self, inference_args: object) -> None:
+        """Refuses arguments, which have no meaning for the columns of a chunk."""
+        if inference_args is not None and inference_args != {}:
+            raise UsageError(
+                f"{type(self).__name__} takes no inference_args; make a column of them, or use TorchModelHandler"
+            )
+
+    def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
+        """Bytes of the Arrow buffers of the batch."""
+        return sum(chunk.nbytes for chunk in batch)
+
+    def batch_elements_kwargs(self) -> Mapping[str, Any]:
+        """Batches are counted in rows, and rows that are large count more; a full chunk goes on by itself."""
+        rows = self.batching.chunk_rows
+        return {"min_batch_size": rows, "max_batch_size": rows, "element_size_fn": partial(_weight, self.batching)}
+
+
+class ColumnarModelHandler(ChunkHandler[Scored, Scorer]):
     """Scores chunks: a batch of record batches with provenance goes in, one `Scored` comes out.
 
     Args:
@@ -81,25 +139,11 @@ class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
                 "are settled for the first; start a new run, or use TorchModelHandler, which can be refreshed"
             )
 
-    def run_inference(
-        self, batch: Sequence[pa.RecordBatch], model: Scorer, inference_args: dict[str, Any] | None = None
-    ) -> Iterable[Scored]:
-        """Scores the chunks of `batch` as one; those whose schemas have no common type are scored separately."""
-        if not batch:  # BatchElements begins a bundle with an empty batch where its first element is a full one
-            return []
-        try:
-            chunks = [merge(batch)]
-        except (pa.ArrowInvalid, pa.ArrowTypeError):
-            chunks = list(batch)
-        try:
-            scored = [model.score(chunk) for chunk in chunks]
-        except DeviceLostError:
-            leave_lost_process()
-            raise
+    def _score(self, model: Scorer, chunk: pa.RecordBatch) -> Scored:
+        return model.score(chunk)
+
+    def _count_loads(self, model: Scorer) -> None:
         self._metrics.loaded(model.take_load())
-        for part in scored:
-            self._count(part)
-        return scored
 
     def _count(self, scored: Scored) -> None:
         failed: Counter[str] = Counter()
@@ -107,22 +151,6 @@ class ColumnarModelHandler(MeteredHandler[pa.RecordBatch, Scored, Scorer]):
             failed[error.rpartition("/")[0]] += rows
         rows = scored.predictions.num_rows
         self._metrics.batch(rows + failed.total() + scored.dropped, rows, failed, scored.stats, scored.dropped)
-
-    def validate_inference_args(self, inference_args: object) -> None:
-        """Refuses arguments, which have no meaning for the columns of a chunk."""
-        if inference_args is not None and inference_args != {}:
-            raise UsageError(
-                "ColumnarModelHandler takes no inference_args; make a column of them, or use TorchModelHandler"
-            )
-
-    def get_num_bytes(self, batch: Sequence[pa.RecordBatch]) -> int:
-        """Bytes of the Arrow buffers of the batch."""
-        return sum(chunk.nbytes for chunk in batch)
-
-    def batch_elements_kwargs(self) -> Mapping[str, Any]:
-        """Batches are counted in rows, and rows that are large count more; a full chunk goes on by itself."""
-        rows = self.batching.chunk_rows
-        return {"min_batch_size": rows, "max_batch_size": rows, "element_size_fn": partial(_weight, self.batching)}
 
 
 def _remove_files(tag: str) -> None:

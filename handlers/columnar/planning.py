@@ -58,7 +58,7 @@ def make_plan(
     if not raw.schema.names:  # empty files: no rows and no columns
         return Plan(chain, (), (), frozenset(), pa.schema([MODEL_VERSION_FIELD]))
     rows = before_model(chain, model.code(), model_rows(sample))
-    plan = Plan(chain, (), _carried(columns, raw.schema), frozenset(), probabilities=probabilities)
+    plan = Plan(chain, (), carried_columns(columns, raw.schema), frozenset(), probabilities=probabilities)
     try:
         inputs = bind_inputs(model.spec.inputs, predictor.model.inputs, rows.batch, predictor.model.parameters)
     except UsageError as error:
@@ -73,7 +73,7 @@ def make_plan(
         for step in chain.after(model.code()):
             rows = step.run(rows)[0]
         return replace(plan, output=rows.batch.schema)
-    carried = _carried(columns, raw.schema, inputs)
+    carried = carried_columns(columns, raw.schema, inputs)
     plan = replace(plan, inputs=inputs, needed=_needed(inputs, chain, raw.schema), carried=carried)
     rows = rows.take(np.arange(min(rows.batch.num_rows, *(bound.sample_rows for bound in inputs))))
     scorer = Scorer(model, plan, predictor)
@@ -136,7 +136,9 @@ def _zeros(scorer: Scorer, sample: pa.RecordBatch) -> Rows:
     return Rows(scorer.blank(sample, 2, columns), np.arange(2))
 
 
-def _carried(columns: tuple[str, ...], schema: pa.Schema, inputs: tuple[BoundInput, ...] = ()) -> tuple[str, ...]:
+def carried_columns(
+    columns: tuple[str, ...], schema: pa.Schema, inputs: tuple[BoundInput, ...] = ()
+) -> tuple[str, ...]:
     """The columns that `columns` names; of all, the bytes of images are left out."""
     names = [name for name in schema.names if name not in PROVENANCE]
     if columns == ("*",):

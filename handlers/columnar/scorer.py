@@ -21,6 +21,7 @@ from handlers.columnar.numbers import number_step
 from handlers.columnar.plan import Plan
 from handlers.columnar.stage import ModelStage
 from handlers.errors import one_line
+from handlers.failures import RowFailures
 from handlers.model.directory import ModelDir
 from handlers.predict.heads.head import FORECAST_FROM
 from handlers.predict.predictor import Predictor
@@ -72,9 +73,23 @@ class Scorer:
 
     def score(self, chunk: pa.RecordBatch) -> Scored:
         """Scores the rows of `chunk`, which has provenance."""
-        stage = self.stage  # one model for the whole chunk
-        count = chunk.num_rows
-        rows = Rows(model_rows(chunk), np.arange(count))
+        version = self.stage.version  # one model for the whole chunk
+        rows, failures, stats = self.answer(chunk)
+        dead = sorted(failures)
+        found = [failures[row] for row in dead]
+        return Scored(
+            rows.batch,
+            rows.ids,
+            dead_letters(chunk.take(pa.array(dead, pa.int64())), found, version),
+            chunk.num_rows - rows.batch.num_rows - len(dead),
+            Counter(f"{failure.stage}/{failure.type}" for failure in found),
+            stats,
+        )
+
+    def answer(self, chunk: pa.RecordBatch) -> tuple[Rows, RowFailures, Stats]:
+        """The scored rows of `chunk` with their indices in it, and the failures by index; all others were dropped."""
+        stage = self.stage
+        rows = Rows(model_rows(chunk), np.arange(chunk.num_rows))
         stats = Stats()
         failures = refusals(chunk)
         if failures:
@@ -90,16 +105,7 @@ class Scorer:
             failures |= failed
         if not rows.batch.num_rows and self.plan.output is not None:
             rows = Rows(pa.RecordBatch.from_pylist([], schema=self.plan.output), rows.ids[:0])
-        dead = sorted(failures)
-        found = [failures[row] for row in dead]
-        return Scored(
-            rows.batch,
-            rows.ids,
-            dead_letters(chunk.take(pa.array(dead, pa.int64())), found, stage.version),
-            count - rows.batch.num_rows - len(dead),
-            Counter(f"{failure.stage}/{failure.type}" for failure in found),
-            stats,
-        )
+        return rows, failures, stats
 
     def blank(
         self, chunk: pa.RecordBatch, rows: int = 0, columns: Mapping[str, pa.Array] | None = None

@@ -50,6 +50,10 @@ def format_of(model: Any) -> str:
         raise UsageError(f"{model} is no file of a model of another framework ({known})")
     if isinstance(model, torch.nn.Module):
         return "safetensors"
+    if isinstance(model, torch.export.ExportedProgram):
+        raise UsageError(
+            'save the module itself, with format="torch_export" and an example, not what it was exported to'
+        )
     packages = [kind.__module__.partition(".")[0] for kind in type(model).__mro__]
     for package, found in (("xgboost", "xgboost"), ("sklearn", "sklearn"), ("onnx", "onnx"), ("torch", "onnx")):
         if package in packages:  # estimators of XGBoost are estimators of scikit-learn, too

@@ -170,7 +170,7 @@ def parse_aliases(text: str | None, path: str) -> dict[str, Alias]:
             name: Alias(int(found["version"]), tuple(map(int, found.get("previous", ()))))
             for name, found in _parse(text, path).items()
         }
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise UsageError(
             f'{path} is not a file of aliases, as {{"champion": {{"version": 2, "previous": [1]}}}}; restore it'
         ) from None
@@ -231,7 +231,7 @@ def _parse(text: str | None, path: str) -> dict[str, Any]:
     """A JSON object; empty for None."""
     try:
         found = json.loads(text or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise UsageError(f"{path} is not JSON, or not an object; restore it")

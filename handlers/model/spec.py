@@ -155,7 +155,7 @@ def parse_yaml(text: str, path: str) -> dict[str, Any]:
     """The fields in the text of a `model.yaml`, not validated yet; raises `UsageError` where it is not a mapping."""
     try:
         content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must be a mapping of fields such as name, format and weights")

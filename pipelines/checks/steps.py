@@ -10,10 +10,12 @@ import torch
 from apache_beam.options.pipeline_options import PipelineOptions
 
 from handlers.batching import ResourceHints
+from handlers.columnar.chunks import dead_letter_schema
 from handlers.columnar.plan import Plan
 from handlers.columnar.scorer import Scorer
 from handlers.errors import BrokenModelError, one_line
 from handlers.model.directory import ModelDir
+from handlers.model.spec import ModelSpec
 from handlers.predict.backend import Backend, placement_of
 from handlers.predict.placement import visible_gpus
 from handlers.predict.predictor import Predictor
@@ -24,7 +26,7 @@ from pipelines import runners
 from pipelines.checks.checkup import Finding, Outcome, SkipError
 from pipelines.command.ignored import ignored_options
 from pipelines.jobs import scoring as score_job
-from pipelines.jobs.options import ScoreOptions
+from pipelines.jobs.options import ScoreOptions, model_paths
 from pipelines.jobs.outputs import check_apart, check_free, check_writable, settle_output
 from transforms.file_ops import folder_of
 from transforms.sinks import claims
@@ -55,7 +57,7 @@ def ignored(options: ScoreOptions) -> Finding[None]:
 
 def paths(options: ScoreOptions) -> Finding[None]:
     """Workers on other machines can reach the paths."""
-    given = [options.source.input, options.sink.output, options.model.model, options.sink.report]
+    given = [options.source.input, options.sink.output, *model_paths(options), options.sink.report]
     runners.check_paths(options.run, options.beam, [path for path in given if path])
     if not any(given):
         raise SkipError("no path was given")
@@ -84,11 +86,11 @@ def load(options: ScoreOptions, model: ModelDir) -> Finding[Predictor]:
     return Finding(f"{numbers:,} parameters, loaded on {predictor.device}", predictor)
 
 
-def read_input(options: ScoreOptions, model: Outcome[ModelDir]) -> Finding[Source]:
-    """The input exists, and its first rows can be read."""
+def read_input(options: ScoreOptions, specs: Sequence[ModelSpec]) -> Finding[Source]:
+    """The input exists, and its first rows can be read; `specs` are those of the models that could be opened."""
     if not options.source.input:
         raise SkipError("no --input was given")
-    source = score_job.settle_input(options, model.finding.value.spec if model.finding else None)
+    source = score_job.settle_input(options, specs)
     sample = score_job.sample_rows(source, options.run.chunk_bytes)
     rows = f"{source.rows:,} rows" if source.rows is not None else "rows not counted yet"
     what = (
@@ -103,9 +105,14 @@ def read_input(options: ScoreOptions, model: Outcome[ModelDir]) -> Finding[Sourc
 def columns(options: ScoreOptions, model: ModelDir, predictor: Predictor, source: Source) -> Finding[Plan]:
     """The columns match the signature, and the user's functions run."""
     plan = score_job.scoring(options, model, source.input, source.sample).settle(predictor)
-    inputs = [f"{bound.spec.name} takes {_names(bound.columns)}" for bound in plan.inputs]
+    inputs = [f"{bound.spec.name} takes {names(bound.columns)}" for bound in plan.inputs]
     made = [name for name in plan.output.names if name not in plan.carried] if plan.output else []
-    return Finding(f"{'; '.join(inputs) or 'no inputs'}; the output gets {_names(made)}", plan)
+    return Finding(f"{'; '.join(inputs) or 'no inputs'}; the output gets {names(made)}", plan)
+
+
+def schemas(plan: Plan, source: Source) -> tuple[pa.Schema, pa.Schema]:
+    """The columns of the predictions and of the dead letters."""
+    return plan.output, dead_letter_schema(source.input.schema)
 
 
 def score_rows(model: ModelDir, predictor: Predictor, source: Source, plan: Plan) -> Finding[None]:
@@ -153,18 +160,23 @@ def score_zeros(predictor: Predictor) -> Finding[None]:
 
 
 def write_output(
-    options: ScoreOptions, source: Outcome[Source] | None = None, plan: Outcome[Plan] | None = None
+    options: ScoreOptions,
+    source: Outcome[Source] | None = None,
+    columns: tuple[pa.Schema, pa.Schema] | None = None,
 ) -> Finding[None]:
-    """The output is not in use, replaces nothing that is read, and can be written."""
+    """The output is not in use, replaces nothing that is read, and can be written.
+
+    `columns` are those of the predictions and of the dead letters, where they are known.
+    """
     if not options.sink.output:
         raise SkipError("no --output was given")
     folder, tables = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
     dead = claims.check(folder)
     check_free(options.sink, folder, tables)
     if source is not None and source.finding is not None:
-        check_apart(source.value.input, options.model.model, folder, options.sink.report)
-        if plan is not None and plan.finding is not None:
-            score_job.settle_columns(plan.value, source.value.input, tables)
+        check_apart(source.value.input, model_paths(options), folder, options.sink.report)
+        if columns is not None:
+            score_job.settle_columns(*columns, tables)
     check_writable("--output", folder)
     if options.sink.report:
         check_writable("--report", folder_of(options.sink.report))
@@ -179,8 +191,11 @@ def _score_zeros(predictor: Predictor, zeros: Mapping[str, Value]) -> Finding[No
     return Finding("the model scores rows of zeros", None)
 
 
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= _SHOWN else f"{len(names)} columns ({', '.join(names[:_SHOWN])}, …)"
+def names(columns: Sequence[str]) -> str:
+    """The names of columns, the first few of many."""
+    return (
+        ", ".join(columns) if len(columns) <= _SHOWN else f"{len(columns)} columns ({', '.join(columns[:_SHOWN])}, …)"
+    )
 
 
 def _size(count: float) -> str:

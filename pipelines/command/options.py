@@ -81,15 +81,17 @@ class SourceOptions:
     limit: int | None = option("score only about N rows, to try a model", None, parse=positive, metavar="N")
 
 
+MODEL_HELP = (
+    "model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://; or a name in --registry, as credit@3, "
+    "credit@champion, credit@latest; or models:/name@alias of MLflow"
+)
+
+
 @dataclass(frozen=True)
 class TrustedModel:
     """A model and how far it is trusted."""
 
-    model: str = option(
-        "model directory, or a bare .pt2 or TorchScript file, local, gs:// or s3://; or a name in --registry, as credit@3, "
-        "credit@champion, credit@latest; or models:/name@alias of MLflow",
-        parse=path,
-    )
+    model: str = option(MODEL_HELP, parse=path)
     registry: str | None = option(
         "folder of models by name and version, local, gs:// or s3:// (default: the environment variable TORCHBEAM_REGISTRY)",
         None,
@@ -123,6 +125,7 @@ class ModelOptions(TrustedModel):
 
     TITLE = "model"
 
+    model: str = option(f"{MODEL_HELP}; several as NAME=DIR", "", parse=lambda text: text and path(text))
     batch_size: int | None = option(
         "rows of a micro-batch, which is one model call; auto chooses by the bytes of a row (default: auto)",
         None,

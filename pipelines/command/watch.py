@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from transforms.accounting import Counts
+from transforms.accounting import COMPARISON_FILES, Counts
 from transforms.sinks.publish import Publication
 
 LOG_SECONDS = 15.0
@@ -112,9 +112,28 @@ def show_summary(report: dict[str, Any], publication: Publication) -> None:
     console.print(table)
     model = report["model"]
     registered = f"{model['registry']}, " if "registry" in model else ""
-    print(f"\nmodel        {registered}{model['name']}, version {model['version']}")
+    if several := report.get("models"):
+        console.print("\n", _of_models(several), sep="")
+        print()
+    else:
+        print(f"\nmodel        {registered}{model['name']}, version {model['version']}")
     print(f"predictions  {publication.predictions_at}")
+    if publication.compares:
+        print(f"comparison   {publication.page_at(COMPARISON_FILES[1])}")
     if report["rows_dead"]:
         print(f"dead letters {publication.dead_letters_at} (fix them, then score them with --input)")
     if report["files_dead"]:
         print(f"failed files {publication.failed_files_at}")
+
+
+def _of_models(models: dict[str, dict[str, Any]]) -> Table:
+    """The counts of each of several models."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column()
+    for _ in range(5):
+        table.add_column(justify="right")
+    table.add_row("model", "scored", "dropped", "dead", "skipped", "seconds")
+    for name, each in models.items():
+        counts = [f"{each[f'rows_{what}']:,}" for what in ("scored", "dropped", "dead", "skipped")]
+        table.add_row(name, *counts, f"{each['seconds']:,.1f}")
+    return table

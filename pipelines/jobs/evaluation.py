@@ -127,7 +127,7 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
         source = plan_input(folder, score.source.input_format, limit=score.source.limit)
         schema, sample, transform = source.schema, sample_rows(source, score.run.chunk_bytes), None
     else:
-        source = settle_input(score, model.spec)
+        source = settle_input(score, [model.spec])
         if any(name in source.schema.names for name in ("predicted_class", "prediction", "predicted_labels")):
             raise UsageError(
                 f"--input {score.source.input} is scored already; leave out --model, or give the rows themselves"

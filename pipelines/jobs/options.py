@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from handlers.errors import UsageError
+from handlers.graph.spec import NAME, ModelsSpec, named_models, parse_models
 from handlers.model.registry import is_reference, registry_folder, resolve
 from handlers.paths import is_remote, scheme_of
 from pipelines.command.options import (
@@ -19,22 +21,32 @@ from pipelines.command.options import (
     parser,
     pick,
 )
+from pipelines.command.several import SeveralModelsOptions
 from pipelines.dataflow import settings as dataflow
 from transforms.bigquery import is_bigquery
 
 if TYPE_CHECKING:
     from handlers.model.directory import ModelDir
 
+_OF_MODEL = re.compile(rf"({NAME.pattern})=(.+)", re.DOTALL)
+
 
 @dataclass(frozen=True)
 class ScoreOptions:
-    """All options of the command; `beam` are passed to Beam unchanged."""
+    """All options of the command; `beam` are passed to Beam unchanged.
+
+    Attributes:
+        several: the file of several models.
+        named: the models of `--model=NAME=DIR`, in their order.
+    """
 
     source: SourceOptions
     model: ModelOptions
     sink: SinkOptions
     run: RunOptions
     beam: tuple[str, ...] = ()
+    several: SeveralModelsOptions = field(default_factory=SeveralModelsOptions)
+    named: tuple[tuple[str, str], ...] = ()
 
     @property
     def verbose(self) -> bool:
@@ -44,12 +56,53 @@ class ScoreOptions:
     @staticmethod
     def parse(argv: list[str], command: Command) -> ScoreOptions:
         """Parses arguments; raises `UsageError`, or SystemExit(0) for `--help`."""
-        groups = (SourceOptions, ModelOptions, SinkOptions, RunOptions)
-        values, others = parser(command, groups).parse_known_args(argv)
+        groups = (SourceOptions, ModelOptions, SeveralModelsOptions, SinkOptions, RunOptions)
+        argv, named = _named(argv)
+        values, others = parser(replace(command, strict=False), groups).parse_known_args(argv)
         if others and not others[0].startswith("-"):
             raise UsageError(f"unexpected argument \"{others[0]}\"; quote patterns, as --input='data/*.parquet'")
-        source, model, sink, run = (pick(group, values) for group in groups)
-        return ScoreOptions(source, model, sink, run, tuple(others))  # type: ignore[arg-type]
+        source, model, several, sink, run = (pick(group, values) for group in groups)
+        found = ScoreOptions(source, model, sink, run, tuple(others), several, named)  # type: ignore[arg-type]
+        found._check_given(strict=command.strict)
+        return found
+
+    def _check_given(self, *, strict: bool) -> None:
+        given = [name for name, value in (("--model=DIR", self.model.model), ("--model=NAME=DIR", self.named)) if value]
+        given += ["--models"] if self.several.models else []
+        if len(given) > 1:
+            raise UsageError(f"{given[0]} and {given[1]} do not go together; leave one of them out")
+        needed = {
+            "--input": self.source.input,
+            "--model (or --models)": given,
+            "--output": self.sink.output,
+        }
+        if strict and (missing := [name for name, value in needed.items() if not value]):
+            raise UsageError(f"the following arguments are required: {', '.join(missing)}")
+
+    @property
+    def has_several(self) -> bool:
+        """Whether models are named, by `--models` or by `--model=NAME=DIR`."""
+        return bool(self.several.models or self.named)
+
+    def models(self) -> ModelsSpec | None:
+        """The models of the run as the user gave them, if they are named; raises `UsageError`.
+
+        Connect to the store of the file first.
+        """
+        if self.named:
+            return named_models(self.named)
+        if not self.several.models:
+            return None
+        from transforms.file_ops import read_text
+
+        path = self.several.models
+        try:
+            text = read_text(path)
+        except Exception as error:
+            from handlers.model.stores import explain
+
+            raise UsageError(f"--models {path} cannot be read: {explain(error)}") from None
+        return parse_models(text, path)
 
     def resolved(self) -> ScoreOptions:
         """The options with the path of the version that a name in the registry stands for now; `settled` comes after.
@@ -83,6 +136,8 @@ class ScoreOptions:
                 model=absolute_path(self.model.model),
                 registry=self.model.registry and absolute_path(self.model.registry),
             ),
+            several=replace(self.several, models=self.several.models and absolute_path(self.several.models)),
+            named=tuple((name, path if is_reference(path) else absolute_path(path)) for name, path in self.named),
             sink=replace(self.sink, output=absolute_path(self.sink.output), report=report),
         )
         if self.run.runner != dataflow.RUNNER:
@@ -114,6 +169,30 @@ def open_model(options: ModelOptions) -> ModelDir:
     return model
 
 
+def _named(argv: list[str]) -> tuple[list[str], tuple[tuple[str, str], ...]]:
+    """Separates `--model=NAME=DIR` from the other arguments; one that exists as a path is a path."""
+    rest: list[str] = []
+    found: list[tuple[str, str]] = []
+    unnamed = 0
+    arguments = iter(argv)
+    for argument in arguments:
+        if argument == "--model":
+            argument = f"--model={next(arguments, '')}"
+        option, _, value = argument.partition("=")
+        match = _OF_MODEL.fullmatch(value) if option == "--model" else None
+        if match is not None and "\0" not in value and not os.path.lexists(value.rstrip("/")):
+            found.append((match[1], match[2]))
+            continue
+        rest.append(argument)
+        if option == "--model":
+            unnamed += 1
+            if not value.strip():
+                raise UsageError("--model is empty; remove it or give it a value")
+    if unnamed > 1:
+        raise UsageError("--model is given twice; name the models, as --model=small=DIR --model=large=DIR")
+    return rest, tuple(found)
+
+
 def absolute_path(path: str) -> str:
     """A local path that holds wherever a worker is started; others as they are."""
     # Not with Path: it removes a trailing slash, which the source interprets.
@@ -122,11 +201,20 @@ def absolute_path(path: str) -> str:
     return os.path.join(os.getcwd(), path)  # noqa: PTH109, PTH118
 
 
+def model_paths(options: ScoreOptions) -> list[str]:
+    """The paths of all models of a run, as far as they are known, and of the file that names them."""
+    return [
+        path for path in (options.model.model, options.several.models, *(path for _, path in options.named)) if path
+    ]
+
+
 def remote_paths(options: ScoreOptions) -> dict[str, str]:
     """The paths in object stores, by the names of their flags."""
     paths = {
         "input": options.source.input,
         "model": options.model.model,
+        "models": options.several.models or "",
+        **{f"model {name}": path for name, path in options.named},
         "output": options.sink.output,
         "report": options.sink.report or "",
     }

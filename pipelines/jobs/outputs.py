@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from handlers.model import stores
 from handlers.paths import is_remote
 from pipelines import runners
 from pipelines.command.options import SinkOptions
-from pipelines.jobs.options import ScoreOptions
+from pipelines.jobs.options import ScoreOptions, model_paths
 from transforms.bigquery import EMULATOR, is_bigquery
 from transforms.file_ops import exists, folder_of, join
 from transforms.processes import Process
@@ -58,7 +58,7 @@ def claimed_output(options: ScoreOptions, tell: Callable[[str], None]) -> Iterat
     """
     folder, tables = settle_output(options, runners.pipeline_options(options.run.runner, options.beam))
     runners.check_paths(
-        options.run, options.beam, [options.source.input, folder, options.model.model, options.sink.report]
+        options.run, options.beam, [options.source.input, folder, *model_paths(options), options.sink.report]
     )
     claim = OutputClaim(folder, uuid.uuid4().hex[:12], options.run.runner, Process.current())
     made = missing_folders(temporary_folder(folder, claim.run_id), *_written(options.sink, folder))
@@ -157,15 +157,16 @@ def check_writable(option: str, folder: str) -> None:
         raise UsageError(f"{option} {folder} cannot be written: {there}: {error.strerror or error}") from error
 
 
-def check_apart(source: Input, model: str, folder: str, report: str | None) -> None:
+def check_apart(source: Input, models: Sequence[str], folder: str, report: str | None) -> None:
     """Refuses outputs that would replace what the run reads, or become part of it.
 
     Raises:
         UsageError: with the names of both.
     """
     for option, path in (("--output", folder), ("--report", report)):
-        if path and _is_in(path, model):
-            raise UsageError(f"{option} {path} is in the model, --model {model}; write elsewhere")
+        for model in models:
+            if path and _is_in(path, model):
+                raise UsageError(f"{option} {path} is in the model, --model {model}; write elsewhere")
     replaced = tuple(f"{_real(join(folder, name))}/" for name in (PREDICTIONS, DEAD_LETTERS))
     report_file = _real(report) if report else None
     for path in sorted({split.path for split in source.splits}):

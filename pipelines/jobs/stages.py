@@ -81,7 +81,7 @@ class PipelineConfig(BaseModel):
             content = yaml.safe_load(Path(path).read_text())
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(content, dict):
             raise UsageError(f"{path} must be a mapping of output and the stages {', '.join(KINDS)}")
@@ -267,6 +267,14 @@ def write_stamp(stage: Stage, content: Mapping[str, Any]) -> None:
     temporary = stage.stamp_file.with_suffix(".tmp")
     temporary.write_text(json.dumps(content, indent=2) + "\n")
     temporary.replace(stage.stamp_file)
+
+
+def restore_stamp(stage: Stage, content: Mapping[str, Any]) -> None:
+    """Writes what was known before a run; removes the file if that was nothing."""
+    if content:
+        write_stamp(stage, content)
+    else:
+        stage.stamp_file.unlink(missing_ok=True)
 
 
 def is_done(stage: Stage, key: str, stamp: Mapping[str, Any]) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,3 +45,28 @@ def giant_png(height: int, width: int) -> bytes:
     body = b"".join(squeeze.compress(line) for _ in range(height)) + squeeze.flush()
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+def write_photographs(folder: Path, number: int) -> None:
+    """JPEGs `00.jpg` … in a new folder."""
+    folder.mkdir()
+    for index in range(number):
+        (folder / f"{index:02}.jpg").write_bytes(encoded(photograph(40 + 3 * index, 60, index), "JPEG", quality=90))
+
+
+def write_hostile(folder: Path) -> None:
+    """Four files of rare kinds that can be scored, and four that cannot: one is of 30,000 x 30,000 pixels."""
+    pixels = photograph(50, 70, 99)
+    image, upside_down = Image.fromarray(pixels), Image.fromarray(pixels[::-1])
+    files = {
+        "animated.gif": encoded(image, "GIF", save_all=True, append_images=[upside_down]),
+        "cmyk.jpg": encoded(image.convert("CMYK"), "JPEG"),
+        "grey16.png": encoded(pixels[..., 0].astype(np.uint16) * 257),
+        "rotated.jpg": rotated_jpeg(pixels, 6),
+        "truncated.jpg": encoded(pixels, "JPEG")[:900],
+        "text.png": b"no image",
+        "empty.png": b"",
+        "giant.png": giant_png(30_000, 30_000),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)

@@ -242,3 +242,9 @@ def odd_types(row: dict[str, Any]) -> dict[str, Any]:
         "price": decimal.Decimal("1.25"),
         "tags": ["a", "b"],
     }
+
+
+def batch_evens(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Rows with an even id, in reverse order."""
+    rows = [row for row, value in enumerate(batch.column("id").to_pylist()) if value % 2 == 0]
+    return batch.take(pa.array(rows[::-1], pa.int64()))

@@ -229,3 +229,11 @@ def test_no_forecasts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     pq.write_table(pa.table({"y": [1.0], "prediction": [1.0], "t": [1]}), tmp_path / "scored.parquet")
     assert run(input=tmp_path / "scored.parquet", label="y", order_by="t", output=tmp_path / "out") == 2
     assert "are for forecasts" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("values", [[None, None], ["a", "b"], [1.0, 2.0], [["a"], ["b"]]], ids=str)
+def test_what_is_no_forecast(values: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = pa.table({"t": [1, 2], "y": [1.0, 2.0], "forecast": values, "forecast_from": [2, 3]})
+    pq.write_table(rows, tmp_path / "scored.parquet")
+    assert run(input=tmp_path / "scored.parquet", label="y", order_by="t", output=tmp_path / "out") == 2
+    assert "forecasts are lists of numbers" in capsys.readouterr().err

@@ -175,6 +175,17 @@ def test_a_stage_that_fails(folder: Path, capfd: pytest.CaptureFixture[str]) -> 
     assert not (folder / "out/model").exists()
 
 
+@pytest.mark.parametrize("flags", [(), ("--force",)])
+def test_what_no_run_has_written_is_never_replaced(folder: Path, in_process: list[str], flags: tuple[str, ...]) -> None:
+    theirs = folder / "out/prepared/prepared.json"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("{}")
+    file = write_config(folder, train=None, score=None, evaluate=None)
+    assert [main(file, *flags), main(file, *flags)] == [2, 2]
+    assert in_process == ["prepare", "prepare"]
+    assert theirs.read_text() == "{}"
+
+
 def test_stages_alone(folder: Path) -> None:
     file = folder / "config.yaml"
     file.write_text("output: out/\nscore: {input: a.parquet, model: m, preprocess: [a:b, c:d]}\nevaluate: {label: y}\n")
@@ -198,11 +209,13 @@ def test_refused_before_anything_runs(folder: Path, in_process: list[str], capsy
         return err
 
     assert "is not YAML" in refused("output: {")
+    assert "is not YAML" in refused("[" * 2000)
     assert "must be a mapping" in refused("- a")
     assert 'field "output" is missing' in refused("score: {input: a}")
     assert 'unknown field "evalute"; there are: output, prepare' in refused("output: a\nevalute: {}")
     assert "has no stage" in refused("output: a")
     assert 'field "prepare.input" must be text, a number' in refused("output: a\nprepare: {input: {a: 1}}")
+    assert f"output {folder}/model.yaml/a cannot be written" in refused(output=f"{folder}/model.yaml/a")
     assert "output must be a local folder" in refused(output="gs://bucket/out")
     assert 'evaluate: --fail_below there is no metric "acuracy"' in refused(evaluate={"fail_below": ["acuracy=1"]})
     assert "train: --epochs must be a whole number" in refused(train={"epochs": "many"})

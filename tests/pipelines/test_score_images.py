@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,38 @@ def test_bytes_on_demand_and_paths_in_a_table(folder: Path, tmp_path: Path) -> N
     for path, confidence in zip(found.column("path").to_pylist(), found.column("confidence").to_pylist(), strict=True):
         assert abs(both[path] - confidence) < 1e-6
     assert {each["type"] for each in letters.column("dead_letter").to_pylist()} == {"ImageError", "FileNotFoundError"}
+
+
+PEAK = """
+import sys
+from pipelines import score
+code = score.main(sys.argv[1:])
+with open("/proc/self/status") as file:
+    status = dict(line.split(":", 1) for line in file)
+print("PEAK", code, status["VmHWM"].split()[0])
+"""
+
+
+@pytest.mark.slow(60)
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
+def test_hostile_files_take_no_memory(tmp_path: Path) -> None:
+    """An image of 30,000 x 30,000 pixels would take 0.9 GB as grey and 2.7 GB as RGB."""
+    model = tmp_path / "model"
+    ModelDir.save(Logits().net, model, format="huggingface", inputs=[INPUT])
+
+    def peak(name: str) -> int:
+        """In bytes, of a process that scores the folder."""
+        arguments = [f"--input={tmp_path / name}", "--input_format=image", f"--model={model}"]
+        command = [sys.executable, "-c", PEAK, *arguments, f"--output={tmp_path / f'scored-{name}'}"]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        _, code, size = done.stdout.splitlines()[-1].split()
+        assert code == "0", done.stderr
+        return int(size) * 1024
+
+    for name in ("clean", "hostile"):
+        image_files.write_photographs(tmp_path / name, 24)
+    image_files.write_hostile(tmp_path / "hostile")
+    clean, hostile = peak("clean"), peak("hostile")
+    report = json.loads((tmp_path / "scored-hostile" / "report.json").read_text())
+    assert report["dead_by_error"] == {"encode/ImageError": 3, "encode/TooManyPixelsError": 1}
+    assert hostile <= 1.3 * clean, f"{hostile / 1e6:.0f} MB, {clean / 1e6:.0f} MB without the hostile files"

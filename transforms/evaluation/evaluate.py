@@ -43,7 +43,7 @@ class Totals:
     def __post_init__(self) -> None:
         self.task = TOTALS[self.plan.task](self.plan)
         self.slices = Slices(self.plan)
-        self.worst = Worst(self.plan)
+        self.worst = Worst(self.plan.shown)
         if self.plan.fingerprint is not None:
             self.drift = Drift(self.plan.fingerprint)
 

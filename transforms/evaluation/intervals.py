@@ -6,7 +6,7 @@
 | balanced accuracy and what is averaged over classes | bootstrap of the confusion matrix, 1,000 draws, fixed seed |
 | log loss, Brier score | normal, of a mean |
 | ROC-AUC | DeLong |
-| average precision | of its logit, Boyd, Eng and Page (2013) |
+| average precision | of its logit, Boyd, Eng and Page (2013); near 0 and 1 Wilson |
 | of regression | jackknife over 100 random groups of rows |
 """
 
@@ -24,7 +24,7 @@ DRAWS = 1000
 Interval = tuple[float, float]
 
 
-def wilson(hits: int, rows: int) -> Interval | None:
+def wilson(hits: float, rows: int) -> Interval | None:
     """Of a share of `hits` among `rows`."""
     if not rows:
         return None
@@ -42,9 +42,12 @@ def normal(value: float, error: float | None, low: float = -np.inf, high: float 
 
 
 def logit_interval(value: float, count: int) -> Interval | None:
-    """Of an average precision `value` over `count` positive rows."""
-    if not count or not 0 < value < 1:
-        return None
+    """Of an average precision `value` over `count` positive rows.
+
+    Near 0 and 1 the logit says nothing (0.999 of 50 rows would be 0 to 1); there it is the interval of a share.
+    """
+    if count * value * (1 - value) < 1:
+        return wilson(value * count, count)
     middle, error = log(value / (1 - value)), 1 / sqrt(count * value * (1 - value))
     low, high = (
         1 / (1 + exp(-(middle + sign * Z * error))) if abs(middle + sign * Z * error) < 700 else float(sign > 0)

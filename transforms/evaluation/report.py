@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from transforms.evaluation import charts
 from transforms.evaluation.charts import Axis, covering
 from transforms.evaluation.names import HEADLINE, TITLES
+from transforms.evaluation.page import template
 from transforms.evaluation.result import Evaluation
 
 MATRIX_CLASSES = 25  # of more classes the commonest confusions are listed instead
@@ -26,12 +24,12 @@ def html(evaluation: Evaluation) -> str:
     metrics = evaluation.metrics
     matrix = metrics.get("confusion_matrix")
     few = matrix is not None and len(matrix["labels"]) <= MATRIX_CLASSES
-    return _template().render(
+    return template("report.html.j2").render(
         title=metrics.get("model", {}).get("name") or metrics["label"],
         metrics=metrics,
         cards=_cards(metrics),
         comparison=_comparison(metrics),
-        matrix=_matrix(matrix) if matrix and few else None,
+        matrix=matrix_cells(matrix) if matrix and few else None,
         confusions=_confusions(matrix) if matrix and not few else None,
         classes=_classes(metrics.get("classes")),
         charts=_charts(metrics, evaluation.charts),
@@ -40,12 +38,6 @@ def html(evaluation: Evaluation) -> str:
         shown=evaluation.shown,
         drift=_drift(metrics["drift"]),
     )
-
-
-@cache
-def _template() -> jinja2.Template:
-    text = files("transforms.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-    return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(text)
 
 
 def number(value: float | None) -> str:
@@ -57,7 +49,8 @@ def number(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}"
 
 
-def _range(limits: Sequence[float] | None) -> str:
+def number_range(limits: Sequence[float] | None) -> str:
+    """Two numbers as a person reads them; empty where there are none."""
     return f"{number(limits[0])} – {number(limits[1])}" if limits else ""
 
 
@@ -65,7 +58,7 @@ def _cards(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     cards = [{"title": "Rows", "value": number(metrics["rows"]), "limits": ""}]
     for name in HEADLINE[metrics["task"]]:
         if name in metrics and (metrics[name] is not None or name == "roc_auc"):
-            limits, bound = _range(metrics["intervals"].get(name)), metrics.get("bounds", {}).get(name)
+            limits, bound = number_range(metrics["intervals"].get(name)), metrics.get("bounds", {}).get(name)
             value = number(metrics[name]) if metrics[name] is not None else "undefined"
             cards.append(
                 {"title": TITLES[name], "value": value, "limits": limits + (f" ±{bound:.1g}" if bound else "")}
@@ -88,7 +81,7 @@ def _comparison(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
                     "first": number(test["first"]),
                     "second": number(test["second"]),
                     "difference": f"{test['difference']:+.4g}",
-                    "interval": _range(test["interval"]),
+                    "interval": number_range(test["interval"]),
                     "test": test["test"],
                     "p": "–" if p is None else "< 0.0001" if p < 1e-4 else f"{p:.4f}",
                 }
@@ -101,7 +94,8 @@ def _comparison(metrics: Mapping[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
-def _matrix(matrix: Mapping[str, Any]) -> dict[str, Any]:
+def matrix_cells(matrix: Mapping[str, Any]) -> dict[str, Any]:
+    """The cells of a matrix of counts, shaded by their share of the row."""
     rows = []
     for name, counts in zip(matrix["labels"], matrix["counts"], strict=True):
         total = sum(counts) or 1
@@ -142,7 +136,7 @@ def _classes(classes: Mapping[str, Mapping[str, Any]] | None) -> dict[str, Any] 
 
 def _with_limits(values: Mapping[str, Any], key: str) -> str:
     limits = values.get("intervals", {}).get(key)
-    return number(values.get(key)) + (f" ({_range(limits)})" if limits else "")
+    return number(values.get(key)) + (f" ({number_range(limits)})" if limits else "")
 
 
 def _charts(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[str, Any]]:

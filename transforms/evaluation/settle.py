@@ -93,7 +93,7 @@ def settle(schema: pa.Schema, sample: pa.RecordBatch, wanted: Wanted, where: str
         numeric_slices=slice_kinds(schema, slices),
         asked=wanted.label if joined else "",
         baselines=wanted.series.baselines if joined and wanted.series else (),
-        shown=_shown(schema, label, predicted, slices),
+        shown=_shown(schema, label, predicted, slices, wanted.series),
         fingerprint=wanted.fingerprint,
         exact_scores=wanted.exact_scores,
     )
@@ -128,6 +128,12 @@ def _check_series(schema: pa.Schema, wanted: Wanted, where: str) -> None:
     assert series is not None  # noqa: S101
     if FORECAST_FROM not in schema.names:
         raise UsageError(f"{where} has no column {FORECAST_FROM}, the time of the first step of a forecast")
+    kind = schema.field(FORECAST).type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    if not is_list or not (pa.types.is_floating(kind.value_type) or pa.types.is_integer(kind.value_type)):
+        raise UsageError(
+            f"column {FORECAST} of {where} holds {kind}; forecasts are lists of numbers, one for each step"
+        )
     if taken := [name for name in (ACTUAL, *series.baselines) if name in schema.names]:
         raise UsageError(f'{where} has a column "{taken[0]}", a name that the evaluation uses; rename it')
     there = where if wanted.actuals is None else "--actuals"
@@ -139,6 +145,8 @@ def _check_series(schema: pa.Schema, wanted: Wanted, where: str) -> None:
             mine, other = _kind(schema, name, option, where), _kind(actuals, name, option, there)
             if option == "order_by" and not can_be_time(mine):
                 raise UsageError(f'--order_by: column "{name}" holds {mine}; it takes integers, dates and timestamps')
+            if option == "order_by" and _sort(mine) != _sort(first := schema.field(FORECAST_FROM).type):
+                raise UsageError(f'--order_by: column "{name}" holds {mine}, but {FORECAST_FROM} {first}')
             if _sort(mine) != _sort(other):
                 raise UsageError(f'--{option}: column "{name}" holds {mine} in {where} and {other} in {there}')
 
@@ -232,10 +240,13 @@ def _with_probabilities(schema: pa.Schema) -> tuple[str, ...]:
     )
 
 
-def _shown(schema: pa.Schema, label: str, predicted: str, slices: Sequence[str]) -> tuple[str, ...]:
-    """The columns of the worst rows: what was true and what was predicted, slices, then the first others."""
+def _shown(
+    schema: pa.Schema, label: str, predicted: str, slices: Sequence[str], series: Series | None
+) -> tuple[str, ...]:
+    """The columns of the worst rows: key and time of a series, true and predicted values, slices, then the first others."""
     others = [each.name for each in schema if not _is_output(each.name)]
-    first = [label, predicted, *([CONFIDENCE] if CONFIDENCE in schema.names else []), *slices]
+    of_series = [*series.by, series.order_by] if series else []
+    first = [*of_series, label, predicted, *([CONFIDENCE] if CONFIDENCE in schema.names else []), *slices]
     return tuple(dict.fromkeys([*first, *others]))[:_SHOWN]
 
 

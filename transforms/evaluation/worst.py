@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from transforms.evaluation.plan import WORST_ROWS, EvaluationPlan
+from transforms.evaluation.plan import WORST_ROWS
 
 _WIDTH = 60  # characters of a value that are shown
 
 
 @dataclass
 class Worst:
-    """The `WORST_ROWS` rows of the highest loss, worst first, as (loss, values of the shown columns as text)."""
+    """The `WORST_ROWS` rows of the highest loss, worst first, as (loss, values of the `shown` columns as text)."""
 
-    plan: EvaluationPlan
+    shown: tuple[str, ...]
     rows: list[tuple[float, tuple[str, ...]]] = field(default_factory=list)
 
     def add(self, loss: np.ndarray, index: np.ndarray, chunk: pa.RecordBatch) -> None:
@@ -29,9 +29,9 @@ class Worst:
             candidates = candidates[np.argsort(-loss[candidates], kind="stable")[:WORST_ROWS]]
         if not len(candidates):
             return
-        rows = chunk.select(list(self.plan.shown)).take(pa.array(index[candidates])).to_pylist()
+        rows = chunk.select(list(self.shown)).take(pa.array(index[candidates])).to_pylist()
         found = [
-            (float(value), tuple(_text(row[name]) for name in self.plan.shown))
+            (float(value), tuple(_text(row[name]) for name in self.shown))
             for value, row in zip(loss[candidates], rows, strict=True)
         ]
         self._keep(found)
@@ -52,5 +52,7 @@ def _text(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, bytes):
         return f"{len(value)} bytes"
+    if isinstance(value, list) and all(isinstance(each, float) for each in value):
+        value = "[" + ", ".join(f"{each:.4g}" for each in value[:50]) + "]"
     text = " ".join(str(value[:200] if isinstance(value, list | str) else value).split())
     return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"

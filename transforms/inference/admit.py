@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from handlers.columnar.chunks import (
     PROVENANCE,
+    REFUSED_FIELD,
     ROW,
     ROW_FIELD,
     SOURCE,
@@ -35,7 +36,8 @@ def admit(element: Any, schema: pa.Schema, needed: frozenset[str], source: str) 
     """A chunk of the rows of `element`, with the columns of `schema` and provenance.
 
     A missing column is null, and one that is not in `schema` is dropped. Rows with a value that does not fit its column,
-    and all rows of a chunk without a needed column, are marked as refused. Existing provenance is kept.
+    and all rows of a chunk without a needed column, are marked as refused. Existing provenance is kept, and in a chunk
+    of exactly the columns of `schema` so are the marks of refused rows.
 
     Args:
         element: a record batch or a table.
@@ -50,8 +52,9 @@ def admit(element: Any, schema: pa.Schema, needed: frozenset[str], source: str) 
     batch = single_batch(element) if isinstance(element, pa.Table) else element
     if not isinstance(batch, pa.RecordBatch):
         raise UsageError(f"Score takes pa.RecordBatch or pa.Table; this element is a {type(element).__name__}")
-    if batch.schema.equals(chunk_schema(schema)):
-        return batch  # as from `ReadChunks`
+    expected = chunk_schema(schema)
+    if batch.schema.equals(expected) or batch.schema.equals(expected.append(REFUSED_FIELD)):
+        return batch  # as from `ReadChunks` and `TorchScore`
     names = Counter(batch.schema.names)
     if twice := [name for name, count in names.items() if count > 1]:
         raise UsageError(f'a chunk has more than one column "{twice[0]}"; rename one of them')

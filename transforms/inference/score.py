@@ -40,31 +40,35 @@ from transforms.inference.sequences import CutWindows
 
 SAMPLE_ROWS = 1000
 
-_DEAD_LETTERS = "dead_letters"
-_COUNTS = "counts"
+DEAD_LETTERS = "dead_letters"
+COUNTS = "counts"
 
 
-class _ScoredCoder(beam.coders.Coder):
-    """Beam's default coder with a cheap size estimate.
+class ScoredCoder(beam.coders.Coder):
+    """Beam's default coder with a cheap size estimate, for what RunInference gives for a chunk.
 
     RunInference and the split are fused, so a `Scored` is only ever measured. Beam measures a share of all elements, by
     default by pickling them, which took 5% of a run.
     """
 
-    def encode(self, value: Scored) -> bytes:
+    def encode(self, value: Any) -> bytes:
+        """The pickled value."""
         return pickle.dumps(value, protocol=5)
 
-    def decode(self, encoded: bytes) -> Scored:
-        scored: Scored = pickle.loads(encoded)  # noqa: S301 - from a worker of this pipeline
-        return scored
+    def decode(self, encoded: bytes) -> Any:
+        """The value."""
+        return pickle.loads(encoded)  # noqa: S301 - from a worker of this pipeline
 
-    def estimate_size(self, value: Scored) -> int:
+    def estimate_size(self, value: Any) -> int:
+        """Bytes of the rows."""
         return int(value.predictions.nbytes + value.dead_letters.nbytes)
 
     def is_deterministic(self) -> bool:
+        """False: it cannot be a key."""
         return False
 
     def to_type_hint(self) -> type:
+        """The type of the values."""
         return Scored
 
     def __eq__(self, other: object) -> bool:
@@ -74,7 +78,7 @@ class _ScoredCoder(beam.coders.Coder):
         return hash(type(self))
 
 
-registry.register_coder(Scored, _ScoredCoder)
+registry.register_coder(Scored, ScoredCoder)
 
 
 class ScoredRows(NamedTuple):
@@ -147,9 +151,9 @@ class Score(beam.PTransform[Any, Any]):
 
     def __post_init__(self) -> None:
         self._model = self.model if isinstance(self.model, ModelDir) else ModelDir(self.model)
-        self.columns = _names("columns", self.columns)
-        self.preprocess = _names("preprocess", self.preprocess)
-        self.postprocess = _names("postprocess", self.postprocess)
+        self.columns = names_of("columns", self.columns)
+        self.preprocess = names_of("preprocess", self.preprocess)
+        self.postprocess = names_of("postprocess", self.postprocess)
         if not 0 <= self.max_failure_rate <= 1:
             raise UsageError(f"max_failure_rate must be a number from 0 to 1, not {self.max_failure_rate}")
         given = self.schema if self.schema is not None else self.sample.schema if self.sample is not None else None
@@ -222,17 +226,18 @@ class Score(beam.PTransform[Any, Any]):
             admitted
             | "Rechunk" >> Rechunk(self.batching.chunk_rows, self.batching.chunk_bytes)
             | "RunInference" >> RunInference(handler, model_identifier=handler.tag).with_output_types(Scored)
-            | "Split" >> beam.ParDo(_Split(self.run_id)).with_outputs(_DEAD_LETTERS, _COUNTS, main="predictions")
+            | "Split" >> beam.ParDo(_Split(self.run_id)).with_outputs(DEAD_LETTERS, COUNTS, main="predictions")
         )
-        counts = outputs[_COUNTS]
+        counts = outputs[COUNTS]
         if in_windows is not None:
             counts = (counts, in_windows) | "AllCounts" >> beam.Flatten()
         if self.max_failure_rate < 1:
             _ = counts | "CheckFailureRate" >> CheckFailureRate(self.max_failure_rate)
-        return ScoredRows(outputs.predictions, outputs[_DEAD_LETTERS], counts)
+        return ScoredRows(outputs.predictions, outputs[DEAD_LETTERS], counts)
 
 
-def _names(what: str, given: Sequence[str]) -> tuple[str, ...]:
+def names_of(what: str, given: Sequence[str]) -> tuple[str, ...]:
+    """`given` as a tuple of names; raises `UsageError` for anything else."""
     names = (given,) if isinstance(given, str) else tuple(given)
     for name in names:
         if not isinstance(name, str):
@@ -269,5 +274,5 @@ class _Split(beam.DoFn):
         if scored.predictions.num_rows:
             yield scored.predictions
         if scored.dead_letters.num_rows:
-            yield beam.pvalue.TaggedOutput(_DEAD_LETTERS, scored.dead_letters)
-        yield beam.pvalue.TaggedOutput(_COUNTS, counts)
+            yield beam.pvalue.TaggedOutput(DEAD_LETTERS, scored.dead_letters)
+        yield beam.pvalue.TaggedOutput(COUNTS, counts)

@@ -79,6 +79,29 @@ class ScoreResult:
         return f"<table>{rows}</table>"
 
 
+@dataclass(frozen=True)
+class Run:
+    """The same in Arrow.
+
+    Attributes:
+        frame: the rows that were scored.
+        plan: how.
+        predictions: the scored rows.
+        ids: int64: the number of the row of each of them.
+        dead_letters: the rows that could not be scored.
+        dead_ids: int64: the number of the row of each of them.
+        report: the counts.
+    """
+
+    frame: Frame
+    plan: Plan
+    predictions: pa.Table
+    ids: np.ndarray
+    dead_letters: pa.Table
+    dead_ids: np.ndarray
+    report: dict[str, Any]
+
+
 class Model:
     """A model in the memory of this process; `load` gives it. Several threads may share one.
 
@@ -110,6 +133,26 @@ class Model:
         postprocess: Sequence[str] = (),
     ) -> ScoreResult:
         """Scores rows; see `torchbeam.score`."""
+        found = self.run(
+            data, columns=columns, probabilities=probabilities, preprocess=preprocess, postprocess=postprocess
+        )
+        same = () if found.plan.chain.postprocess else found.plan.carried
+        return ScoreResult(
+            found.frame.back(found.predictions, found.ids, same),
+            found.frame.back(found.dead_letters, found.dead_ids, found.frame.schema.names),
+            found.report,
+        )
+
+    def run(
+        self,
+        data: Any,
+        *,
+        columns: Sequence[str] = ("*",),
+        probabilities: bool = False,
+        preprocess: Sequence[str] = (),
+        postprocess: Sequence[str] = (),
+    ) -> Run:
+        """What `score` does, with the results in Arrow, as they come."""
         started = time.perf_counter()
         frame = frame_of(data, partial(matching, tuple(self.directory.spec.numeric_columns)))
         if taken := sorted(RESERVED.intersection(frame.schema.names)):
@@ -134,11 +177,9 @@ class Model:
         for chunk in () if first is None else _chain(first, chunks):
             scored += map(scorer.score, rechunker.push(chunk))
         scored += map(scorer.score, rechunker.flush())
-        found = _result(frame, scorer.plan, scored, self.directory, time.perf_counter() - started)
+        found = _joined(frame, scorer.plan, scored, self.directory, time.perf_counter() - started)
         if known and found.report["rows_read"] and not found.report["rows_scored"]:
-            score.settle(
-                self._predictor
-            )  # raises as it would for a plan of these rows, if the model scores none at all
+            score.settle(self._predictor)  # raises what a new plan would raise, if the model scores no row at all
         return found
 
     def _scorer(self, score: Score, schema: pa.Schema, *, empty: bool) -> tuple[Scorer, bool]:
@@ -275,12 +316,12 @@ def _empty(schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_pylist([], schema=chunk_schema(schema))
 
 
-def _result(frame: Frame, plan: Plan, scored: Sequence[Scored], model: ModelDir, seconds: float) -> ScoreResult:
+def _joined(frame: Frame, plan: Plan, scored: Sequence[Scored], model: ModelDir, seconds: float) -> Run:
     counts = Counts()
-    rows: list[np.ndarray] = [np.empty(0, np.int64)]
+    ids: list[np.ndarray] = [np.empty(0, np.int64)]
     for part in scored:
-        rows.append(part.ids + counts.rows_read)
-        here = Counts(
+        ids.append(part.ids + counts.rows_read)
+        counts += Counts(
             rows_read=part.predictions.num_rows + part.dropped + part.dead_letters.num_rows,
             rows_scored=part.predictions.num_rows,
             rows_dropped=part.dropped,
@@ -288,16 +329,10 @@ def _result(frame: Frame, plan: Plan, scored: Sequence[Scored], model: ModelDir,
             dead_by_error=dict(part.dead_by_error),
             noted=dict(part.stats.counts),
         )
-        counts += here
     if frame.rows is not None:  # what came in, not what came out
         counts = replace(counts, rows_read=frame.rows)
-    found = report(counts, model_name=model.spec.name, model_version=model.version, runner=RUNNER, seconds=seconds)
     predictions = pa.Table.from_batches([part.predictions for part in scored], schema=plan.output)
     dead = pa.Table.from_batches([part.dead_letters for part in scored], schema=dead_letter_schema(frame.schema))
-    numbers = dead.column(DEAD_LETTER).combine_chunks().field("row").to_numpy(zero_copy_only=False)
-    same = () if plan.chain.postprocess else plan.carried
-    return ScoreResult(
-        frame.back(predictions, np.concatenate(rows), same),
-        frame.back(dead, numbers.astype(np.int64), frame.schema.names),
-        found,
-    )
+    dead_ids = dead.column(DEAD_LETTER).combine_chunks().field("row").to_numpy(zero_copy_only=False)
+    found = report(counts, model_name=model.spec.name, model_version=model.version, runner=RUNNER, seconds=seconds)
+    return Run(frame, plan, predictions, np.concatenate(ids), dead, dead_ids.astype(np.int64), found)

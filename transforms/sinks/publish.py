@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import apache_beam as beam
 import pyarrow as pa
@@ -21,7 +21,7 @@ from apache_beam.pvalue import AsList, AsSingleton, PCollection
 
 from handlers.errors import AccountingError, PublishError, TorchbeamError
 from handlers.model.stores import explain, shared_s3
-from transforms.accounting import Counts, report, total
+from transforms.accounting import COMPARISON_FILES, Counts, report, total
 from transforms.file_ops import (
     exists,
     files_in,
@@ -58,6 +58,8 @@ class Publication:
         dead_letters: the schema of the dead letters.
         report_path: the path of the report, if not `<output>/report.json`.
         overwrite: whether a finished run under `output` is replaced.
+        models: for a run of several models, the fixed fields of each in the report, by name.
+        compares: whether the run compares two models, in `COMPARISON_FILES`.
         started: when the run began, in Unix time.
         tables: the tables to load, if the output is not files under `output`; requires `report_path`.
         keep_folder: whether the local temporary folder stays after publishing, until the driver removes it, so that a
@@ -74,7 +76,9 @@ class Publication:
     model_name: str = ""
     model_version: str = ""
     model_registered: str = ""
+    models: Mapping[str, Mapping[str, Any]] | None = None
     runner: str = ""
+    compares: bool = False
     started: float = 0.0
     tables: Tables | None = None
     keep_folder: bool = False
@@ -101,6 +105,12 @@ class Publication:
             return join(self.output, FAILED_FILES)
         return f"{self.report_file.removesuffix('.json')}.{FAILED_FILES}"
 
+    def page_at(self, name: str) -> str:
+        """The path of one of `COMPARISON_FILES`; next to the report if the output is tables."""
+        if self.tables is None:
+            return join(self.output, name)
+        return f"{self.report_file.removesuffix('.json')}.{name}"
+
     @property
     def dead_letter_format(self) -> str:
         """The format of the dead letters: Parquet if the format of the predictions cannot hold them."""
@@ -122,6 +132,7 @@ def publish(
     dead_letters: Sequence[Part],
     failed_files: Sequence[dict[str, Any]],
     report: dict[str, Any],
+    pages: Mapping[str, str] | None = None,
 ) -> None:
     """Renames the files of a run to their final names and writes its report; safe to retry.
 
@@ -142,7 +153,7 @@ def publish(
             still_mine()
             _publish_parts(run.run_id, join(run.output, name), schema, output_format, parts)
         still_mine()
-        _finish(run, failed_files, report)
+        _finish(run, failed_files, report, pages or {})
 
 
 def publish_tables(
@@ -151,6 +162,7 @@ def publish_tables(
     dead_letters: Sequence[Part],
     failed_files: Sequence[dict[str, Any]],
     report: dict[str, Any],
+    pages: Mapping[str, str] | None = None,
 ) -> None:
     """Loads the files of a run into its tables and writes its report; safe to retry.
 
@@ -176,11 +188,18 @@ def publish_tables(
             if loaded != (expected := sum(part.rows for part in parts)):
                 raise AccountingError(f"{expected} rows were to be loaded into {table}, but BigQuery reports {loaded}")
         still_mine()
-        _finish(run, failed_files, report)
+        _finish(run, failed_files, report, pages or {})
 
 
-def _finish(run: Publication, failed_files: Sequence[dict[str, Any]], report: dict[str, Any]) -> None:
+def _finish(
+    run: Publication, failed_files: Sequence[dict[str, Any]], report: dict[str, Any], pages: Mapping[str, str]
+) -> None:
     _publish_failed_files(run.failed_files_at, failed_files)
+    for name in COMPARISON_FILES:
+        if name in pages:
+            write_text(run.page_at(name), pages[name])
+        elif run.overwrite and exists(run.page_at(name)):  # of the run that is replaced
+            remove([run.page_at(name)])
     temporary = temporary_folder(run.output, run.run_id)
     for folder in Path(temporary).iterdir() if run.keep_folder else [temporary]:
         remove_tree(str(folder))
@@ -260,6 +279,7 @@ class Outputs(TypedDict):
     dead_letters: PCollection[Part]
     failed_files: PCollection[dict[str, Any]]
     counts: PCollection[Counts]
+    pages: NotRequired[PCollection[Mapping[str, str]]]
 
 
 @dataclass(eq=False)
@@ -284,6 +304,7 @@ class Publish(beam.PTransform[Any, Any]):
                 AsList(outputs["dead_letters"]),
                 AsList(outputs["failed_files"]),
                 AsSingleton(counts),
+                *([AsSingleton(outputs["pages"])] if "pages" in outputs else []),
             ).with_output_types(dict[str, Any])
         )
         return published
@@ -296,8 +317,9 @@ def publish_run(
     dead_letters: Sequence[Part],
     failed_files: Sequence[dict[str, Any]],
     counts: Counts,
+    pages: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Publishes a run and returns its report.
+    """Publishes a run and returns its report; `pages` are the texts of further files by their names: `COMPARISON_FILES`.
 
     Raises, before anything changes, `AccountingError` if the counts do not add up or differ from the rows of the files, and
     `PublishError` if the run has ended in the meantime.
@@ -311,11 +333,13 @@ def publish_run(
         registered=run.model_registered,
         runner=run.runner,
         seconds=time.time() - run.started,
+        models=run.models,
     )
     _check_rows(PREDICTIONS, predictions, counts.rows_scored)
     _check_rows(DEAD_LETTERS, dead_letters, counts.rows_dead)
     try:
-        (publish_tables if run.tables else publish)(run, predictions, dead_letters, failed_files, found)
+        write = publish_tables if run.tables else publish
+        write(run, predictions, dead_letters, failed_files, found, pages)
     except TorchbeamError:
         raise
     except Exception as error:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from handlers.columnar.chunks import (
     DEAD_LETTER,
+    MODEL_DEAD_LETTER_TYPE,
     ROW,
     ROW_FIELD,
     SOURCE,
@@ -186,7 +187,7 @@ def _blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[B
     folders = dict(split.partitions)
     columns = pa.schema([each for each in schema if each.name not in folders]) if folders else schema
     if split.replay:
-        columns = dead_letter_schema(columns)
+        columns = dead_letter_schema(columns, MODEL_DEAD_LETTER_TYPE)
     if folders:
         options = replace(options, needed=options.needed.difference(folders))
     blocks = READERS[split.format].blocks(split, columns, options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,8 @@ def _texts(frame: Frame, rank: int) -> np.ndarray:
 
 def _onnxruntime() -> Any:
     def load() -> Any:
+        # Releases from 1.32 on send usage data to Microsoft from the import on, and write a file to TMPDIR for that.
+        os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
         import onnxruntime
 
         return onnxruntime

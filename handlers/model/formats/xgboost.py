@@ -99,7 +99,11 @@ def task_of(loaded: LoadedModel) -> str:
 
 
 def _load(spec: ModelSpec, file: Path) -> LoadedModel:
-    booster = _xgboost().Booster(model_file=file)
+    xgboost = _xgboost()
+    try:
+        booster = xgboost.Booster(model_file=file)
+    except xgboost.core.XGBoostError as error:
+        raise ValueError(str(error).partition("Stack trace:")[0]) from None
     if "c" in (booster.feature_types or ()):
         raise UsageError(
             f"{file.name} was trained with categorical features, whose codes a table does not hold; train it on codes or "

@@ -1,5 +1,6 @@
 """Models of scikit-learn, ONNX Runtime and XGBoost answer as the framework itself does, and load nothing unsafe."""
 
+import os
 import pickle
 import re
 import subprocess
@@ -393,8 +394,27 @@ class TestXGBoost:
             ModelDir.save(estimator, tmp_path / "c")
         (tmp_path / "m" / "bad.json").write_text("{}")
         (tmp_path / "m" / "model.yaml").write_text("{name: m, format: xgboost, weights: bad.json}")
-        with pytest.raises(UsageError, match=r"bad\.json cannot be loaded as xgboost"):
+        with pytest.raises(UsageError, match=r"bad\.json cannot be loaded as xgboost") as refused:
             ModelDir(tmp_path / "m").load()
+        assert "Stack trace" not in str(refused.value)
+
+
+def test_onnxruntime_sends_no_usage_data(tmp_path: Path) -> None:
+    """It keeps the id of a session in TMPDIR if it would send any."""
+    code = "from handlers.model.formats import onnx; print(onnx._onnxruntime().__name__)"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, env=environment | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == "onnxruntime\n"
+    assert not (tmp_path / ".ses").exists()
+
+
+def test_an_exported_program_is_not_taken_for_onnx(tmp_path: Path) -> None:
+    program = torch.export.export(torch.nn.Linear(2, 1), (torch.zeros(3, 2),))
+    with pytest.raises(UsageError, match=r"save the module itself, with format=.torch_export"):
+        ModelDir.save(program, tmp_path / "m")
 
 
 def test_options_without_a_meaning_are_refused(tmp_path: Path) -> None:

@@ -89,7 +89,17 @@ def test_workers_do_not_ask_the_registry_again(registry: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "{", '{"a": 3}', '{"a": {}}', '{"a": {"version": "x"}}', '{"a": {"version": 1, "previous": 3}}']
+    "text",
+    [
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"a": 3}',
+        '{"a": {}}',
+        '{"a": {"version": "x"}}',
+        '{"a": {"version": 1e400}}',
+        '{"a": {"version": 1, "previous": 3}}',
+    ],
 )
 def test_a_broken_file_of_aliases_is_one_line(registry: Path, text: str) -> None:
     (registry / "credit" / "aliases.json").write_text(text)

@@ -100,7 +100,9 @@ class TestFields:
 
 
 class TestText:
-    @pytest.mark.parametrize("text", ["name: [", "a: b: c", "\t- x", "name: !!python/object:os.system x", "\x00"])
+    @pytest.mark.parametrize(
+        "text", ["name: [", "a: b: c", "\t- x", "name: !!python/object:os.system x", "\x00", "[" * 2000]
+    )
     def test_no_yaml(self, text: str) -> None:
         assert "is not YAML" in refusal(text)
 

@@ -15,6 +15,7 @@ from handlers.errors import (
     BrokenModelError,
     DeviceLostError,
     PublishError,
+    RowsFailedError,
     ServiceError,
     TorchbeamError,
     TrainingError,
@@ -28,7 +29,7 @@ from pipelines.spark.job_server import JobServerError
 
 OURS = [
     *(TorchbeamError, UsageError, BrokenModelError, BrokenFileError, ServiceError, DeviceLostError),
-    *(AccountingError, PublishError, TrainingError, JobServerError, NotFollowedError),
+    *(AccountingError, PublishError, TrainingError, RowsFailedError, JobServerError, NotFollowedError),
 ]
 
 

@@ -203,7 +203,7 @@ def test_worst_rows_are_those_of_all_chunks() -> None:
     loss = np.random.default_rng(7).permutation(1000).astype(float)
     plan = EvaluationPlan("regression", "y", "prediction", shown=("id", "note"))
     batch = pa.RecordBatch.from_pydict({"id": np.arange(1000), "note": ["n" * 200] * 1000})
-    parts = [Worst(plan) for _ in range(4)]
+    parts = [Worst(plan.shown) for _ in range(4)]
     for index, part in enumerate(parts):
         chosen = np.arange(250 * index, 250 * index + 250)
         part.add(loss[chosen], chosen, batch)
@@ -212,3 +212,11 @@ def test_worst_rows_are_those_of_all_chunks() -> None:
     assert [value for value, _ in parts[0].rows] == list(range(999, 949, -1))
     assert parts[0].rows[0][1][0] == str(int(loss.argmax()))
     assert len(parts[0].rows[0][1][1]) == 60
+
+
+def test_interval_of_an_average_precision_near_one() -> None:
+    low, high = intervals.logit_interval(0.999, 50) or (0.0, 0.0)
+    assert 0.9 < low < 0.999 < high <= 1
+    low, high = intervals.logit_interval(1.0, 50) or (0.0, 0.0)
+    assert (low > 0.9, high) == (True, 1.0)
+    assert intervals.logit_interval(0.5, 0) is None

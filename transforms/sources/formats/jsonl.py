@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from handlers.columnar.chunks import DEAD_LETTER, DEAD_LETTER_TYPE, NUMBERS
+from handlers.columnar.chunks import DEAD_LETTER, MODEL_DEAD_LETTER_TYPE, NUMBERS
 from handlers.errors import BrokenFileError, one_line
 from handlers.failures import RowFailure
 from handlers.isolation import isolate
@@ -75,7 +75,7 @@ def _settled(columns: dict[str, list[Any]], numeric: Numeric, whole: bool) -> di
     fields = {name: json_field(name, values, numeric=name in numbers, whole=whole) for name, values in columns.items()}
     letter = fields.get(DEAD_LETTER)
     if letter is not None and is_dead_letter(letter.type):
-        fields[DEAD_LETTER] = pa.field(DEAD_LETTER, DEAD_LETTER_TYPE)  # the sample may have only nulls in a field
+        fields[DEAD_LETTER] = pa.field(DEAD_LETTER, MODEL_DEAD_LETTER_TYPE)  # the sample may have only nulls in a field
     return fields
 
 
