@@ -3,7 +3,8 @@
     python examples/docstrings/classify.py out/docstrings
 
 The class is the part of the library that a docstring is from, such as networking. `out/docstrings` gets the model directory
-`model`, the table of docstrings that were not trained on, `scored` and `evaluation` with its report.
+`model`, the table of docstrings that were not trained on, `scored` and `evaluation` with its report. Docstrings of one module are
+on both sides of the split; with whole modules left out the task is harder (67 % instead of 83 % in a trial).
 """
 
 import argparse
@@ -117,10 +118,16 @@ def main() -> None:
     print(f"model  {saved.path}, version {saved.version}, trained on {len(known)} docstrings")
     print(f"table  {out / 'table.parquet'}, {len(others)} other docstrings")
 
-    torchbeam("score", f"--input={out}/table.parquet", f"--model={out}/model", f"--output={out}/scored", "--overwrite")
+    torchbeam(
+        "score",
+        f"--input={out}/table.parquet",
+        f"--model={out}/model",
+        f"--output={out}/scored",
+        *("--probabilities", "--overwrite"),
+    )
     torchbeam("evaluate", f"--input={out}/scored", "--label=part", f"--output={out}/evaluation", "--overwrite")
 
-    accuracy = json.loads((out / "evaluation" / "metrics.json").read_text())["metrics"]["accuracy"]
+    accuracy = json.loads((out / "evaluation" / "metrics.json").read_text())["accuracy"]
     ((majority, count),) = Counter(row["part"] for row in others).most_common(1)
     print(
         f"\naccuracy {accuracy:.1%}; always answering {majority!r}, the most frequent part: {count / len(others):.1%}"
