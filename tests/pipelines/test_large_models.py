@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors import safe_open
 
 from handlers import ModelDir
 from pipelines import score
@@ -188,10 +189,22 @@ def test_two_gigabytes_in_less_memory(tmp_path: Path) -> None:
         assert code == "0", done.stderr
         return pq.read_table(tmp_path / name / "predictions").sort_by("id"), int(peak) * 1024
 
-    found, peak = run("disk")
+    found, peak = run("scored")
     assert peak < 1.2e9
-    text = (model / "model.yaml").read_text()
-    (model / "model.yaml").write_text(text[: text.index("placement:")])
-    expected, whole = run("whole")
-    assert whole > 2e9
-    check(found, expected)
+    check(found, by_hand(model, rows, layers=32))
+
+
+def by_hand(model: Path, rows: Path, layers: int) -> pa.Table:
+    """The answers layer by layer, with the weights of one in memory."""
+    table = pq.read_table(rows)
+    with safe_open(str(model / "weights.safetensors"), "pt") as file, torch.inference_mode():
+
+        def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.linear(x, file.get_tensor(f"{name}.weight"), file.get_tensor(f"{name}.bias"))
+
+        x = torch.from_numpy(np.column_stack([table[name].to_numpy() for name in COLUMNS]).astype(np.float32))
+        x = linear("first", x)
+        for layer in range(layers):
+            x = x + torch.tanh(linear(f"layers.{layer}", x) + file.get_tensor("shift"))
+        confidence, index = linear("last", x).softmax(dim=1).max(dim=1)
+    return pa.table({"predicted_class": index.numpy(), "confidence": confidence.numpy()})
