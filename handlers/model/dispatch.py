@@ -161,11 +161,10 @@ def _tensors(files: Sequence[Path]) -> dict[str, tuple[Path, str]]:
     found: dict[str, tuple[Path, str]] = {}
     for file in files:
         with safe_open(str(file), "pt") as opened:
-            found |= {name: (file, name) for name in opened.keys()}  # noqa: SIM118 - it is no mapping
-            for name, kept in (opened.metadata() or {}).items():  # as safetensors.torch.save_model writes them
-                with suppress(Exception):
-                    if kept in opened.keys() and name != "format":  # noqa: SIM118
-                        found[name] = (file, kept)
+            names = set(opened.keys())
+            found |= {name: (file, name) for name in names}
+            shared = (opened.metadata() or {}).items()  # as safetensors.torch.save_model writes them
+            found |= {name: (file, kept) for name, kept in shared if kept in names and name != "format"}
     return found
 
 

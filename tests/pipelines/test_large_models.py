@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from peak_memory import peak_of_score
 from safetensors import safe_open
 
 from handlers import ModelDir
@@ -164,16 +165,6 @@ def test_a_format_that_cannot(tmp_path: Path) -> None:
         save(tmp_path / "model", format="state_dict", placement={"device_map": "auto"})
 
 
-PEAK = """
-import sys
-from pipelines import score
-code = score.main(sys.argv[1:])
-with open("/proc/self/status") as file:
-    status = dict(line.split(":", 1) for line in file)
-print("PEAK", code, status["VmHWM"].split()[0])
-"""
-
-
 @pytest.mark.slow(90)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_two_gigabytes_in_less_memory(tmp_path: Path) -> None:
@@ -182,15 +173,9 @@ def test_two_gigabytes_in_less_memory(tmp_path: Path) -> None:
     model = save(tmp_path / "model", layers=32, width=4096, placement={"max_memory": {"cpu": "70MB"}})
     assert (model / "weights.safetensors").stat().st_size > 2e9
 
-    def run(name: str) -> tuple[pa.Table, int]:
-        arguments = [f"--input={rows}", f"--model={model}", f"--output={tmp_path / name}"]
-        done = subprocess.run([sys.executable, "-c", PEAK, *arguments], check=True, capture_output=True, text=True)
-        code, peak = done.stdout.splitlines()[-1].split()[1:]
-        assert code == "0", done.stderr
-        return pq.read_table(tmp_path / name / "predictions").sort_by("id"), int(peak) * 1024
-
-    found, peak = run("scored")
-    assert peak < 1.2e9
+    output = tmp_path / "scored"
+    assert peak_of_score(f"--input={rows}", f"--model={model}", f"--output={output}") < 1.2e9
+    found = pq.read_table(output / "predictions").sort_by("id")
     check(found, by_hand(model, rows, layers=32))
 
 

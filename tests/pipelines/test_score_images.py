@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from peak_memory import peak_of_score
 from PIL import Image
 from torchvision.transforms import v2
 from transformers import ResNetConfig, ResNetForImageClassification, ViTImageProcessor
@@ -172,16 +172,6 @@ def test_bytes_on_demand_and_paths_in_a_table(folder: Path, tmp_path: Path) -> N
     assert {each["type"] for each in letters.column("dead_letter").to_pylist()} == {"ImageError", "FileNotFoundError"}
 
 
-PEAK = """
-import sys
-from pipelines import score
-code = score.main(sys.argv[1:])
-with open("/proc/self/status") as file:
-    status = dict(line.split(":", 1) for line in file)
-print("PEAK", code, status["VmHWM"].split()[0])
-"""
-
-
 @pytest.mark.slow(60)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_hostile_files_take_no_memory(tmp_path: Path) -> None:
@@ -191,12 +181,10 @@ def test_hostile_files_take_no_memory(tmp_path: Path) -> None:
 
     def peak(name: str) -> int:
         """In bytes, of a process that scores the folder."""
-        arguments = [f"--input={tmp_path / name}", "--input_format=image", f"--model={model}"]
-        command = [sys.executable, "-c", PEAK, *arguments, f"--output={tmp_path / f'scored-{name}'}"]
-        done = subprocess.run(command, check=True, capture_output=True, text=True)
-        _, code, size = done.stdout.splitlines()[-1].split()
-        assert code == "0", done.stderr
-        return int(size) * 1024
+        output = tmp_path / f"scored-{name}"
+        return peak_of_score(
+            f"--input={tmp_path / name}", "--input_format=image", f"--model={model}", f"--output={output}"
+        )
 
     for name in ("clean", "hostile"):
         image_files.write_photographs(tmp_path / name, 24)

@@ -81,8 +81,8 @@ def with_actuals(forecasts: pa.RecordBatch, actuals: pa.RecordBatch | None, seri
         return joined["value"].fill_null(float("nan")).to_numpy()
 
     def lists(columns: Sequence[np.ndarray]) -> pa.Array:
-        flat = np.column_stack(columns).ravel() if columns else np.zeros(0)
-        return pa.FixedSizeListArray.from_arrays(pa.array(flat), max(steps, 1)).cast(pa.list_(pa.float64()))
+        flat = pa.array(np.column_stack(columns).ravel())
+        return pa.FixedSizeListArray.from_arrays(flat, steps).cast(pa.list_(pa.float64()))
 
     if not steps:
         empty = pa.nulls(forecasts.num_rows, pa.list_(pa.float64()))
