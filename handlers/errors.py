@@ -53,6 +53,10 @@ class ServiceError(TorchbeamError):
     """A service that rows come from or go to fails, through no fault of a row: the runner may retry."""
 
 
+class StreamError(TorchbeamError):
+    """A broker does not take or give messages; what was not delivered is read again after a restart."""
+
+
 class DeviceLostError(TorchbeamError):
     """This process can no longer use the accelerator; only a new process can continue."""
 
