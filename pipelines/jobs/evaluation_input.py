@@ -48,7 +48,9 @@ class Scored:
     def model(self, name: str) -> dict[str, str]:
         """The entry of one of several models."""
         known = self.models.get(name, {})
-        return {"name": name} | {key: str(known[key]) for key in ("name", "version", "registry") if key in known}
+        return {"name": name} | {
+            key: known[key] for key in ("name", "version", "registry") if isinstance(known.get(key), str)
+        }
 
 
 def scored_output(path: str) -> Scored:

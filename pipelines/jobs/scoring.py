@@ -18,6 +18,7 @@ from handlers.errors import TorchbeamError
 from handlers.graph.plan import Node
 from handlers.model import stores
 from handlers.model.directory import ModelDir
+from handlers.model.registry import registered_name
 from handlers.model.spec import ModelSpec
 from handlers.paths import is_remote
 from handlers.predict.placement import Placement
@@ -99,7 +100,10 @@ def prepare_models(several: SeveralModels, output: Output) -> Job:
 def _about(node: Node) -> dict[str, Any]:
     model, by_key = node.settings.model, node.settings.by_key
     if by_key is not None:
-        return {"by_key": by_key.column, "models": len(by_key.models), "memory": by_key.memory}
+        names = {key: registered_name(path, by_key.registry) for key, path in by_key.models.items()}
+        registered = {key: name for key, name in names.items() if name}
+        about = {"by_key": by_key.column, "models": len(by_key.models), "memory": by_key.memory}
+        return about | ({"registry": registered} if registered else {})
     return model_entry(model.spec.name, model.version, model.registered) | {"parameter_bytes": node.bytes}
 
 

@@ -211,11 +211,13 @@ class _Pandas(Frame):
         )
         for name in names:
             if name not in same:
-                series = results.column(name).to_pandas().set_axis(frame.index)
+                series = results.column(name).to_pandas()
                 if name in self._labels:  # a function changed it
                     with suppress(ValueError, TypeError, OverflowError):
                         series = series.astype(self._data[self._labels[name]].dtype)
-                frame[self._labels.get(name, name)] = series
+                frame[self._labels.get(name, name)] = (
+                    series.array
+                )  # a series would be aligned by its index, which takes long
         if known + [name for name in names if name not in same] == names:
             return frame
         return frame[[self._labels.get(name, name) for name in names]]
