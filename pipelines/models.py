@@ -241,11 +241,11 @@ def _push(options: PushOptions) -> None:
         model = _opened(replace(options, registry=None))
         print(mlflow_registry.push(model.local(), options.name, model.digest))
         return
-    print(
-        _registry(options).push(
-            _opened(options), options.name, lambda line: print(f"{PROG} push: {redact(line)}", file=sys.stderr)
-        )
-    )
+    print(_registry(options).push(_opened(options), options.name, _tell))
+
+
+def _tell(line: str) -> None:
+    print(f"{PROG} push: {redact(line)}", file=sys.stderr)
 
 
 def _promote(options: PromoteOptions) -> None:
