@@ -174,7 +174,7 @@ def warnings(totals: Totals, counts: Counts, subject: Subject, metrics: dict[str
         )
     for name, column in metrics["drift"].items():
         if (column["psi"] or 0) >= 0.25:
-            found.append(f'Column "{name}" is distributed otherwise than in training (PSI {column["psi"]:.2f}).')
+            found.append(f'Column "{name}" is distributed differently than in training (PSI {column["psi"]:.2f}).')
     return found
 
 
