@@ -57,9 +57,11 @@ def push(model: ModelDir, root: str, name: str) -> int:
 
 def _push_local(model: ModelDir, local: Path, root: str, name: str) -> int:
     folder = Path(root, name)
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".push-", dir=folder))
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    scratch = None
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".push-", dir=folder))
         for file in files.names(local):
             (scratch / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(local / file, scratch / file)
@@ -77,7 +79,11 @@ def _push_local(model: ModelDir, local: Path, root: str, name: str) -> int:
                     raise
                 number += 1
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()  # fails where a version is in it
 
 
 def _push_remote(model: ModelDir, local: Path, root: str, name: str) -> int:
