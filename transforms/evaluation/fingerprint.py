@@ -43,7 +43,7 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Categorical:
-    """A column of texts or flags: the share of each value, of the commonest `MAX_CATEGORIES`, and of all `other` values."""
+    """A column of texts or flags: the share of each value, of the most frequent `MAX_CATEGORIES`, and of all `other` values."""
 
     nulls: float
     shares: dict[str, float]
@@ -53,7 +53,7 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is known of the rows a model was trained on, by column."""
+    """Statistics of the training rows, by column."""
 
     rows: int
     columns: dict[str, Numeric | Categorical] = field(default_factory=dict)
@@ -81,7 +81,7 @@ class Fingerprint:
             columns = {name: _parsed(dict(column)) for name, column in content["columns"].items()}
             return Fingerprint(int(content["rows"]), columns)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{path} holds no fingerprint that can be read: {type(error).__name__}: {error}") from None
+            raise UsageError(f"{path} has no valid fingerprint: {type(error).__name__}: {error}") from None
 
 
 def _parsed(column: dict[str, Any]) -> Numeric | Categorical:
