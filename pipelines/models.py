@@ -298,13 +298,13 @@ ACTIONS = {
         _push,
     ),
     "promote": _Action(
-        "Make an alias stand for a version.",
+        "Point an alias to a version.",
         "--model=NAME@VERSION --alias=ALIAS [--registry=DIR]",
         PromoteOptions,
         _promote,
     ),
     "rollback": _Action(
-        "Make an alias stand for the version before its last promotion.",
+        "Point an alias to the version before its last promotion.",
         "--name=NAME --alias=ALIAS [--registry=DIR]",
         RollbackOptions,
         _rollback,

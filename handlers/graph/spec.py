@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from handlers.batching import ResourceHints, in_bytes
 from handlers.errors import UsageError
+from handlers.model.spec import not_yaml
 
 MAX_CHARACTERS = 1_000_000
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -209,7 +210,7 @@ def parse_models(text: str, path: str) -> ModelsSpec:
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise not_yaml(path, error) from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must be a mapping with models, and optionally split and compare")
     try:

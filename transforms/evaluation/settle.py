@@ -1,4 +1,4 @@
-"""Settling an evaluation on the driver: which columns hold what, from the schema and a sample of the rows."""
+"""Plans an evaluation on the driver: the role of each column, from the schema and a sample of the rows."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Wanted:
         slice_by: columns to slice by.
         positive_class: of two classes, the one whose scores count.
         fingerprint: of the rows that the model was trained on.
-        exact_scores: scores that are held before they are counted in bins.
+        exact_scores: scores that are kept exactly before they are counted in bins.
         series: which rows are a time series, to look up what forecasts are compared with.
         actuals: the columns of the rows with the actual values; None if the forecasts carry them.
     """
@@ -210,7 +210,7 @@ def _of_classes(
     if not probabilities and confidence:
         truth = as_text(sample.column(plan.label), flags_as_numbers=flags)
         seen = classes_of(truth, predicted)
-        classes = tuple(seen) if len(seen) == 2 else ()  # the confidence tells both probabilities
+        classes = tuple(seen) if len(seen) == 2 else ()  # the confidence determines both probabilities
     if len(classes) != 2:
         if positive is not None:
             what = f"there are {len(classes)}" if probabilities else "the first rows do not have two"

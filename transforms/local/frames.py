@@ -125,7 +125,10 @@ def _frame_of(data: Any, numeric: Numeric) -> Frame:
     if isinstance(data, list | tuple):
         return _Dicts(data, numeric)
     if hasattr(data, "__arrow_c_stream__"):
-        return _Arrow(pa.table(data))
+        try:
+            return _Arrow(pa.table(data))
+        except pa.ArrowInvalid:  # one column alone, as a Series
+            raise UsageError(f"data must be {KINDS}, not a {type(data).__name__}") from None
     hint = "; put one row into a list" if isinstance(data, dict) else ""
     raise UsageError(f"data must be {KINDS}, not a {type(data).__name__}{hint}")
 

@@ -64,10 +64,12 @@ def push(model: ModelDir, root: str, name: str, tell: Callable[[str], None]) -> 
 
 def _push_local(model: ModelDir, local: Path, root: str, name: str, tell: Callable[[str], None]) -> int:
     folder = Path(root, name)
-    folder.mkdir(parents=True, exist_ok=True)
-    _remove_killed(folder, tell)
-    scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    scratch = None
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_killed(folder, tell)
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
         for file in files.names(local):
             (scratch / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(local / file, scratch / file)
@@ -85,7 +87,11 @@ def _push_local(model: ModelDir, local: Path, root: str, name: str, tell: Callab
                     raise
                 number += 1
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()  # fails where a version is in it
 
 
 def _remove_killed(folder: Path, tell: Callable[[str], None]) -> None:

@@ -49,7 +49,7 @@ class ModelRegistry:
     """A registry of models: the folder `models/NAME/VERSION/`, local or in an object store. Needs no server.
 
     Names are `NAME@VERSION`, `NAME@ALIAS` or `NAME@latest`; `NAME` alone is its latest version. A version never changes;
-    an alias such as `champion` stands for one version at a time.
+    an alias such as `champion` points to one version at a time.
 
     Args:
         folder: local, `gs://…` or `s3://…`; TORCHBEAM_REGISTRY by default. It may be missing until the first push.
@@ -129,7 +129,7 @@ class ModelRegistry:
         return f"{name}@{push(opened, self.folder, name, tell or _log.warning)}"
 
     def promote(self, model: str, alias: str, trust: Trust | None = None) -> str:
-        """Makes `alias` stand for a version; gives `NAME@VERSION`.
+        """Points `alias` to a version; gives `NAME@VERSION`.
 
         Args:
             model: the version, as for `open`.
@@ -154,7 +154,7 @@ class ModelRegistry:
         return f"{name}@{self._move(name, alias, promoted).version}"
 
     def rollback(self, name: str, alias: str, trust: Trust | None = None) -> str:
-        """Makes `alias` stand for the version before its last promotion; gives `NAME@VERSION`.
+        """Points `alias` to the version before its last promotion; gives `NAME@VERSION`.
 
         Raises:
             UsageError: where there is no such alias or no version before, or it is not as it was pushed.

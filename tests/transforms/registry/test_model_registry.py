@@ -110,6 +110,10 @@ def test_a_failed_push_leaves_no_folder(registry: ModelRegistry, make: Make, mon
     with pytest.raises(UsageError, match="was written to while it was copied; nothing was pushed"):
         registry.push(make(1.0), "credit")
     assert [path.name for path in Path(registry.folder, "credit").iterdir()] == ["1"]
+    other = ModelRegistry(Path(registry.folder, "new", "registry"))
+    with pytest.raises(UsageError, match="nothing was pushed"):
+        other.push(make(1.0), "credit")
+    assert not Path(registry.folder, "new").exists()
 
 
 def test_what_a_killed_push_left_is_removed(registry: ModelRegistry, make: Make) -> None:
