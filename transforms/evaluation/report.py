@@ -40,6 +40,24 @@ def html(evaluation: Evaluation) -> str:
     )
 
 
+def html_of_models(metrics: Mapping[str, Any]) -> str:
+    """The page of a run of several models: the headline numbers of all, side by side."""
+    tables = []
+    for task, names in HEADLINE.items():
+        models = {name: each for name, each in metrics["models"].items() if each["task"] == task}
+        lines = [{"title": "Rows", "cells": [{"value": number(each["rows"])} for each in models.values()]}]
+        for name in names:
+            cells = [
+                {"value": number(each.get(name)), "limits": number_range(each["intervals"].get(name))}
+                for each in models.values()
+            ]
+            if any(each.get(name) is not None for each in models.values()):
+                lines.append({"title": TITLES[name], "cells": cells})
+        if models:
+            tables.append({"task": task, "models": models, "lines": lines})
+    return template("models.html.j2").render(metrics=metrics, tables=tables)
+
+
 def number(value: float | None) -> str:
     """A number as a person reads it, with four significant digits; – where there is none."""
     if value is None:
