@@ -159,7 +159,10 @@ class Model:
         """The rows of `data`; raises `UsageError` for what is neither rows nor a path."""
         numeric = tuple(self.directory.spec.numeric_columns)
         if isinstance(data, str | os.PathLike):
-            return Files(os.fspath(data), input_format, numeric, self._batching)
+            path = os.fspath(data)
+            if not isinstance(path, str) or not path.strip() or "\0" in path:
+                raise UsageError(f"data is the path {path!r}; give a file, a directory or a pattern")
+            return Files(path, input_format, numeric, self._batching)
         if input_format is not None:
             raise UsageError("input_format is for files: give data as a path, or leave input_format out")
         return frame_of(data, partial(matching, numeric))
