@@ -26,6 +26,7 @@ from handlers.columnar.chunks import (
     with_refusals,
 )
 from handlers.columnar.plan import Plan
+from handlers.columnar.rechunker import Rechunker
 from handlers.columnar.scorer import Scored, Scorer
 from handlers.encode.columns import matching
 from handlers.errors import UsageError
@@ -36,7 +37,6 @@ from handlers.paths import is_remote
 from handlers.predict.placement import Placement, Precision
 from handlers.predict.predictor import Predictor
 from transforms.accounting import Counts, report
-from transforms.inference.rechunk import Rechunker
 from transforms.inference.score import SAMPLE_ROWS, Score
 from transforms.local.frames import Frame, frame_of
 
