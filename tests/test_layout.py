@@ -36,6 +36,7 @@ ALLOWED = {
     "transforms.local": {"handlers.*", "transforms", "transforms.sources", "transforms.inference"},
     "transforms.rows": {"handlers.*", "transforms", "transforms.sources", "transforms.inference"},
     "transforms.registry": {"handlers.*", "transforms", "transforms.local"},
+    "transforms.ray": {"handlers.*", "transforms", "transforms.inference"},
     "transforms.spark": {"handlers.*", "transforms", "transforms.inference"},
     "pipelines.command": {"handlers.*", "transforms.*"},
     "pipelines.dataflow": {"handlers.*", "transforms.*", "pipelines.command"},
