@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 import uuid
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from types import FrameType
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PrismRunnerOptions
 
 from handlers.batching import ResourceHints
 from handlers.errors import UsageError
@@ -31,7 +29,6 @@ from transforms.streams.runs import end_run, run_of
 from transforms.streams.score_stream import ScoreStream
 from transforms.streams.settle import MessageFormat
 
-PRISM = "PrismRunner"
 # A second signal this soon is the same one: Ctrl-C reaches parent and child.
 _SAME_SECONDS = 1.0
 
@@ -68,8 +65,6 @@ def prepare(options: StreamOptions, model: ModelDir) -> StreamJob:
     """
     check_runner(options)
     launch = runners.settle(options.run, options.beam)
-    if options.how.runner == PRISM:
-        _check_prism(launch)
     source, sink, run = options.source, options.sink, options.how
     local = runners.in_process(run.runner)
     placement = Placement(
@@ -111,15 +106,6 @@ def check_runner(options: StreamOptions) -> None:
         )
     if runner == dataflow.RUNNER and options.source.stop_after is not None:
         raise UsageError("--stop_after is for tries on one machine; end a job on Dataflow by draining it")
-
-
-def _check_prism(launch: runners.Launch) -> None:
-    location = launch.options.view_as(PrismRunnerOptions).prism_location
-    if location is None and shutil.which("prism") is None:
-        raise UsageError(
-            "PrismRunner needs its binary: give --prism_location=FILE, or put prism on the PATH; it is built by "
-            f"go install github.com/apache/beam/sdks/v2/go/cmd/prism@v{beam.__version__}"
-        )
 
 
 def run(job: StreamJob, *, wait: bool = True) -> Ended | None:

@@ -13,6 +13,7 @@ from transforms.streams.messages import Sink, Source
 # The module of each scheme has `source(address, settings)` and `sink(address, settings, whole)`; it may have `delivery`.
 SCHEMES = {
     "folder": ("transforms.streams.folder", "folder:DIR"),
+    "pubsub": ("transforms.streams.pubsub", "pubsub://PROJECT/topics/NAME"),
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -23,6 +24,7 @@ from google.cloud import pubsub_v1  # type: ignore[attr-defined, unused-ignore]
 from google.pubsub_v1.types import ReceivedMessage
 
 from handlers.errors import StreamError, UsageError, one_line
+from transforms.streams.endpoints import Settings
 from transforms.streams.messages import Messages, OutMessage
 
 _LOG = logging.getLogger(__name__)
@@ -33,6 +35,7 @@ PULL_SECONDS = 1.0
 PULL_MESSAGES = 1000  # a pull gives no more than this
 ACK_MESSAGES = 2000  # a request may have 512 KiB; a receipt has about 200 bytes
 
+ATTRIBUTE_BYTES = 1024  # of a value; https://cloud.google.com/pubsub/quotas#resource_limits
 EVENT_TIME = "event_time"  # attribute: ISO 8601; without it the time of publication counts
 KEY_BASE64 = "key_base64"  # attribute: a key that is not UTF-8, and so cannot be an ordering key
 
@@ -40,6 +43,29 @@ _RETRY = Retry(timeout=ANSWER_SECONDS)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 T = TypeVar("T")
+
+
+def source(address: str, settings: Settings) -> PubSubSource:
+    """The source of `pubsub://PROJECT/subscriptions/NAME`, or of a topic, whose subscription is named by the group."""
+    project, kind, name = _parts(address, ("subscriptions", "topics"))
+    if kind == "subscriptions":
+        return PubSubSource(project, name)
+    return PubSubSource(project, f"{settings.group}-{name}", name)
+
+
+def sink(address: str, settings: Settings, *, whole: bool) -> PubSubSink:
+    """The sink of `pubsub://PROJECT/topics/NAME`; a message has all that it came with anyway."""
+    del settings, whole
+    project, _, name = _parts(address, ("topics",))
+    return PubSubSink(project, name)
+
+
+def _parts(address: str, kinds: Sequence[str]) -> tuple[str, str, str]:
+    match = re.fullmatch(r"pubsub://([a-z0-9.:-]+)/([a-z]+)/([A-Za-z][A-Za-z0-9._~+%-]{2,254})", address)
+    if match is None or match[2] not in kinds:
+        forms = " or ".join(f"pubsub://PROJECT/{kind}/NAME" for kind in kinds)
+        raise UsageError(f'"{address}" must be {forms}')
+    return match[1], match[2], match[3]
 
 
 @dataclass(frozen=True)
@@ -246,7 +272,7 @@ class PubSubWriter:
     def write(self, messages: Sequence[OutMessage]) -> None:
         """Takes messages on."""
         for message in messages:
-            attributes = {name: (value or b"").decode(errors="backslashreplace") for name, value in message.headers}
+            attributes = {name: _text(value or b"") for name, value in message.headers}
             attributes[EVENT_TIME] = (_EPOCH + timedelta(microseconds=message.time)).isoformat()
             key = ""
             if message.key is not None:
@@ -267,6 +293,12 @@ class PubSubWriter:
     def close(self) -> None:
         """Publishes what is left and leaves."""
         self._client.stop()
+
+
+def _text(value: bytes) -> str:
+    """The value of a header as that of an attribute, which is text, and cut where it is too long for one."""
+    text = value.decode(errors="backslashreplace").encode()
+    return text[:ATTRIBUTE_BYTES].decode(errors="ignore")
 
 
 def _key(message: Any) -> bytes | None:
