@@ -26,6 +26,7 @@ from transforms import progress
 from transforms.accounting import Counts
 from transforms.streams.deliver import log_rest
 from transforms.streams.endpoints import Settings
+from transforms.streams.metrics import metrics_on
 from transforms.streams.read import MicroBatches
 from transforms.streams.runs import end_run, run_of
 from transforms.streams.score_stream import ScoreStream
@@ -85,6 +86,7 @@ def prepare(options: StreamOptions, model: ModelDir) -> StreamJob:
         batches=MicroBatches(source.max_batch_rows, source.max_batch_delay),
         settings=Settings(source.group),
         window_seconds=sink.window,
+        metrics_port=sink.metrics_port,
         columns=sink.columns,
         preprocess=options.model.preprocess,
         postprocess=options.model.postprocess,
@@ -98,6 +100,8 @@ def prepare(options: StreamOptions, model: ModelDir) -> StreamJob:
         in_turn=local,
     )
     score.check()
+    if sink.metrics_port is not None and local and metrics_on(sink.metrics_port) is None:
+        raise UsageError(f"--metrics_port {sink.metrics_port} is in use on this machine; choose another")
     return StreamJob(score, launch, run.runner, run.verbose)
 
 

@@ -53,6 +53,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
         settings: of sources and sinks that are given by address.
         delivery: how outputs are written and what was read is committed; by default at least once.
         window_seconds: of event time, by which messages are counted.
+        metrics_port: where every worker process serves metrics in Prometheus text; None for nowhere.
         columns: names and patterns of the columns that are copied into the predictions.
         preprocess: functions on rows, as `module:function`, after those of the model directory.
         postprocess: functions on predictions, likewise.
@@ -81,6 +82,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
     settings: Settings = Settings()
     delivery: Delivery | None = None
     window_seconds: float = 60.0
+    metrics_port: int | None = None
     columns: Sequence[str] = ("*",)
     preprocess: Sequence[str] = ()
     postprocess: Sequence[str] = ()
@@ -151,7 +153,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
             | "Read" >> beam.ParDo(reader)
             | "Decode" >> beam.ParDo(Decode(self.decoder, self.form.max_bytes)).with_output_types(Decoded)
             | "RunInference" >> RunInference(handler, model_identifier=handler.tag).with_output_types(ScoredMessages)
-            | "Deliver" >> beam.ParDo(Deliver(self._delivery, self.window_seconds, self.run_id))
+            | "Deliver" >> beam.ParDo(Deliver(self._delivery, self.window_seconds, self.run_id, self.metrics_port))
         )
         return accounts
 
