@@ -12,9 +12,12 @@ from handlers.encode.specs import CategoricalInput, ImageInput, InputSpec, Numer
 from handlers.errors import UsageError, one_line
 from handlers.model.spec import ModelSpec
 from handlers.model.stores import explain
+from handlers.redact import redact
 from transforms.file_ops import read_text
 from transforms.streams.decode import Decoder
+from transforms.streams.formats.avro import AvroDecoder, check_schema
 from transforms.streams.formats.json import JsonDecoder
+from transforms.streams.formats.registry import FramedDecoder, SchemaRegistry
 from transforms.streams.formats.text import BytesDecoder, TextDecoder
 
 FORMATS = ("json", "avro", "text", "bytes")
@@ -38,12 +41,14 @@ class MessageFormat:
     max_bytes: int = MAX_MESSAGE_BYTES
 
 
-def decoder_of(form: MessageFormat, spec: ModelSpec) -> Decoder:
+def decoder_of(form: MessageFormat, spec: ModelSpec, topic: str, config: str | None = None) -> Decoder:
     """The decoder of messages for a model.
 
     Args:
         form: how values are read.
         spec: the model.
+        topic: whose newest schema counts for Avro where `form` has none.
+        config: a file with options of the registry's client.
 
     Raises:
         UsageError: for a schema that cannot be read, that is missing, or that has no meaning for the format.
@@ -56,8 +61,31 @@ def decoder_of(form: MessageFormat, spec: ModelSpec) -> Decoder:
         return _of_one_column(form, spec)
     if form.name == "json":
         schema = _json_schema(form.schema) if form.schema else columns_of_model(spec)
-        return JsonDecoder(schema)
+        return (
+            FramedDecoder(JsonDecoder(schema), _registry(form.registry, config))
+            if form.registry
+            else JsonDecoder(schema)
+        )
+    if form.name == "avro":
+        return _avro_decoder(form, topic, config)
     raise UsageError(f'--message_format "{form.name}" must be one of {", ".join(FORMATS)}')
+
+
+def _avro_decoder(form: MessageFormat, topic: str, config: str | None) -> Decoder:
+    registry = _registry(form.registry, config) if form.registry else None
+    if form.schema:
+        return AvroDecoder(check_schema(read_json(form.schema), f"--schema {form.schema}"), registry)
+    if registry is None:
+        raise UsageError("--message_format=avro needs --schema=FILE.avsc, or --schema_registry=URL")
+    return AvroDecoder(check_schema(registry.newest(topic), f'the newest schema of "{topic}"'), registry)
+
+
+def _registry(url: str, config: str | None) -> SchemaRegistry:
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f'--schema_registry "{redact(url)}" must be a URL, as http://host:8081')
+    registry = SchemaRegistry(url, config)
+    registry.reach()
+    return registry
 
 
 def _of_one_column(form: MessageFormat, spec: ModelSpec) -> Decoder:
