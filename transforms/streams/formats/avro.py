@@ -16,7 +16,7 @@ import fastavro
 import numpy as np
 import pyarrow as pa
 
-from handlers.errors import UsageError, one_line
+from handlers.errors import TorchbeamError, UsageError, one_line
 from handlers.failures import RowFailure, RowFailures
 from transforms.avro_types import Values, columns_of, without_logical_types
 from transforms.sources.blocks import Split, convert, misfit
@@ -62,7 +62,9 @@ class AvroDecoder:
             try:
                 records.append(self._record(value))
                 found.append(index)
-            except (UnknownSchemaError, ValueError, EOFError, TypeError, LookupError, OverflowError) as error:
+            except TorchbeamError:  # no fault of the message
+                raise
+            except Exception as error:
                 failures[index] = RowFailure(STAGE, _kind(error), one_line(error))
 
         def column(each: pa.Field, start: int, stop: int) -> pa.Array:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _FRAME = struct.Struct(">bI")
 _UNKNOWN_SECONDS = 10.0  # so long an id counts as unknown before the registry is asked again
 _NOT_FOUND = 404
-_LIMITS = {"timeout": 10, "max.retries": 3}  # seconds; by default a call may wait forever
+_LIMITS = {"timeout": 10, "max.retries": 3, "retries.wait.ms": 200}  # seconds; by default a call may wait forever
 
 
 class UnknownSchemaError(Exception):
