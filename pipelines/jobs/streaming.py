@@ -84,7 +84,9 @@ def prepare(options: StreamOptions, model: ModelDir) -> StreamJob:
         sink.output,
         sink.dead_letters,
         sink.accounts,
-        form=MessageFormat(source.message_format, source.schema, source.schema_registry, source.max_message_bytes),
+        form=MessageFormat(
+            source.message_format, source.schema, source.sample, source.schema_registry, source.max_message_bytes
+        ),
         batches=MicroBatches(source.max_batch_rows, source.max_batch_delay),
         settings=Settings(source.group),
         window_seconds=sink.window,

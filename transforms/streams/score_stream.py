@@ -28,7 +28,7 @@ from transforms.streams.endpoints import Settings, sink_of, source_of
 from transforms.streams.handler import ScoredMessages, StreamModelHandler
 from transforms.streams.messages import Sink, Source
 from transforms.streams.read import MicroBatches, Partitions, ReadMessages
-from transforms.streams.settle import MessageFormat, decoder_of
+from transforms.streams.settle import MessageFormat, decoder_of, sample_of
 
 
 @dataclass(eq=False)
@@ -147,6 +147,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
         return Score(
             self._model,
             self.decoder.schema,
+            sample_of(self.form, self._model.spec),
             columns=self.columns,
             preprocess=self.preprocess,
             postprocess=self.postprocess,
