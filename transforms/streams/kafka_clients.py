@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 ASK_SECONDS = 10.0
 _QUEUE_SECONDS = 1.0
 _AHEAD_KB = 32 << 10  # that a client reads ahead in its partition
+# With "rebootstrap" a commit of offsets waits for ever once the group's coordinator was away (librdkafka issue 5511).
+IN_TRANSACTIONS = {"metadata_recovery_strategy": "none"}
 _LARGEST_MESSAGE = 1_000_000_000  # that the client allows
 
 
@@ -77,7 +79,9 @@ def producer(
         error_cb=outage.on_error,
         on_delivery=delivered,
         # A message waits for the brokers as long as it takes; in a transaction, as long as that lasts.
-        **({"transactional_id": transactional_id} if transactional_id else {"message_timeout_ms": 0}),
+        **(
+            {"transactional_id": transactional_id, **IN_TRANSACTIONS} if transactional_id else {"message_timeout_ms": 0}
+        ),
     )
     return made
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
 
 from handlers.errors import StreamError
 from transforms.streams.kafka_clients import committed, consumer, producer, refused, send
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Producer
 
 _SECONDS = 30.0
+# The client does not always keep to its timeout: it may wait for a coordinator that is gone (librdkafka issues 5456, 5511).
+HUNG_SECONDS = 2 * _SECONDS
 
 
 class Transactions:
@@ -45,12 +48,16 @@ class Transactions:
     def open(self) -> int | None:
         """The offset behind the last transaction; None if there was none. Fences other processes if not yet done."""
         if self._producer is None:
-            self._errors.clear()
-            made = producer(self._cluster, self._errors, self._outage, self._name)
-            self._cluster.until_answered(lambda: made.init_transactions(_SECONDS), f"transactions of {self._name}")
-            self._producer = made
+            self._opened()
             self._next = committed(self._cluster, self._consumer, self._topic, self._partition)
         return self._next
+
+    def _opened(self) -> Producer:
+        self._errors = []
+        made = producer(self._cluster, self._errors, self._outage, self._name)
+        self._cluster.until_answered(lambda: made.init_transactions(_SECONDS), f"transactions of {self._name}")
+        self._producer = made
+        return made
 
     def deliver(self, offset: int, outputs: Sequence[tuple[str, Sequence[OutMessage]]]) -> None:
         """Writes outputs and commits `offset`, all or nothing; again while the brokers are away.
@@ -64,7 +71,7 @@ class Transactions:
         """
         if self._producer is None:
             raise StreamError(f"transactions of {self._name} are not open; the partition is read again")
-        while not self._delivered(self._producer, offset, outputs):
+        while not self._delivered(self._producer or self._opened(), offset, outputs):
             pass
         self._next = offset
         self._outage.over()
@@ -78,8 +85,13 @@ class Transactions:
             made.begin_transaction()
             for topic, messages in outputs:
                 send(made, topic, messages, self._errors)
-            self._again(lambda: made.send_offsets_to_transaction([position], group, _SECONDS))
+            self._again(lambda: _within(HUNG_SECONDS, made.send_offsets_to_transaction, [position], group, _SECONDS))
             self._again(lambda: made.commit_transaction(_SECONDS))
+        except _HungError:
+            # Nothing of it is committed, and the next producer of this name aborts it.
+            self._outage.on_error(client().KafkaError(client().KafkaError._TIMED_OUT))
+            self._producer = None
+            return False
         except client().KafkaException as error:
             first = self._errors[0] if self._errors else error.args[0]
             self._abort(made, error.args[0])
@@ -117,6 +129,27 @@ class Transactions:
                 if first.fatal() or first.txn_requires_abort() or not first.retriable():
                     raise
                 self._outage.on_error(first)
+
+
+class _HungError(Exception):
+    """A call of the client does not come back."""
+
+
+def _within(seconds: float, call: Callable[..., Any], *arguments: Any) -> None:
+    """Calls in a thread; raises `_HungError` if it does not come back in time, and what it raises."""
+    done: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call(*arguments))
+        except Exception as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="kafka-transaction", daemon=True).start()
+    try:
+        done.result(seconds)
+    except TimeoutError:
+        raise _HungError from None
 
 
 _lock = threading.Lock()
