@@ -84,7 +84,7 @@ def prepare(options: StreamOptions, model: ModelDir) -> StreamJob:
         sink.accounts,
         form=MessageFormat(source.message_format, source.schema, source.schema_registry, source.max_message_bytes),
         batches=MicroBatches(source.max_batch_rows, source.max_batch_delay),
-        settings=Settings(source.group),
+        settings=Settings(source.group, source.kafka_config, source.begin, sink.delivery == "exactly_once"),
         window_seconds=sink.window,
         metrics_port=sink.metrics_port,
         columns=sink.columns,

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from handlers.errors import StreamError, UsageError
+from transforms.streams.encode import Outputs
+from transforms.streams.endpoints import Settings
 from transforms.streams.kafka_clients import ASK_SECONDS, committed, consumer, producer, refused, send
 from transforms.streams.kafka_cluster import CHECK_SECONDS, Cluster, Outage, client, log, parse_url, passes, reason_of
 from transforms.streams.kafka_transaction import transactions
-from transforms.streams.messages import Headers, Messages, OutMessage, Reader, Writer
+from transforms.streams.messages import Headers, Messages, OutMessage, Reader, Sink, Writer
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, KafkaError, Message
@@ -26,6 +28,20 @@ if TYPE_CHECKING:
 Begin = Literal["earliest", "latest"]
 
 _FLUSH_SECONDS = 1.0
+
+
+def source(address: str, settings: Settings, flag: str) -> KafkaSource:
+    """The source of `kafka://host:9092[,host2:9092]/topic`; raises `UsageError` for one that cannot be."""
+    servers, topic = parse_url(address, flag)
+    group = settings.group or default_group(topic, settings.output)
+    return KafkaSource(Cluster(servers, settings.config), topic, group, settings.begin, settings.exactly_once)
+
+
+def sink(address: str, settings: Settings, flag: str, *, whole: bool = True) -> KafkaSink:
+    """The sink of `kafka://host:9092[,host2:9092]/topic`; raises `UsageError` for one that cannot be."""
+    del whole  # a message of Kafka always has all
+    servers, topic = parse_url(address, flag)
+    return KafkaSink(Cluster(servers, settings.config), topic, flag)
 
 
 def default_group(topic: str, output: str) -> str:
@@ -63,16 +79,15 @@ class KafkaSource:
     begin: Begin = "earliest"
     exactly_once: bool = False
 
-    @classmethod
-    def of_url(cls, url: str, group: str, config: str | None = None, begin: Begin = "earliest") -> KafkaSource:
-        """The source of `kafka://host:9092[,host2:9092]/topic`; raises `UsageError` if the URL is not such a one."""
-        servers, topic = parse_url(url, "--input")
-        return cls(Cluster(servers, config), topic, group, begin)
-
     @property
     def name(self) -> str:
         """The topic."""
         return self.topic
+
+    @property
+    def delivery(self) -> type[ExactlyOnce] | None:
+        """How outputs are delivered; None for the usual way."""
+        return ExactlyOnce if self.exactly_once else None
 
     def check(self) -> None:
         """Asks the brokers; raises `UsageError` if they or the topic are not there, or refuse the user or the group."""
@@ -243,12 +258,6 @@ class KafkaSink:
     topic: str
     option: str = "--output"
 
-    @classmethod
-    def of_url(cls, url: str, option: str = "--output", config: str | None = None) -> KafkaSink:
-        """The sink of `kafka://host:9092[,host2:9092]/topic`; raises `UsageError` if the URL is not such a one."""
-        servers, topic = parse_url(url, option)
-        return cls(Cluster(servers, config), topic, option)
-
     @property
     def name(self) -> str:
         """The topic."""
@@ -261,6 +270,66 @@ class KafkaSink:
     def writer(self) -> Writer:
         """A writer with a producer of its own."""
         return KafkaWriter(self)
+
+
+@dataclass(frozen=True)
+class ExactlyOnce:
+    """The outputs of a chunk and the offset behind it are one transaction: readers of committed messages see each once.
+
+    Attributes:
+        source: the topic that is read.
+        predictions: where predictions go; as all outputs a topic in the cluster of the source.
+        dead_letters: where messages go that could not be scored.
+        accounts: where the counts of chunks go; None for nowhere.
+    """
+
+    source: KafkaSource
+    predictions: Sink
+    dead_letters: Sink
+    accounts: Sink | None = None
+
+    def check(self) -> None:
+        """Asks each of them; raises `UsageError` if one is not in the cluster of the source."""
+        self.source.check()
+        mine = self.source.cluster.cluster_id()
+        for sink in (self.predictions, self.dead_letters, self.accounts):
+            if sink is None:
+                continue
+            sink.check()
+            if not isinstance(sink, KafkaSink) or sink.cluster.cluster_id() != mine:
+                raise UsageError(
+                    f"--delivery=exactly_once needs all outputs in the Kafka cluster of --input, and {sink.name} is not in it; "
+                    "write a topic of that cluster, or leave --delivery out"
+                )
+
+    def open(self) -> InTransactions:
+        """What delivers in a worker."""
+        return InTransactions(self)
+
+
+class InTransactions:
+    """Delivers chunks, each in one transaction.
+
+    Args:
+        delivery: from where and where to.
+    """
+
+    def __init__(self, delivery: ExactlyOnce) -> None:
+        self._source = delivery.source
+        self._topics = [
+            sink.name if sink else "" for sink in (delivery.predictions, delivery.dead_letters, delivery.accounts)
+        ]
+
+    def deliver(self, messages: Messages, outputs: Outputs) -> None:
+        """Writes outputs and commits the offset behind `messages`; raises `StreamError` if another process took over."""
+        written = zip(self._topics, (outputs.predictions, outputs.dead_letters, outputs.accounts), strict=True)
+        source, partition = self._source, int(messages.partition)
+        transactions(source.cluster, source.topic, source.group, partition).deliver(
+            messages.offsets[-1] + 1, [(topic, some) for topic, some in written if topic]
+        )
+
+    def close(self) -> None:
+        """Leaves the transactions open: the next chunk of the partition goes on with them."""
 
 
 class KafkaWriter:

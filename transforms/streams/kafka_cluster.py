@@ -42,6 +42,8 @@ _OURS = {
     ),
 }
 
+_REGISTRY = "schema.registry."  # options of its client, in the same file
+
 log = logging.getLogger("torchbeam.stream")
 
 
@@ -254,6 +256,8 @@ def read_options(path: str, servers: str = "") -> dict[str, str]:
         if name in ("bootstrap.servers", "metadata.broker.list"):
             if servers and sorted(re.split(r"\s*,\s*", value)) != sorted(servers.split(",")):
                 raise UsageError(f"{where}, line {number}: {name} is not {servers}, as the URL says; remove the line")
+        elif name.startswith(_REGISTRY):
+            remember([f"--{name}={value}"], environment={})
         elif name in _OURS:
             raise UsageError(f"{where}, line {number}: {name} cannot be set here; {_OURS[name]}")
         else:

@@ -12,7 +12,9 @@ from kafka_brokers import PASSWORD, USER, Sent, TestBroker
 
 from handlers.errors import StreamError, UsageError
 from handlers.redact import redact
+from transforms.streams.endpoints import Settings, sink_of, source_of
 from transforms.streams.kafka import KafkaSink, KafkaSource, default_group
+from transforms.streams.kafka_cluster import Cluster
 from transforms.streams.messages import Messages, OutMessage, Reader, Sink, Source, Writer
 
 pytestmark = pytest.mark.slow(30)
@@ -21,7 +23,19 @@ NOON = 1_700_000_000_000  # ms since 1970
 
 
 def source(kafka: TestBroker, topic: str, **fields: object) -> KafkaSource:
-    return KafkaSource.of_url(kafka.url(topic), f"group-of-{topic}", **fields)  # type: ignore[arg-type]
+    return KafkaSource(Cluster(kafka.address), topic, f"group-of-{topic}", **fields)  # type: ignore[arg-type]
+
+
+def of_url(url: str, group: str = "g", config: str | None = None) -> KafkaSource:
+    made = source_of(url, Settings(group, config))
+    assert isinstance(made, KafkaSource)
+    return made
+
+
+def to_url(url: str, flag: str = "--output", config: str | None = None) -> KafkaSink:
+    made = sink_of(url, Settings(config=config), flag)
+    assert isinstance(made, KafkaSink)
+    return made
 
 
 def read_all(of: KafkaSource, partition: str = "0", offset: int | None = None, least: int = 1) -> list[Messages]:
@@ -47,7 +61,7 @@ def test_messages_go_round(kafka: TestBroker) -> None:
         Sent(b"big", bytes(range(256)) * 40_000, [], NOON + 4, 0, 4),
     ]
     kafka.put(there, sent)
-    of, to = source(kafka, there), KafkaSink.of_url(kafka.url(back))
+    of, to = source(kafka, there), to_url(kafka.url(back))
     assert isinstance(of, Source)
     assert isinstance(to, Sink)
     of.check()
@@ -99,7 +113,7 @@ def test_a_restart_begins_behind_what_was_committed(kafka: TestBroker) -> None:
     assert [value for each in read_all(again, least=6) for value in each.values] == [
         b"%d" % number for number in range(4, 10)
     ]
-    assert KafkaSource.of_url(kafka.url(topic), "another-group").start("0") == 0
+    assert of_url(kafka.url(topic), "another-group").start("0") == 0
 
 
 def test_latest_stays_where_it_first_began(kafka: TestBroker) -> None:
@@ -135,7 +149,7 @@ def test_an_offset_whose_messages_are_gone(kafka: TestBroker, caplog: pytest.Log
 def test_keys_go_where_java_puts_them(kafka: TestBroker) -> None:
     """Of the murmur2 hashes in the tests of Kafka's own clients: "21" is -973932308, "foobar" is -790332482."""
     topic = kafka.topic(partitions=7)
-    writer = KafkaSink.of_url(kafka.url(topic)).writer()
+    writer = to_url(kafka.url(topic)).writer()
     writer.write([OutMessage(key, b"v", (), NOON * 1000) for key in (b"21", b"foobar", b"21")])
     writer.flush()
     writer.close()
@@ -145,7 +159,7 @@ def test_keys_go_where_java_puts_them(kafka: TestBroker) -> None:
 
 def test_a_message_that_the_topic_does_not_take(kafka: TestBroker) -> None:
     topic = kafka.topic(**{"max.message.bytes": "1000"})
-    writer = KafkaSink.of_url(kafka.url(topic)).writer()
+    writer = to_url(kafka.url(topic)).writer()
     writer.write([OutMessage(None, b"x" * 2000, (), NOON)])
     with pytest.raises(
         StreamError, match=rf"^topic {topic} does not take a message of this size; give it the max.message"
@@ -157,7 +171,7 @@ def test_a_message_that_the_topic_does_not_take(kafka: TestBroker) -> None:
 def test_the_broker_goes_away_and_comes_back(kafka: TestBroker, caplog: pytest.LogCaptureFixture) -> None:
     there, back = kafka.topic(), kafka.topic()
     kafka.put(there, [b"1"])
-    of, to = source(kafka, there), KafkaSink.of_url(kafka.url(back)).writer()
+    of, to = source(kafka, there), to_url(kafka.url(back)).writer()
     reader = of.reader("0", 0)
     while (first := reader.read(10, 1.0)) is None:
         pass
@@ -194,9 +208,9 @@ def test_wrong_urls() -> None:
         "kafka://alice:wonderland@host/topic": "--input: user and password belong into the file of --kafka_config",
     }.items():
         with pytest.raises(UsageError, match=error) as raised:
-            KafkaSource.of_url(url, "group")
+            of_url(url, "group")
         assert "wonderland" not in str(raised.value)
-    both = KafkaSource.of_url("kafka://one,[::1]:9093,two:1/a.b_c-d", "g")
+    both = of_url("kafka://one,[::1]:9093,two:1/a.b_c-d", "g")
     assert (both.cluster.servers, both.topic) == ("one:9092,[::1]:9093,two:1", "a.b_c-d")
 
 
@@ -214,11 +228,11 @@ def test_the_group_is_that_of_topic_and_output(tmp_path: Path, monkeypatch: pyte
 def test_nothing_answers() -> None:
     started = time.monotonic()
     with pytest.raises(UsageError, match=r"^--input: Kafka at 127\.0\.0\.1:1 cannot be reached: .*Connection refused$"):
-        KafkaSource.of_url("kafka://127.0.0.1:1/topic", "group").check()
+        of_url("kafka://127.0.0.1:1/topic", "group").check()
     with pytest.raises(
         UsageError, match=r"^--output: Kafka at no-such-host\.invalid:9092 cannot be reached: .*resolve"
     ):
-        KafkaSink.of_url("kafka://no-such-host.invalid/topic").check()
+        to_url("kafka://no-such-host.invalid/topic").check()
     assert time.monotonic() - started < 60
 
 
@@ -226,8 +240,8 @@ def test_no_such_topic_and_it_is_not_made(kafka: TestBroker) -> None:
     topic = kafka.topic(name="transactions")
     wrong = topic.replace("transactions", "transaction")
     for check in (
-        KafkaSource.of_url(kafka.url(wrong), "g").check,
-        KafkaSink.of_url(kafka.url(wrong), "--dead_letters").check,
+        of_url(kafka.url(wrong), "g").check,
+        to_url(kafka.url(wrong), "--dead_letters").check,
     ):
         with pytest.raises(UsageError) as raised:
             check()
@@ -253,14 +267,14 @@ def test_passwords_and_tls(kafka: TestBroker, tmp_path: Path) -> None:
     topic = kafka.topic()
     kafka.put(topic, [b"1"])
     right = config(tmp_path, **SASL, sasl_password=PASSWORD)
-    of = KafkaSource.of_url(f"kafka://{kafka.sasl_address}/{topic}", "g-sasl", right)
+    of = of_url(f"kafka://{kafka.sasl_address}/{topic}", "g-sasl", right)
     of.check()
     assert [list(each.values) for each in read_all(of)] == [[b"1"]]
     assert redact(f"it is {PASSWORD}") == "it is ***"  # known, once the file was read
     assert PASSWORD not in repr(of)
 
     tls = SASL | {"security_protocol": "SASL_SSL", "sasl_password": PASSWORD, "ssl_ca_location": str(kafka.authority)}
-    sink = KafkaSink.of_url(f"kafka://{kafka.tls_address}/{topic}", config=config(tmp_path, **tls))
+    sink = to_url(f"kafka://{kafka.tls_address}/{topic}", config=config(tmp_path, **tls))
     sink.check()
     writer = sink.writer()
     writer.write([OutMessage(None, b"2", (), NOON * 1000)])
@@ -288,7 +302,7 @@ def test_passwords_and_tls(kafka: TestBroker, tmp_path: Path) -> None:
 )
 def test_refused(kafka: TestBroker, tmp_path: Path, listener: str, options: dict[str, str], error: str) -> None:
     address = {"sasl": kafka.sasl_address, "tls": kafka.tls_address, "plain": kafka.address}[listener]
-    sink = KafkaSink.of_url(f"kafka://{address}/topic", config=config(tmp_path, **options))
+    sink = to_url(f"kafka://{address}/topic", config=config(tmp_path, **options))
     with pytest.raises(UsageError, match=f"^--output: .*{error}") as raised:
         sink.check()
     assert "\n" not in str(raised.value)
@@ -320,7 +334,7 @@ def test_wrong_config(tmp_path: Path, text: str, error: str) -> None:
     (tmp_path / "c.properties").write_text(text)
     file = str(tmp_path / "c.properties")
     with pytest.raises(UsageError, match=error) as raised:
-        KafkaSink.of_url("kafka://127.0.0.1:1/topic", config=file).check()
+        to_url("kafka://127.0.0.1:1/topic", config=file).check()
     assert f"--kafka_config={file}" in str(raised.value)
     assert "ecret-cat" not in str(raised.value)
     assert "\n" not in str(raised.value)
@@ -328,7 +342,7 @@ def test_wrong_config(tmp_path: Path, text: str, error: str) -> None:
 
 def test_no_config_file(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"^--kafka_config=.*/none cannot be read: "):
-        KafkaSink.of_url("kafka://127.0.0.1:1/topic", config=str(tmp_path / "none")).check()
+        to_url("kafka://127.0.0.1:1/topic", config=str(tmp_path / "none")).check()
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(UsageError, match=r"^--kafka_config=.*/binary is not UTF-8 text$"):
-        KafkaSink.of_url("kafka://127.0.0.1:1/topic", config=str(tmp_path / "binary")).check()
+        to_url("kafka://127.0.0.1:1/topic", config=str(tmp_path / "binary")).check()
