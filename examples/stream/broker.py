@@ -34,7 +34,11 @@ LARGEST_MESSAGE = 32 << 20
 
 
 class NoBrokerError(Exception):
-    """There is no Java, or there are no jars, or the broker has not started; the message says what to do."""
+    """There is no Java, or there are no jars; the message says what to do."""
+
+
+class BrokerError(Exception):
+    """The broker does not start."""
 
 
 def find_java() -> str:
@@ -106,7 +110,7 @@ class Broker:
                 return
             if self._process.poll() is not None or time.monotonic() > end:
                 self.stop()
-                raise NoBrokerError(f"the Kafka broker has not started: {log.read_text()[-2000:]}")
+                raise BrokerError(f"the Kafka broker has not started: {log.read_text()[-2000:]}")
 
     def stop(self) -> None:
         """Ends the broker at once (SIGKILL), as a crash does; `start` starts it again with what it has stored."""
@@ -147,7 +151,8 @@ def broker(folder: Path, users: Mapping[str, str] | None = None, certificate: Pa
         certificate: a PEM file with a private key and a certificate.
 
     Raises:
-        NoBrokerError: if there is no Java, or there are no jars, or it does not start.
+        NoBrokerError: if there is no Java, or there are no jars.
+        BrokerError: if it does not start.
     """
     names = ["plain", "sasl", "controller", *(["tls"] if certificate else [])]
     made = Broker(folder, _free_ports(names), users or {}, certificate)
@@ -157,10 +162,10 @@ def broker(folder: Path, users: Mapping[str, str] | None = None, certificate: Pa
         properties.write_text("".join(f"{name}={value}\n" for name, value in _properties(made).items()))
         properties.chmod(0o600)
         identifier = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        tool = ["kafka.tools.StorageTool", "format", "--cluster-id", identifier, "--config", str(properties)]
+        tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={identifier}", "--config", str(properties)]
         formatted = subprocess.run([*_java(64), *tool], capture_output=True, text=True, check=False)
         if formatted.returncode:
-            raise NoBrokerError(f"the storage of the Kafka broker: {formatted.stdout}{formatted.stderr}")
+            raise BrokerError(f"the storage of the Kafka broker: {formatted.stdout}{formatted.stderr}")
         made.start()
         yield made
     finally:
@@ -208,6 +213,7 @@ def _properties(made: Broker) -> dict[str, object]:
         "message.max.bytes": LARGEST_MESSAGE,
         "replica.fetch.max.bytes": LARGEST_MESSAGE,
         "log.index.size.max.bytes": 1 << 20,
+        "log.retention.ms": -1,  # it counts from the event time of a message, which may be years ago
         # One node, which few clients use for a short time.
         **{f"{topic}.replication.factor": 1 for topic in ("offsets.topic", "transaction.state.log")},
         "transaction.state.log.min.isr": 1,

@@ -10,8 +10,8 @@ from handlers.errors import UsageError
 from handlers.redact import redact
 from transforms.streams.messages import Sink, Source
 
-# The module of each scheme has `source(address, settings, flag)` and `sink(address, settings, flag, whole)`; it may have
-# `delivery`, if it can deliver exactly once.
+# The module of each scheme has `source(address, settings, flag)` and `sink(address, settings, flag, whole)`, and
+# `EXACTLY_ONCE`, if its sources then have a `delivery` of their own.
 SCHEMES = {
     "folder": ("transforms.streams.folder", "folder:DIR"),
     "kafka": ("transforms.streams.kafka", "kafka://HOST:9092/TOPIC"),
@@ -40,7 +40,7 @@ class Settings:
 def source_of(address: str, settings: Settings, flag: str = "--input") -> Source:
     """The source at `address`; raises `UsageError` for one that cannot be."""
     module = _module(address, flag)
-    if settings.exactly_once and not hasattr(module, "delivery"):
+    if settings.exactly_once and not getattr(module, "EXACTLY_ONCE", False):
         raise UsageError(
             f"--delivery=exactly_once needs a source with transactions, as kafka://HOST:9092/TOPIC, and {flag} "
             f'"{redact(address)}" has none; leave it out: outputs carry the ids by which they can be deduplicated'

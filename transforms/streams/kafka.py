@@ -25,6 +25,8 @@ from transforms.streams.messages import Headers, Messages, OutMessage, Reader, S
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, KafkaError, Message
 
+EXACTLY_ONCE = True  # with Settings.exactly_once
+
 Begin = Literal["earliest", "latest"]
 
 _FLUSH_SECONDS = 1.0
