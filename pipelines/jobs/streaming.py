@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PrismRunnerOptions
+from apache_beam.options.pipeline_options import PrismRunnerOptions, StandardOptions
 
 from handlers.batching import ResourceHints
 from handlers.errors import UsageError
@@ -71,6 +71,8 @@ def prepare(options: StreamOptions, model: ModelDir) -> StreamJob:
     launch = runners.settle(options.run, options.beam)
     if options.how.runner == PRISM:
         _check_prism(launch)
+    if not runners.in_process(options.how.runner):
+        launch.options.view_as(StandardOptions).streaming = True
     source, sink, run = options.source, options.sink, options.how
     local = runners.in_process(run.runner)
     placement = Placement(
@@ -82,7 +84,9 @@ def prepare(options: StreamOptions, model: ModelDir) -> StreamJob:
         sink.output,
         sink.dead_letters,
         sink.accounts,
-        form=MessageFormat(source.message_format, source.schema, source.schema_registry, source.max_message_bytes),
+        form=MessageFormat(
+            source.message_format, source.schema, source.sample, source.schema_registry, source.max_message_bytes
+        ),
         batches=MicroBatches(source.max_batch_rows, source.max_batch_delay),
         settings=Settings(source.group, source.kafka_config, source.begin, sink.delivery == "exactly_once"),
         window_seconds=sink.window,
@@ -110,8 +114,8 @@ def check_runner(options: StreamOptions) -> None:
     runner = options.how.runner
     if runner == "SparkRunner":
         raise UsageError(
-            "SparkRunner cannot run a stream: Beam's portable Spark runner runs batch pipelines only; use --runner=PrismRunner "
-            "on one machine, DataflowRunner, or leave --runner out and start one process for each machine"
+            "SparkRunner cannot run a stream: Beam's portable Spark runner runs batch pipelines only; leave --runner "
+            "out, or use PrismRunner or DataflowRunner; torchbeam score scores what has arrived on Spark"
         )
     if runner == dataflow.RUNNER and options.source.stop_after is not None:
         raise UsageError("--stop_after is for tries on one machine; end a job on Dataflow by draining it")

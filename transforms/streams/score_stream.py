@@ -18,6 +18,7 @@ from handlers.columnar.handler import ColumnarModelHandler
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
 from handlers.predict.placement import Placement
+from handlers.redact import redact
 from transforms.inference.score import Score
 from transforms.streams.accounts import Accounts
 from transforms.streams.decode import Decode, Decoded, Decoder
@@ -27,7 +28,7 @@ from transforms.streams.endpoints import Settings, sink_of, source_of
 from transforms.streams.handler import ScoredMessages, StreamModelHandler
 from transforms.streams.messages import Sink, Source
 from transforms.streams.read import MicroBatches, Partitions, ReadMessages
-from transforms.streams.settle import MessageFormat, decoder_of
+from transforms.streams.settle import MessageFormat, decoder_of, sample_of
 
 
 @dataclass(eq=False)
@@ -100,6 +101,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
         self._model = self.model if isinstance(self.model, ModelDir) else ModelDir(self.model)
         output = self.predictions if isinstance(self.predictions, str) else self.predictions.name
         made = replace(self.settings, output=output)
+        self._check_apart()
         self._source = source_of(self.source, made) if isinstance(self.source, str) else self.source
         self._delivery = self.delivery or delivery_of(self._source)(
             self._source,
@@ -107,6 +109,24 @@ class ScoreStream(beam.PTransform[Any, Any]):
             _sink(self.dead_letters, made, "--dead_letters", whole=True),
             None if self.accounts is None else _sink(self.accounts, made, "--accounts"),
         )
+
+    def _check_apart(self) -> None:
+        """Refuses an address that is given for two things: predictions would be read again, or dead letters lost in them."""
+        given = {
+            "--input": self.source,
+            "--output": self.predictions,
+            "--dead_letters": self.dead_letters,
+            "--accounts": self.accounts,
+        }
+        flags: dict[str, str] = {}
+        for flag, address in given.items():
+            if not isinstance(address, str):
+                continue
+            scheme, _, rest = address.partition(":")
+            key = f"{scheme}:{os.path.abspath(rest) if scheme == 'folder' else rest.rstrip('/')}"  # noqa: PTH100
+            if key in flags:
+                raise UsageError(f"{flags[key]} and {flag} are the same, {redact(address)}; give them different ones")
+            flags[key] = flag
 
     def check(self) -> None:
         """Settles all that can be before the run; raises what the run would fail with."""
@@ -120,7 +140,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
     @cached_property
     def decoder(self) -> Decoder:
         """Reads the values of messages."""
-        return decoder_of(self.form, self._model.spec)
+        return decoder_of(self.form, self._model.spec, self._source.name, self.settings.config)
 
     @cached_property
     def score(self) -> Score:
@@ -128,6 +148,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
         return Score(
             self._model,
             self.decoder.schema,
+            sample_of(self.form, self._model.spec),
             columns=self.columns,
             preprocess=self.preprocess,
             postprocess=self.postprocess,
