@@ -4,6 +4,7 @@
 # make check    the same without the slow tests, for use while writing
 # make fuzz     property tests with random seeds until FUZZ_SECONDS=300 are over or one fails
 # make lock     resolve the locks anew
+# make kafka    the jars of a Kafka broker for the tests and `make stream` (needs Java and Maven)
 # make spark-job-server SPARK_VERSION=3.5.7    the job server for Spark of that version (needs Java and Maven)
 # make prism    the Prism runner for streams on one machine (needs Go)
 # make clean    remove what the targets made, the virtual environment too
@@ -13,7 +14,7 @@
 # make check-image          execute its Dockerfile with stand-ins for the public images (root, buildah, debootstrap)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup score pipeline test check fuzz services lint types format lock spark-job-server prism clean template template-metadata api \
+.PHONY: help setup score pipeline test check fuzz services lint types format lock kafka spark-job-server prism clean template template-metadata api \
   check-image
 SHELL := /bin/bash
 
@@ -116,6 +117,28 @@ api: $(STAMP)
 
 check-image: $(STAMP)
 	PYTHON=$(BIN)/python templates/check_image.sh score
+
+# The copy of pom.xml beside the jars says what they were made from.
+kafka: POM := examples/stream/pom.xml
+kafka: VERSION := $(shell sed -n 's:.*<kafka.version>\(.*\)</.*:\1:p' examples/stream/pom.xml)
+kafka: CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/torchbeam/kafka
+kafka:
+	@set -euo pipefail; \
+	cmp -s $(POM) '$(CACHE)/$(VERSION)/pom.xml' && exit; \
+	for tool in java mvn; do \
+	  if ! command -v $$tool >/dev/null; then \
+	    echo "There is no $$tool on PATH. On Debian: apt-get install openjdk-17-jdk-headless maven" >&2; exit 1; \
+	  fi; \
+	done; \
+	mkdir -p '$(CACHE)'; \
+	made=$$(mktemp -d '$(CACHE)/making-XXXXXX'); \
+	trap 'rm -rf "$$made"' EXIT; \
+	cp $(POM) "$$made/pom.xml"; \
+	echo 'Fetching the Kafka broker $(VERSION): 45 MB'; \
+	mvn --batch-mode --quiet --file "$$made/pom.xml" package; \
+	cp $(POM) "$$made/target/jars/pom.xml"; \
+	rm -rf '$(CACHE)/$(VERSION)'; \
+	mv "$$made/target/jars" '$(CACHE)/$(VERSION)'
 
 # Built in a folder of its own, so that two versions may be built at once, and moved to its place when it is whole.
 spark-job-server: POM := templates/spark/pom.xml

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what some tests need in addition to Python: Java, Maven and the job server for Spark, stand-ins for Cloud
-# Storage and Pub/Sub, the Prism runner, a browser.
+# Installs what some tests need in addition to Python: Java, Maven and the job server for Spark, a Kafka broker, stand-ins for
+# Cloud Storage and Pub/Sub, the Prism runner, a browser.
 # What cannot be had is said in one line each; the tests that need it skip. Packages of the system are installed by root,
 # and in continuous integration (CI=true) by sudo where that asks for no password.
 set -uo pipefail
@@ -45,6 +45,18 @@ if ! cmp -s $pom "$job_servers/$version.pom.xml"; then
   fi
 elif ! command -v java >/dev/null; then
   missing 'tests on Spark' 'there is no java on PATH; apt-get install openjdk-17-jdk-headless'
+fi
+
+kafka=$(sed -n 's:.*<kafka.version>\(.*\)</.*:\1:p' examples/stream/pom.xml)
+if ! cmp -s examples/stream/pom.xml "${XDG_CACHE_HOME:-$HOME/.cache}/torchbeam/kafka/$kafka/pom.xml"; then
+  if java_and_maven; then
+    make --no-print-directory kafka </dev/null 2>&1 ||
+      missing 'tests on Kafka' 'its jars could not be fetched; see what `make kafka` says'
+  else
+    missing 'tests on Kafka' 'there is no java or no mvn on PATH; apt-get install openjdk-17-jdk-headless maven'
+  fi
+elif ! command -v java >/dev/null; then
+  missing 'tests on Kafka' 'there is no java on PATH; apt-get install openjdk-17-jdk-headless'
 fi
 
 gcs=github.com/fsouza/fake-gcs-server@v1.56.1

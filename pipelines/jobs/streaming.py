@@ -8,7 +8,6 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 import apache_beam as beam
@@ -85,7 +84,7 @@ def prepare(options: StreamOptions, model: ModelDir) -> StreamJob:
             source.message_format, source.schema, source.sample, source.schema_registry, source.max_message_bytes
         ),
         batches=MicroBatches(source.max_batch_rows, source.max_batch_delay),
-        settings=Settings(source.group),
+        settings=Settings(source.group, source.kafka_config, source.begin, sink.delivery == "exactly_once"),
         window_seconds=sink.window,
         metrics_port=sink.metrics_port,
         columns=sink.columns,

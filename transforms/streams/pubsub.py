@@ -29,6 +29,7 @@ from transforms.streams.messages import Messages, OutMessage
 
 _LOG = logging.getLogger(__name__)
 
+DEFAULT_GROUP = "torchbeam"
 LEASE_SECONDS = 60  # within it a micro-batch is scored and written; it is extended when the batch is taken
 ANSWER_SECONDS = 10.0  # for every question but a pull
 PULL_SECONDS = 1.0
@@ -45,26 +46,26 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 T = TypeVar("T")
 
 
-def source(address: str, settings: Settings) -> PubSubSource:
+def source(address: str, settings: Settings, flag: str) -> PubSubSource:
     """The source of `pubsub://PROJECT/subscriptions/NAME`, or of a topic, whose subscription is named by the group."""
-    project, kind, name = _parts(address, ("subscriptions", "topics"))
+    project, kind, name = _parts(address, flag, ("subscriptions", "topics"))
     if kind == "subscriptions":
         return PubSubSource(project, name)
-    return PubSubSource(project, f"{settings.group}-{name}", name)
+    return PubSubSource(project, f"{settings.group or DEFAULT_GROUP}-{name}", name)
 
 
-def sink(address: str, settings: Settings, *, whole: bool) -> PubSubSink:
+def sink(address: str, settings: Settings, flag: str, *, whole: bool) -> PubSubSink:
     """The sink of `pubsub://PROJECT/topics/NAME`; a message has all that it came with anyway."""
     del settings, whole
-    project, _, name = _parts(address, ("topics",))
+    project, _, name = _parts(address, flag, ("topics",))
     return PubSubSink(project, name)
 
 
-def _parts(address: str, kinds: Sequence[str]) -> tuple[str, str, str]:
+def _parts(address: str, flag: str, kinds: Sequence[str]) -> tuple[str, str, str]:
     match = re.fullmatch(r"pubsub://([a-z0-9.:-]+)/([a-z]+)/([A-Za-z][A-Za-z0-9._~+%-]{2,254})", address)
     if match is None or match[2] not in kinds:
         forms = " or ".join(f"pubsub://PROJECT/{kind}/NAME" for kind in kinds)
-        raise UsageError(f'"{address}" must be {forms}')
+        raise UsageError(f'{flag} "{address}" must be {forms}')
     return match[1], match[2], match[3]
 
 
