@@ -46,7 +46,7 @@ class ChunkHandler(MeteredHandler[pa.RecordBatch, ScoredT, Any], Generic[ScoredT
             chunks = [merge(batch)]
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             chunks = list(batch)
-        current = self._current(model, chunks)
+        current = self.current(model, chunks)
         try:
             scored = [self._score(current, chunk) for chunk in chunks]
         except DeviceLostError:
@@ -57,7 +57,7 @@ class ChunkHandler(MeteredHandler[pa.RecordBatch, ScoredT, Any], Generic[ScoredT
             self._count(part)
         return scored
 
-    def _current(self, model: Any, chunks: Sequence[pa.RecordBatch]) -> ScorerT:
+    def current(self, model: Any, chunks: Sequence[pa.RecordBatch]) -> ScorerT:
         """What scores all chunks of a batch, of what `load_model` gave."""
         scorer: ScorerT = model
         return scorer
@@ -155,9 +155,10 @@ class ColumnarModelHandler(ChunkHandler[Scored, Scorer]):
                 "are settled for the first; give it a refresh, which looks for newer models itself"
             )
 
-    def _current(self, model: Any, chunks: Sequence[pa.RecordBatch]) -> Scorer:
+    def current(self, model: Any, chunks: Sequence[pa.RecordBatch]) -> Scorer:
+        """The scorer for all chunks of a batch: the newest, where the model is refreshed."""
         if not isinstance(model, ScorerRefresher):
-            return super()._current(model, chunks)
+            return super().current(model, chunks)
         self._metrics.refreshed(model.take_counts())
         return model.take(chunks)
 

@@ -15,6 +15,7 @@ from handlers.errors import TorchbeamError, one_line
 from handlers.model.directory import ModelDir
 from handlers.predict.predictor import Predictor
 from handlers.predict.released import reclaim, reclaimer
+from handlers.redact import redact
 from handlers.refresh.watch import Refresh, Target
 
 _SOON = 1.0  # seconds until the next look, after one that saw something new
@@ -133,7 +134,7 @@ class Refresher(Generic[T]):
                 _log.warning("no newer model can be looked for: %s; version %s goes on", reason, self.version)
             return None
         if self._problem:
-            _log.info("the location of the model, %s, can be read again", self._watch.location)
+            _log.info("the location of the model, %s, can be read again", redact(self._watch.location))
             self._problem = ""
         return target
 
@@ -154,12 +155,14 @@ class Refresher(Generic[T]):
         self._count("models_refreshed")
         _log.info(
             "the model is now version %s from %s, loaded in %.1f s; it was version %s",
-            *(self.version, target.path, time.perf_counter() - started, old),
+            *(self.version, redact(target.path), time.perf_counter() - started, old),
         )
 
     def _refused(self, target: Target, error: Exception) -> None:
         self._count("models_refused")
-        _log.warning("the model at %s is refused: %s; version %s goes on", target.path, _reason(error), self.version)
+        _log.warning(
+            "the model at %s is refused: %s; version %s goes on", redact(target.path), _reason(error), self.version
+        )
 
     def _count(self, name: str) -> None:
         with self._counting:

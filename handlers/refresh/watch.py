@@ -125,8 +125,8 @@ class ModelWatch:
         if has_magic(location) and (is_remote(location) or not Path(location).exists()):
             return self._newest(location)
         text = _pointer(location)
-        if text is None:
-            return location
+        if text is None:  # of a link, what it leads to: Beam tells models apart by their path
+            return location if is_remote(location) else os.path.realpath(location)
         if is_mlflow(text) or is_reference(text):
             return self._registered(text)
         if is_remote(text) or Path(text).is_absolute():

@@ -70,7 +70,7 @@ def test_nothing_matches(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match='newest_by must be version or time, not "size"'):
         ModelWatch("models/*", newest_by="size")  # type: ignore[arg-type]
     for seconds in (0, -1, float("nan"), 1e12):
-        with pytest.raises(UsageError, match="a model is looked for every 0.1 to"):
+        with pytest.raises(UsageError, match=r"a model is looked for every 0\.1 to"):
             Refresh(ModelWatch("models/*"), seconds)
 
 
@@ -115,7 +115,7 @@ def test_a_name_in_a_registry(save: Save, tmp_path: Path, monkeypatch: pytest.Mo
         ModelDir.save(Linear(version + 1), registry / f"credit/{version}", inputs=INPUTS)
     aliases = registry / "credit/aliases.json"
     aliases.write_text('{"champion": {"version": 1, "previous": []}}')
-    watch = pickle.loads(pickle.dumps(ModelWatch("credit@champion", registry=str(registry))))  # noqa: S301
+    watch = pickle.loads(pickle.dumps(ModelWatch("credit@champion", registry=str(registry))))
     assert watch.find().path == str(registry / "credit/1")
     aliases.write_text('{"champion": {"version": 2, "previous": [1]}}')
     assert watch.first().registered == "credit@2"
@@ -134,7 +134,7 @@ def test_a_version_that_was_changed_after_its_push_is_refused(save: Save, tmp_pa
     shutil.copytree(model.path, folder)
     (folder / ".registry.json").write_text('{"digest": "' + "0" * 64 + '"}')
     watch = ModelWatch("credit@latest", registry=str(tmp_path / "registry"))
-    with pytest.raises(UsageError, match="credit@1 .* was changed after it was pushed"):
+    with pytest.raises(UsageError, match=r"credit@1 .* was changed after it was pushed"):
         watch.first()
 
 
