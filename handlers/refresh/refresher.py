@@ -14,7 +14,7 @@ from typing import Generic, Protocol, TypeVar
 from handlers.errors import TorchbeamError, one_line
 from handlers.model.directory import ModelDir
 from handlers.predict.predictor import Predictor
-from handlers.predict.released import reclaim, reclaimer
+from handlers.predict.released import end_exempt, exempt, is_cyclic, reclaim, reclaimer
 from handlers.redact import redact
 from handlers.refresh.watch import Refresh, Target
 
@@ -72,7 +72,14 @@ class Refresher(Generic[T]):
         self._counting = threading.Lock()  # another one: no batch waits for a look
         self._counts: Counter[str] = Counter()
         self.version, self._digest = first.version, first.digest
-        self.current = self._newest() or load(first, None)
+        newest = self._newest()
+        model, self.current = newest or (first, load(first, None))
+        if is_cyclic(self.current.predictor):  # to be freed by collections; what loading imports need not be looked at
+            del self.current, newest
+            exempt()
+            self.current = load(model, None)
+        else:
+            exempt()
         stop = threading.Event()
         thread = threading.Thread(
             target=_watch, args=(weakref.ref(self), stop, refresh.every), name="torchbeam-refresh", daemon=True
@@ -106,7 +113,7 @@ class Refresher(Generic[T]):
         """Ends the thread; the current model stays."""
         self._close()
 
-    def _newest(self) -> T | None:
+    def _newest(self) -> tuple[ModelDir, T] | None:
         """The model that the location stands for, if it is another than the first and works: a worker may start late."""
         target = self._find()
         if target is None:
@@ -121,7 +128,7 @@ class Refresher(Generic[T]):
             self._refused(target, error)
             return None
         self.version, self._digest = model.version, model.digest
-        return found
+        return model, found
 
     def _find(self) -> Target | None:
         """The target, or None where the location cannot be read, which is logged once."""
@@ -185,7 +192,8 @@ def _watch(reference: weakref.ref[Refresher[T]], stop: threading.Event, every: f
 
 
 def _stop(stop: threading.Event, thread: threading.Thread) -> None:
-    """Ends the thread. One that loads a model is waited for: the end of Python would leave it in the middle of it."""
+    """Ends the thread, and waits for one that loads a model: the end of Python would leave it in the middle of that."""
     stop.set()
     if thread is not threading.current_thread() and thread.is_alive():
         thread.join(_STOP_SECONDS)
+    end_exempt()

@@ -211,16 +211,6 @@ def test_the_old_model_is_released(versions: Callable[..., ModelDir]) -> None:
         gc.enable()
 
 
-def test_a_program_in_a_cycle_is_released_by_the_next_look(versions: Callable[..., ModelDir]) -> None:
-    options = {"format": "torch_export", "example": (torch.ones(2, 2),)}
-    refresher = begin(versions(1, **options))
-    module = weakref.ref(refresher.current.predictor.module)
-    versions(2, 3.0, **options)
-    for _ in range(3):
-        refresher.look()
-    assert module() is None
-
-
 def test_the_thread_takes_a_newer_model_and_ends_with_its_owner(versions: Callable[..., ModelDir]) -> None:
     first = versions(1)
     taken = threading.Event()
