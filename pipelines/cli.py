@@ -12,6 +12,7 @@ from pipelines.command import process
 COMMANDS = {
     "prepare": "clean, sample and split rows for training",
     "score": "score a table with a PyTorch model",
+    "stream": "score the messages of a stream until it is ended",
     "train": "train a model on a table and write its model directory",
     "evaluate": "compare labels with predictions: metrics and a report",
     "run": "prepare, train, score and evaluate from one file",

@@ -31,7 +31,7 @@ ALLOWED = {
     "transforms.sources": {"handlers.*", "transforms"},
     "transforms.sinks": {"handlers.*", "transforms"},
     "transforms.inference": {"handlers.*", "transforms", "transforms.sources"},
-    "transforms.streams": {"handlers.*", "transforms", "transforms.sources", "transforms.inference"},
+    "transforms.streams": {"handlers.*", "transforms", "transforms.sources", "transforms.sinks", "transforms.inference"},
     "transforms.evaluation": {"handlers.*", "transforms"},
     "transforms.preparation": {"handlers.*", "transforms", "transforms.sinks", "transforms.evaluation"},
     "transforms.local": {"handlers.*", "transforms", "transforms.sources", "transforms.inference"},

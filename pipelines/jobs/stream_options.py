@@ -1,0 +1,198 @@
+"""All options of `stream`. Imports neither torch nor Beam."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+
+from handlers.batching import in_bytes
+from handlers.errors import UsageError
+from handlers.model.registry import is_reference, registry_folder, resolve
+from handlers.paths import is_remote
+from pipelines.command.options import (
+    MODEL_HELP,
+    Command,
+    ModelOptions,
+    RunOptions,
+    flag,
+    option,
+    parser,
+    pick,
+)
+from pipelines.command.values import names, path, positive
+
+MAX_MESSAGE_BYTES = 8 << 20
+_UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def seconds(text: str) -> float:
+    """A duration with its unit, such as 50ms, 1m or 0.5s, in seconds; raises `ValueError`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)", text.strip())
+    if match is None or not float(match[1]):
+        raise ValueError(f'must be a duration with its unit, such as 50ms, 10s or 1m, not "{text}"')
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def message_bytes(text: str) -> int:
+    """A size with its unit, such as 8MB, in bytes; raises `ValueError`."""
+    size = in_bytes(text, "8MB")
+    if not 1 <= size <= 1 << 30:
+        raise ValueError(f'must be 1B to 1GiB, not "{text}"')
+    return size
+
+
+def port(text: str) -> int:
+    """A port of this machine; raises `ValueError`."""
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise ValueError(f'must be a port, 1 to 65535, not "{text}"')
+    return int(text)
+
+
+@dataclass(frozen=True)
+class StreamSourceOptions:
+    """Where messages come from, and how they are read."""
+
+    TITLE = "source"
+
+    input: str = option("where messages come from: folder:DIR, a folder into which whole files are moved", parse=path)
+    group: str = option(
+        "name of the reader whose position is kept; another name starts from the beginning (default: torchbeam)",
+        "torchbeam",
+        metavar="NAME",
+    )
+    message_format: str = option(
+        "format of the values of messages: json, avro, text or bytes (default: json)",
+        "json",
+        choices=("json", "avro", "text", "bytes"),
+    )
+    schema: str | None = option(
+        'columns of the messages: for json a file {"COLUMN": "TYPE", …}, for avro the schema, .avsc (default for json: the '
+        "inputs in model.yaml; for avro: the newest schema in --schema_registry)",
+        None,
+        parse=path,
+        metavar="FILE",
+    )
+    schema_registry: str | None = option(
+        "URL of a schema registry; values then begin with the id of their schema, as Confluent's serializers write them",
+        None,
+        parse=path,
+        metavar="URL",
+    )
+    max_message_bytes: int = option(
+        "size with a unit of the largest message that is read; a larger one is a dead letter (default: 8MiB)",
+        MAX_MESSAGE_BYTES,
+        parse=message_bytes,
+        metavar="SIZE",
+    )
+    max_batch_rows: int = option(
+        "messages that are scored together at most (default: 8192)", 8192, parse=positive, metavar="N"
+    )
+    max_batch_delay: float = option(
+        "how long a message waits at most for others to be scored with (default: 50ms)",
+        0.05,
+        parse=seconds,
+        metavar="DURATION",
+    )
+    stop_after: int | None = option(
+        "end after N messages were read (default: never)", None, parse=positive, metavar="N"
+    )
+
+
+@dataclass(frozen=True)
+class StreamModelOptions(ModelOptions):
+    """The model, and how it runs."""
+
+    model: str = option(MODEL_HELP, parse=path)
+
+
+@dataclass(frozen=True)
+class StreamSinkOptions:
+    """Where outputs go."""
+
+    TITLE = "sink"
+
+    output: str = option("where predictions go, as JSON: folder:DIR", parse=path)
+    dead_letters: str = option(
+        "where messages go that cannot be scored, as they came, with the reason: folder:DIR", parse=path
+    )
+    accounts: str | None = option(
+        "where the counts of each chunk go, as JSON: folder:DIR (default: nowhere; the log has those of each window)",
+        None,
+        parse=path,
+    )
+    columns: tuple[str, ...] = option(
+        "columns to copy into the predictions, separated by commas, * for all (default: *)", ("*",), parse=names
+    )
+    probabilities: bool = flag("task classification: a column probability_CLASS for every class")
+    window: float = option(
+        "length of the windows of event time by which messages are counted (default: 1m)",
+        60.0,
+        parse=seconds,
+        metavar="DURATION",
+    )
+    metrics_port: int | None = option(
+        "port on which metrics are served in Prometheus text (default: none)", None, parse=port, metavar="PORT"
+    )
+
+
+@dataclass(frozen=True)
+class StreamRunOptions:
+    """How the stream is executed."""
+
+    TITLE = "run"
+
+    runner: str = option(
+        "FnApiRunner (in this process), PrismRunner, DataflowRunner (default: FnApiRunner)", "FnApiRunner"
+    )
+    wait: bool = flag("on Dataflow: wait until the job ends; otherwise return once it is submitted")
+    shared_filesystem: bool = flag("local paths are the same on all machines of the cluster")
+    verbose: bool = flag("show the logs of Beam and the tracebacks of errors")
+
+
+@dataclass(frozen=True)
+class StreamOptions:
+    """All options of the command; `beam` are passed to Beam unchanged."""
+
+    source: StreamSourceOptions
+    model: StreamModelOptions
+    sink: StreamSinkOptions
+    how: StreamRunOptions
+    beam: tuple[str, ...] = ()
+
+    @property
+    def verbose(self) -> bool:
+        """Whether the logs of Beam and the tracebacks of errors are shown."""
+        return self.how.verbose
+
+    @property
+    def run(self) -> RunOptions:
+        """The options of the run as all commands have them."""
+        how = self.how
+        return RunOptions(
+            runner=how.runner, wait=how.wait, shared_filesystem=how.shared_filesystem, verbose=how.verbose
+        )
+
+    @staticmethod
+    def parse(argv: list[str], command: Command) -> StreamOptions:
+        """Parses arguments; raises `UsageError`, or SystemExit(0) for `--help`."""
+        groups = (StreamSourceOptions, StreamModelOptions, StreamSinkOptions, StreamRunOptions)
+        values, others = parser(command, groups).parse_known_args(argv)
+        if others and not others[0].startswith("-"):
+            raise UsageError(f'unexpected argument "{others[0]}"; see --help')
+        source, model, sink, how = (pick(group, values) for group in groups)
+        return StreamOptions(source, model, sink, how, tuple(others))  # type: ignore[arg-type]
+
+    def resolved(self) -> StreamOptions:
+        """The options with the path of the version that a name in the registry stands for now.
+
+        Raises:
+            UsageError: for a name that the registry does not have.
+        """
+        root = registry_folder(self.model.registry)
+        if is_reference(self.model.model) and is_remote(root):
+            from handlers.model import stores
+            from pipelines import runners
+
+            stores.connect({"registry": root}, runners.pipeline_options(self.how.runner, self.beam))
+        found = resolve(self.model.model, self.model.registry)
+        return replace(self, model=replace(self.model, model=found.path))

@@ -1,0 +1,102 @@
+"""`StreamModelHandler`: Beam's RunInference over micro-batches of messages."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from apache_beam.coders.typecoders import registry
+
+from handlers.base import MeteredHandler
+from handlers.columnar.handler import ColumnarModelHandler
+from handlers.columnar.scorer import Scorer
+from handlers.errors import DeviceLostError
+from handlers.failures import RowFailures
+from handlers.metrics import InferenceMetrics
+from handlers.predict.faults import leave_lost_process
+from transforms.streams.coder import MessagesCoder
+from transforms.streams.decode import Decoded
+from transforms.streams.messages import Messages
+
+
+@dataclass(frozen=True)
+class ScoredMessages:
+    """What became of messages; scored + dropped + dead are all of them.
+
+    Attributes:
+        messages: as they came.
+        predictions: the scored rows, in the output schema of the plan.
+        indices: int64: for each of them the index of its message, increasing unless a function changed the order.
+        failures: by index of the message, why it was not scored.
+        model_version: the model that scored them.
+    """
+
+    messages: Messages
+    predictions: pa.RecordBatch
+    indices: np.ndarray
+    failures: RowFailures
+    model_version: str
+
+
+registry.register_coder(ScoredMessages, MessagesCoder)
+
+
+class StreamModelHandler(MeteredHandler[Decoded, ScoredMessages, Scorer]):
+    """Scores micro-batches: a batch of `Decoded` goes in, one `ScoredMessages` for each comes out.
+
+    Args:
+        inner: scores the rows; it has the model, the plan and the placement.
+    """
+
+    def __init__(self, inner: ColumnarModelHandler) -> None:
+        self._inner = inner
+        self.tag = inner.tag
+        self._hints = inner._hints
+        self._env_vars = inner._env_vars  # RunInference sets them before load_model
+        self._metrics = InferenceMetrics()
+
+    def share_model_across_processes(self) -> bool:
+        """As the inner handler."""
+        return self._inner.share_model_across_processes()
+
+    def load_model(self) -> Scorer:
+        """Loads the model into this process, on its device."""
+        return self._inner.load_model()
+
+    def run_inference(
+        self, batch: Sequence[Decoded], model: Scorer, inference_args: dict[str, Any] | None = None
+    ) -> Iterable[ScoredMessages]:
+        """Scores each micro-batch by itself: they belong to different partitions."""
+        del inference_args
+        try:
+            return [self._score(model, decoded) for decoded in batch]
+        except DeviceLostError:
+            leave_lost_process()
+            raise
+
+    def _score(self, model: Scorer, decoded: Decoded) -> ScoredMessages:
+        version = model.stage.version  # one model for the whole micro-batch
+        self._metrics.loaded(model.take_load())
+        rows, failed, stats = model.answer(decoded.chunk)
+        of_message = decoded.indices
+        failures = decoded.failures | {int(of_message[row]): failure for row, failure in failed.items()}
+        by_stage = Counter(failure.stage for failure in failures.values())
+        count, scored = len(decoded.messages), rows.batch.num_rows
+        self._metrics.batch(count, scored, by_stage, stats, count - scored - len(failures))
+        return ScoredMessages(decoded.messages, rows.batch, of_message[rows.ids], failures, version)
+
+    def validate_inference_args(self, inference_args: dict[str, Any] | None) -> None:
+        """Refuses arguments, as the inner handler."""
+        self._inner.validate_inference_args(inference_args)
+
+    def get_num_bytes(self, batch: Sequence[Decoded]) -> int:
+        """Bytes of the rows of the batch."""
+        return sum(decoded.chunk.nbytes for decoded in batch)
+
+    def batch_elements_kwargs(self) -> Mapping[str, Any]:
+        """A micro-batch is a batch already: it waits for no other."""
+        return {"min_batch_size": 1, "max_batch_size": 1}

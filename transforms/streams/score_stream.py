@@ -1,0 +1,160 @@
+"""`ScoreStream`: scores the messages of a stream and delivers what becomes of each."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from functools import cached_property
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.ml.inference.base import RunInference
+from apache_beam.pvalue import PBegin, PCollection
+
+from handlers.batching import Batching, ResourceHints
+from handlers.columnar.handler import ColumnarModelHandler
+from handlers.errors import UsageError
+from handlers.model.directory import ModelDir
+from handlers.predict.placement import Placement
+from transforms.inference.score import Score
+from transforms.streams.accounts import Accounts
+from transforms.streams.decode import Decode, Decoded, Decoder
+from transforms.streams.deliver import AtLeastOnce, Deliver, Delivery
+from transforms.streams.encode import MESSAGE_ID
+from transforms.streams.endpoints import Settings, sink_of, source_of
+from transforms.streams.handler import ScoredMessages, StreamModelHandler
+from transforms.streams.messages import Sink, Source
+from transforms.streams.read import MicroBatches, Partitions, ReadMessages
+from transforms.streams.settle import MessageFormat, decoder_of
+
+
+@dataclass(eq=False)
+class ScoreStream(beam.PTransform[Any, Any]):
+    """Scores the messages of a stream: a pipeline's begin to `PCollection[Accounts]`, one for each chunk.
+
+    Each message comes out once: as a prediction in JSON under its key, headers and event time; as a dead letter, byte for byte,
+    with the reason in its headers; or counted as dropped by a function. Outputs carry the id of their message,
+    `topic/partition/offset`, in the header `torchbeam-id` and the column `message_id`. What was read is committed after its
+    outputs are written.
+
+    When the pipeline is built, the broker is asked, and the model is loaded once in this process, on the CPU; invalid
+    settings raise then.
+
+    Attributes:
+        source: where messages come from: `folder:DIR`, or a `Source`.
+        model: a model directory, its path, or the path of a bare `.pt2` or TorchScript file.
+        predictions: where predictions go: `folder:DIR`, or a `Sink`.
+        dead_letters: where messages go that cannot be scored.
+        accounts: where the counts of chunks go; None for nowhere.
+        form: how the values of messages are read.
+        batches: when messages become a chunk.
+        settings: of sources and sinks that are given by address.
+        delivery: how outputs are written and what was read is committed; by default at least once.
+        window_seconds: of event time, by which messages are counted.
+        columns: names and patterns of the columns that are copied into the predictions.
+        preprocess: functions on rows, as `module:function`, after those of the model directory.
+        postprocess: functions on predictions, likewise.
+        probabilities: whether a classification also returns the probability of every class.
+        placement: where the model runs in every worker.
+        batch_size: rows of a call of the model; None chooses by the bytes of a row.
+        hints: resource hints of the inference step.
+        driver: where the model runs in this process, to determine the output columns.
+        run_id: the key of the run in this process, for its progress and its end.
+        stop_after: messages after which the run ends; None for no end.
+        in_turn: whether one thread reads all partitions, as in this process.
+
+    Raises:
+        UsageError: for a broker, topic, folder, schema, model directory, columns or functions that cannot work.
+        BrokenModelError: if the model fails on zeros.
+    """
+
+    source: Source | str
+    model: ModelDir | str | os.PathLike[str]
+    predictions: Sink | str
+    dead_letters: Sink | str
+    accounts: Sink | str | None = None
+    _: KW_ONLY
+    form: MessageFormat = MessageFormat()
+    batches: MicroBatches = MicroBatches()
+    settings: Settings = Settings()
+    delivery: Delivery | None = None
+    window_seconds: float = 60.0
+    columns: Sequence[str] = ("*",)
+    preprocess: Sequence[str] = ()
+    postprocess: Sequence[str] = ()
+    probabilities: bool = False
+    placement: Placement = Placement()
+    batch_size: int | None = None
+    hints: ResourceHints = ResourceHints()
+    driver: Placement = Placement("cpu")
+    run_id: str = ""
+    stop_after: int | None = None
+    in_turn: bool = True
+
+    def __post_init__(self) -> None:
+        self.run_id = self.run_id or uuid.uuid4().hex
+        self._model = self.model if isinstance(self.model, ModelDir) else ModelDir(self.model)
+        made = self.settings
+        self._source = source_of(self.source, made) if isinstance(self.source, str) else self.source
+        self._delivery = self.delivery or AtLeastOnce(
+            self._source,
+            _sink(self.predictions, made, "--output"),
+            _sink(self.dead_letters, made, "--dead_letters", whole=True),
+            None if self.accounts is None else _sink(self.accounts, made, "--accounts"),
+        )
+
+    def check(self) -> None:
+        """Settles all that can be before the run; raises what the run would fail with."""
+        self._delivery.check()
+        output = self.score.predictions_schema
+        if MESSAGE_ID in output.names:
+            raise UsageError(
+                f'the predictions have a column "{MESSAGE_ID}", which is for the id of the message; rename it'
+            )
+
+    @cached_property
+    def decoder(self) -> Decoder:
+        """Reads the values of messages."""
+        return decoder_of(self.form, self._model.spec)
+
+    @cached_property
+    def score(self) -> Score:
+        """The scoring of rows, with the columns of the predictions."""
+        return Score(
+            self._model,
+            self.decoder.schema,
+            columns=self.columns,
+            preprocess=self.preprocess,
+            postprocess=self.postprocess,
+            probabilities=self.probabilities,
+            placement=self.placement,
+            batching=self._batching,
+            driver=self.driver,
+        )
+
+    @property
+    def _batching(self) -> Batching:
+        return Batching(chunk_rows=self.batches.rows, batch_size=self.batch_size)
+
+    def expand(self, begin: PBegin) -> PCollection[Accounts]:
+        """Partitions → Read → Decode → RunInference → Deliver: all but the first are one fused stage."""
+        self.check()
+        inner = ColumnarModelHandler(self._model, self.score.plan, self.placement, self._batching, self.hints)
+        handler = StreamModelHandler(inner)
+        reader = ReadMessages(self._source, self.batches, self.run_id, self.stop_after, in_turn=self.in_turn)
+        accounts: PCollection[Accounts] = (
+            begin
+            | "Start" >> beam.Impulse()
+            | "Partitions" >> beam.ParDo(Partitions(self._source))
+            | "Read" >> beam.ParDo(reader)
+            | "Decode" >> beam.ParDo(Decode(self.decoder, self.form.max_bytes)).with_output_types(Decoded)
+            | "RunInference" >> RunInference(handler, model_identifier=handler.tag).with_output_types(ScoredMessages)
+            | "Deliver" >> beam.ParDo(Deliver(self._delivery, self.window_seconds, self.run_id))
+        )
+        return accounts
+
+
+def _sink(given: Sink | str, settings: Settings, flag: str, *, whole: bool = False) -> Sink:
+    return sink_of(given, settings, flag, whole=whole) if isinstance(given, str) else given
