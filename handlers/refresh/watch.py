@@ -165,6 +165,8 @@ class ModelWatch:
             root = path.rstrip("/")
             inside = [*_matches(escape(root) + "/**"), *_matches(escape(root))]
             return Target(path, tuple(sorted(inside)))
+        if not Path(path).exists():
+            raise UsageError(f"model {path} does not exist; it must be a model directory or a .pt2 or TorchScript file")
         try:
             stamps = files.stamps(Path(path), files.names(Path(path)))
         except OSError as error:

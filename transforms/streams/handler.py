@@ -13,6 +13,7 @@ from apache_beam.coders.typecoders import registry
 
 from handlers.base import MeteredHandler
 from handlers.columnar.handler import ColumnarModelHandler
+from handlers.columnar.refreshing import ScorerRefresher
 from handlers.columnar.scorer import Scorer
 from handlers.errors import DeviceLostError
 from handlers.failures import RowFailures
@@ -45,11 +46,11 @@ class ScoredMessages:
 registry.register_coder(ScoredMessages, MessagesCoder)
 
 
-class StreamModelHandler(MeteredHandler[Decoded, ScoredMessages, Scorer]):
+class StreamModelHandler(MeteredHandler[Decoded, ScoredMessages, Any]):
     """Scores micro-batches: a batch of `Decoded` goes in, one `ScoredMessages` for each comes out.
 
     Args:
-        inner: scores the rows; it has the model, the plan and the placement.
+        inner: scores the rows; it has the model, the plan, the placement and the refresh.
     """
 
     def __init__(self, inner: ColumnarModelHandler) -> None:
@@ -63,17 +64,17 @@ class StreamModelHandler(MeteredHandler[Decoded, ScoredMessages, Scorer]):
         """As the inner handler."""
         return self._inner.share_model_across_processes()
 
-    def load_model(self) -> Scorer:
+    def load_model(self) -> Scorer | ScorerRefresher:
         """Loads the model into this process, on its device."""
         return self._inner.load_model()
 
     def run_inference(
-        self, batch: Sequence[Decoded], model: Scorer, inference_args: dict[str, Any] | None = None
+        self, batch: Sequence[Decoded], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[ScoredMessages]:
         """Scores each micro-batch by itself: they belong to different partitions."""
         del inference_args
         try:
-            return [self._score(model, decoded) for decoded in batch]
+            return [self._score(self._inner.current(model, [decoded.chunk]), decoded) for decoded in batch]
         except DeviceLostError:
             leave_lost_process()
             raise

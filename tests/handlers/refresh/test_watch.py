@@ -158,5 +158,5 @@ def test_a_directory_and_a_link_to_one(save: Save, tmp_path: Path) -> None:
 
 
 def test_nothing_is_there(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="cannot be read: No such file"):
+    with pytest.raises(UsageError, match="nowhere does not exist; it must be a model directory"):
         ModelWatch(str(tmp_path / "nowhere")).find()
