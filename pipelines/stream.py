@@ -57,7 +57,7 @@ def _stream(options: StreamOptions) -> int:
     job = streaming.prepare(options, model, refresh)
     for line in ignored_options(options.run, options.model, options.beam):
         _tell(f"warning: {line}")
-    for name in ("torchbeam.stream", "handlers.refresh"):
+    for name in ("torchbeam.stream", "torchbeam.refresh"):
         logging.getLogger(name).setLevel(logging.INFO)
     ended = streaming.run(job, wait=options.how.wait)
     if ended is None:

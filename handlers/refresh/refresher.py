@@ -20,7 +20,7 @@ from handlers.refresh.watch import Refresh, Target
 
 _SOON = 1.0  # seconds until the next look, after one that saw something new
 _STOP_SECONDS = 10.0  # how long the end of a process waits for a model that is being loaded
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("torchbeam.refresh")
 
 
 class HasPredictor(Protocol):

@@ -127,7 +127,7 @@ def check_all(tmp_path: Path, slopes: dict[str, float]) -> dict[str, int]:
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Callable[[str], list[str]]:
     """The lines of the log in which a pattern is found."""
-    caplog.set_level(logging.INFO, "handlers.refresh")
+    caplog.set_level(logging.INFO, "torchbeam.refresh")
 
     def found(pattern: str) -> list[str]:
         return [record.getMessage() for record in list(caplog.records) if re.search(pattern, record.getMessage())]

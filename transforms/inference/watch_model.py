@@ -22,7 +22,7 @@ from handlers.metrics import NAMESPACE
 from handlers.redact import redact
 from handlers.refresh.watch import ModelWatch, Refresh, Target
 
-_log = logging.getLogger(__name__)
+_log = logging.getLogger("torchbeam.refresh")
 
 
 @dataclass(eq=False)
