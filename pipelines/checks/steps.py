@@ -29,6 +29,7 @@ from pipelines.jobs import scoring as score_job
 from pipelines.jobs.options import ScoreOptions, model_paths
 from pipelines.jobs.outputs import check_apart, check_free, check_writable, settle_output
 from transforms.file_ops import folder_of
+from transforms.inference.sample import sample_rows
 from transforms.sinks import claims
 from transforms.sources import Input
 
@@ -91,7 +92,7 @@ def read_input(options: ScoreOptions, specs: Sequence[ModelSpec]) -> Finding[Sou
     if not options.source.input:
         raise SkipError("no --input was given")
     source = score_job.settle_input(options, specs)
-    sample = score_job.sample_rows(source, options.run.chunk_bytes)
+    sample = sample_rows(source, options.run.chunk_bytes)
     rows = f"{source.rows:,} rows" if source.rows is not None else "rows not counted yet"
     what = (
         f"{source.files:,} {source.format} file{'s' * (source.files != 1)} of {_size(source.bytes)}, {rows}, "

@@ -24,7 +24,7 @@ from pipelines import runners
 from pipelines.jobs.evaluate_options import EvaluateOptions, EvaluationOptions
 from pipelines.jobs.execution import Execution, execute
 from pipelines.jobs.outputs import check_writable
-from pipelines.jobs.scoring import dead_at_read, sample_rows, scoring, settle_input
+from pipelines.jobs.scoring import dead_at_read, scoring, settle_input
 from transforms.accounting import Counts, FileOutcomes, model_entry, total
 from transforms.evaluation.compare import BUCKET_ROWS, ComparePairs, Pairs
 from transforms.evaluation.evaluate import Evaluate, Totals
@@ -37,6 +37,7 @@ from transforms.evaluation.result import Subject, evaluation
 from transforms.evaluation.settle import Wanted, match_columns, settle
 from transforms.evaluation.slices import FindEdges, with_bins
 from transforms.file_ops import exists, join, read_text, remove, write_text
+from transforms.inference.sample import sample_rows
 from transforms.inference.score import Score
 from transforms.sinks.publish import PREDICTIONS, REPORT
 from transforms.sources import Input, ReadChunks, plan_input

@@ -76,6 +76,13 @@ class StreamSourceOptions:
         parse=path,
         metavar="FILE",
     )
+    sample: str | None = option(
+        "files of rows like those of the messages, in any format that torchbeam score reads: for json their columns and types "
+        "are those of the messages; they also settle the length of lists",
+        None,
+        parse=path,
+        metavar="FILE",
+    )
     schema_registry: str | None = option(
         "URL of a schema registry; values then begin with the id of their schema, as Confluent's serializers write them",
         None,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PrismRunnerOptions
+from apache_beam.options.pipeline_options import PrismRunnerOptions, StandardOptions
 
 from handlers.batching import ResourceHints
 from handlers.errors import UsageError
@@ -27,6 +27,7 @@ from transforms import progress
 from transforms.accounting import Counts
 from transforms.streams.deliver import log_rest
 from transforms.streams.endpoints import Settings
+from transforms.streams.metrics import metrics_on
 from transforms.streams.read import MicroBatches
 from transforms.streams.runs import end_run, run_of
 from transforms.streams.score_stream import ScoreStream
@@ -76,6 +77,8 @@ def prepare(options: StreamOptions, model: ModelDir, refresh: Refresh | None = N
     launch = runners.settle(options.run, options.beam)
     if options.how.runner == PRISM:
         _check_prism(launch)
+    if not runners.in_process(options.how.runner):
+        launch.options.view_as(StandardOptions).streaming = True
     source, sink, run = options.source, options.sink, options.how
     local = runners.in_process(run.runner)
     placement = Placement(
@@ -87,10 +90,13 @@ def prepare(options: StreamOptions, model: ModelDir, refresh: Refresh | None = N
         sink.output,
         sink.dead_letters,
         sink.accounts,
-        form=MessageFormat(source.message_format, source.schema, source.schema_registry, source.max_message_bytes),
+        form=MessageFormat(
+            source.message_format, source.schema, source.sample, source.schema_registry, source.max_message_bytes
+        ),
         batches=MicroBatches(source.max_batch_rows, source.max_batch_delay),
         settings=Settings(source.group),
         window_seconds=sink.window,
+        metrics_port=sink.metrics_port,
         columns=sink.columns,
         preprocess=options.model.preprocess,
         postprocess=options.model.postprocess,
@@ -105,6 +111,8 @@ def prepare(options: StreamOptions, model: ModelDir, refresh: Refresh | None = N
         refresh=refresh,
     )
     score.check()
+    if sink.metrics_port is not None and local and metrics_on(sink.metrics_port) is None:
+        raise UsageError(f"--metrics_port {sink.metrics_port} is in use on this machine; choose another")
     return StreamJob(score, launch, run.runner, run.verbose)
 
 
@@ -113,8 +121,8 @@ def check_runner(options: StreamOptions) -> None:
     runner = options.how.runner
     if runner == "SparkRunner":
         raise UsageError(
-            "SparkRunner cannot run a stream: Beam's portable Spark runner runs batch pipelines only; use --runner=PrismRunner "
-            "on one machine, DataflowRunner, or leave --runner out and start one process for each machine"
+            "SparkRunner cannot run a stream: Beam's portable Spark runner runs batch pipelines only; leave --runner "
+            "out, or use PrismRunner or DataflowRunner; torchbeam score scores what has arrived on Spark"
         )
     if runner == dataflow.RUNNER and options.source.stop_after is not None:
         raise UsageError("--stop_after is for tries on one machine; end a job on Dataflow by draining it")

@@ -68,6 +68,9 @@ class Decoded:
     indices: np.ndarray
     failures: RowFailures
 
+    def __len__(self) -> int:
+        return len(self.messages)
+
 
 registry.register_coder(Decoded, MessagesCoder)
 

@@ -17,6 +17,7 @@ from transforms.streams.accounts import Accounts, Sums, WindowSums, accounts_of,
 from transforms.streams.encode import Outputs, outputs_of
 from transforms.streams.handler import ScoredMessages
 from transforms.streams.messages import Messages, Sink, Source
+from transforms.streams.metrics import metrics_on
 from transforms.streams.runs import close
 
 LOG = logging.getLogger("torchbeam.stream")
@@ -104,12 +105,14 @@ class Deliver(beam.DoFn):
         delivery: how.
         window_seconds: of event time, for the counts.
         run_id: under which the progress is counted and windows are summed.
+        metrics_port: where the process serves metrics; None for nowhere.
     """
 
-    def __init__(self, delivery: Delivery, window_seconds: float, run_id: str) -> None:
+    def __init__(self, delivery: Delivery, window_seconds: float, run_id: str, metrics_port: int | None = None) -> None:
         self._delivery = delivery
         self._window_seconds = window_seconds
         self._run_id = run_id
+        self._metrics_port = metrics_port
         self._deliverer: Deliverer | None = None
 
     def process(self, scored: ScoredMessages) -> Iterator[Accounts]:
@@ -119,6 +122,8 @@ class Deliver(beam.DoFn):
         accounts = accounts_of(scored, self._window_seconds)
         self._deliverer.deliver(scored.messages, outputs_of(scored, accounts))
         count(self._run_id, accounts)
+        if self._metrics_port is not None and (metrics := metrics_on(self._metrics_port)) is not None:
+            metrics.count(scored.messages, accounts)
         yield accounts
 
     def teardown(self) -> None:

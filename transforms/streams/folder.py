@@ -183,7 +183,7 @@ class FolderReader:
 
     def __init__(self, source: FolderSource, state: Path, offset: int) -> None:
         self._source = source
-        self._lock = lock(state)
+        self._lock: int | None = lock(state)
         self._journal = Journal(state / "files.jsonl")
         self._offset = offset
         self._open: tuple[LoggedFile, BinaryIO] | None = None
@@ -215,7 +215,9 @@ class FolderReader:
     def close(self) -> None:
         """Closes the file that is read, and lets others read the folder."""
         self._close_file()
-        os.close(self._lock)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def _next_file(self) -> tuple[LoggedFile, BinaryIO] | None:
         """Opens the file that holds the offset, or the first one after it; None if there is none."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,7 +47,7 @@ registry.register_coder(ScoredMessages, MessagesCoder)
 
 
 class StreamModelHandler(MeteredHandler[Decoded, ScoredMessages, Any]):
-    """Scores micro-batches: a batch of `Decoded` goes in, one `ScoredMessages` for each comes out.
+    """Scores micro-batches: a `Decoded` is a batch, and one `ScoredMessages` comes out.
 
     Args:
         inner: scores the rows; it has the model, the plan, the placement and the refresh.
@@ -69,12 +69,12 @@ class StreamModelHandler(MeteredHandler[Decoded, ScoredMessages, Any]):
         return self._inner.load_model()
 
     def run_inference(
-        self, batch: Sequence[Decoded], model: Any, inference_args: dict[str, Any] | None = None
+        self, batch: Any, model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[ScoredMessages]:
-        """Scores each micro-batch by itself: they belong to different partitions."""
+        """Scores a micro-batch, which is a `Decoded`."""
         del inference_args
         try:
-            return [self._score(self._inner.current(model, [decoded.chunk]), decoded) for decoded in batch]
+            return [self._score(self._inner.current(model, [batch.chunk]), batch)]
         except DeviceLostError:
             leave_lost_process()
             raise
@@ -94,10 +94,10 @@ class StreamModelHandler(MeteredHandler[Decoded, ScoredMessages, Any]):
         """Refuses arguments, as the inner handler."""
         self._inner.validate_inference_args(inference_args)
 
-    def get_num_bytes(self, batch: Sequence[Decoded]) -> int:
+    def get_num_bytes(self, batch: Any) -> int:
         """Bytes of the rows of the batch."""
-        return sum(decoded.chunk.nbytes for decoded in batch)
+        return int(batch.chunk.nbytes)
 
-    def batch_elements_kwargs(self) -> Mapping[str, Any]:
-        """A micro-batch is a batch already: it waits for no other."""
-        return {"min_batch_size": 1, "max_batch_size": 1}
+    def should_skip_batching(self) -> bool:
+        """True: a micro-batch is a batch already. Beam's batching would hold it back until the next one comes."""
+        return True

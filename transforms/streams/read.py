@@ -97,28 +97,31 @@ class ReadMessages(beam.DoFn, RestrictionProvider):
         source, offset = self._source, tracker.current_restriction().start
         reader = run.take_reader(source.name, partition, offset, lambda: source.reader(partition, offset))
         until = time.monotonic() + (HOLD_SECONDS if turns == 1 else 0)
-        kept = False
+        deferred = False
         try:
-            while True:
+            while not deferred:
                 rows = run.reserve(self._batches.rows)
                 if not rows:
                     tracker.try_claim(END)
-                    return
+                    break
                 messages = reader.read(rows, self._batches.delay / turns)
-                run.release(rows - (len(messages) if messages else 0))
+                count = len(messages) if messages else 0
+                if messages and not tracker.try_claim(messages.offsets[-1]):
+                    run.release(rows)  # the runner has cut the restriction: what was read now is read again by another
+                    break
+                run.release(rows - count)
                 if messages:
-                    if not tracker.try_claim(messages.offsets[-1]):
-                        return  # the runner has cut the restriction: what was read now is read again by another
                     offset = messages.offsets[-1] + 1
                     yield messages
-                if time.monotonic() >= until:
-                    break
-            kept = True
+                deferred = time.monotonic() >= until
+        except BaseException:
+            run.drop_reader(reader)
+            raise
+        if deferred:
             run.keep_reader(source.name, partition, offset, reader)
-        finally:
-            if not kept:
-                reader.close()
-        tracker.defer_remainder()
+            tracker.defer_remainder()
+        else:
+            run.drop_reader(reader)
 
 
 @beam.typehints.with_input_types(bytes)

@@ -24,6 +24,7 @@ class StreamRun:
         self._stopping = threading.Event()
         self._lock = threading.Lock()
         self._idle: dict[tuple[str, str], tuple[int, float, Reader]] = {}
+        self._taken: list[Reader] = []
 
     @property
     def stopping(self) -> bool:
@@ -61,18 +62,29 @@ class StreamRun:
             unused.append(reader)
             reader = None
         close(unused)
-        return reader or make()
+        reader = reader or make()
+        with self._lock:
+            self._taken.append(reader)
+        return reader
 
     def keep_reader(self, source: str, partition: str, offset: int, reader: Reader) -> None:
         """Keeps a reader whose next message is at `offset`, for the next call."""
         with self._lock:
+            self._taken = [each for each in self._taken if each is not reader]
             self._idle[source, partition] = (offset, time.monotonic(), reader)
 
-    def close_readers(self) -> None:
-        """Closes the readers that are kept."""
+    def drop_reader(self, reader: Reader) -> None:
+        """Closes a reader that was taken."""
         with self._lock:
-            readers = [reader for _, _, reader in self._idle.values()]
+            self._taken = [each for each in self._taken if each is not reader]
+        close([reader])
+
+    def close_readers(self) -> None:
+        """Closes all readers, those of a call that has failed among them: its frame may live on in a traceback."""
+        with self._lock:
+            readers = [*self._taken, *(reader for _, _, reader in self._idle.values())]
             self._idle.clear()
+            self._taken = []
         close(readers)
 
 

@@ -17,6 +17,7 @@ from handlers.batching import Batching, ResourceHints
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
 from handlers.predict.placement import Placement
+from handlers.redact import redact
 from handlers.refresh.watch import Refresh
 from transforms.inference.score import Score
 from transforms.streams.accounts import Accounts
@@ -27,7 +28,7 @@ from transforms.streams.endpoints import Settings, sink_of, source_of
 from transforms.streams.handler import ScoredMessages, StreamModelHandler
 from transforms.streams.messages import Sink, Source
 from transforms.streams.read import MicroBatches, Partitions, ReadMessages
-from transforms.streams.settle import MessageFormat, decoder_of
+from transforms.streams.settle import MessageFormat, decoder_of, sample_of
 
 
 @dataclass(eq=False)
@@ -53,6 +54,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
         settings: of sources and sinks that are given by address.
         delivery: how outputs are written and what was read is committed; by default at least once.
         window_seconds: of event time, by which messages are counted.
+        metrics_port: where every worker process serves metrics in Prometheus text; None for nowhere.
         columns: names and patterns of the columns that are copied into the predictions.
         preprocess: functions on rows, as `module:function`, after those of the model directory.
         postprocess: functions on predictions, likewise.
@@ -82,6 +84,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
     settings: Settings = Settings()
     delivery: Delivery | None = None
     window_seconds: float = 60.0
+    metrics_port: int | None = None
     columns: Sequence[str] = ("*",)
     preprocess: Sequence[str] = ()
     postprocess: Sequence[str] = ()
@@ -99,6 +102,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
         self.run_id = self.run_id or uuid.uuid4().hex
         self._model = self.model if isinstance(self.model, ModelDir) else ModelDir(self.model)
         made = self.settings
+        self._check_apart()
         self._source = source_of(self.source, made) if isinstance(self.source, str) else self.source
         self._delivery = self.delivery or AtLeastOnce(
             self._source,
@@ -106,6 +110,24 @@ class ScoreStream(beam.PTransform[Any, Any]):
             _sink(self.dead_letters, made, "--dead_letters", whole=True),
             None if self.accounts is None else _sink(self.accounts, made, "--accounts"),
         )
+
+    def _check_apart(self) -> None:
+        """Refuses an address that is given for two things: predictions would be read again, or dead letters lost in them."""
+        given = {
+            "--input": self.source,
+            "--output": self.predictions,
+            "--dead_letters": self.dead_letters,
+            "--accounts": self.accounts,
+        }
+        flags: dict[str, str] = {}
+        for flag, address in given.items():
+            if not isinstance(address, str):
+                continue
+            scheme, _, rest = address.partition(":")
+            key = f"{scheme}:{os.path.abspath(rest) if scheme == 'folder' else rest.rstrip('/')}"  # noqa: PTH100
+            if key in flags:
+                raise UsageError(f"{flags[key]} and {flag} are the same, {redact(address)}; give them different ones")
+            flags[key] = flag
 
     def check(self) -> None:
         """Settles all that can be before the run; raises what the run would fail with."""
@@ -119,7 +141,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
     @cached_property
     def decoder(self) -> Decoder:
         """Reads the values of messages."""
-        return decoder_of(self.form, self._model.spec)
+        return decoder_of(self.form, self._model.spec, self._source.name, self.settings.config)
 
     @cached_property
     def score(self) -> Score:
@@ -127,6 +149,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
         return Score(
             self._model,
             self.decoder.schema,
+            sample_of(self.form, self._model.spec),
             columns=self.columns,
             preprocess=self.preprocess,
             postprocess=self.postprocess,
@@ -150,7 +173,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
             | "Read" >> beam.ParDo(reader)
             | "Decode" >> beam.ParDo(Decode(self.decoder, self.form.max_bytes)).with_output_types(Decoded)
             | "RunInference" >> RunInference(handler, model_identifier=handler.tag).with_output_types(ScoredMessages)
-            | "Deliver" >> beam.ParDo(Deliver(self._delivery, self.window_seconds, self.run_id))
+            | "Deliver" >> beam.ParDo(Deliver(self._delivery, self.window_seconds, self.run_id, self.metrics_port))
         )
         return accounts
 

@@ -12,9 +12,14 @@ from handlers.encode.specs import CategoricalInput, ImageInput, InputSpec, Numer
 from handlers.errors import UsageError, one_line
 from handlers.model.spec import ModelSpec
 from handlers.model.stores import explain
+from handlers.redact import redact
 from transforms.file_ops import read_text
+from transforms.inference.sample import sample_rows
+from transforms.sources import Input, plan_input
 from transforms.streams.decode import Decoder
+from transforms.streams.formats.avro import AvroDecoder, check_schema
 from transforms.streams.formats.json import JsonDecoder
+from transforms.streams.formats.registry import FramedDecoder, SchemaRegistry
 from transforms.streams.formats.text import BytesDecoder, TextDecoder
 
 FORMATS = ("json", "avro", "text", "bytes")
@@ -28,22 +33,27 @@ class MessageFormat:
     Attributes:
         name: `json`, `avro`, `text` or `bytes`.
         schema: a file: for JSON an object of column and type, for Avro the schema; None for what the model says.
+        sample: files of rows like those of the messages, in any format that `plan_input` reads: for JSON their columns and
+            types are those of the messages. They settle what a schema does not say, such as the length of lists.
         registry: the URL of a schema registry, whose ids are before every value; None for values without.
         max_bytes: a larger value is not read.
     """
 
     name: str = "json"
     schema: str | None = None
+    sample: str | None = None
     registry: str | None = None
     max_bytes: int = MAX_MESSAGE_BYTES
 
 
-def decoder_of(form: MessageFormat, spec: ModelSpec) -> Decoder:
+def decoder_of(form: MessageFormat, spec: ModelSpec, topic: str, config: str | None = None) -> Decoder:
     """The decoder of messages for a model.
 
     Args:
         form: how values are read.
         spec: the model.
+        topic: whose newest schema counts for Avro where `form` has none.
+        config: a file with options of the registry's client.
 
     Raises:
         UsageError: for a schema that cannot be read, that is missing, or that has no meaning for the format.
@@ -55,9 +65,52 @@ def decoder_of(form: MessageFormat, spec: ModelSpec) -> Decoder:
     if form.name in ("text", "bytes"):
         return _of_one_column(form, spec)
     if form.name == "json":
-        schema = _json_schema(form.schema) if form.schema else columns_of_model(spec)
-        return JsonDecoder(schema)
+        decoder = _json_decoder(form, spec)
+        return FramedDecoder(decoder, _registry(form.registry, config)) if form.registry else decoder
+    if form.name == "avro":
+        return _avro_decoder(form, topic, config)
     raise UsageError(f'--message_format "{form.name}" must be one of {", ".join(FORMATS)}')
+
+
+def sample_of(form: MessageFormat, spec: ModelSpec) -> pa.RecordBatch | None:
+    """The rows of `form.sample` with provenance; None without one. Raises `UsageError` where they cannot be read."""
+    return None if form.sample is None else sample_rows(_input(form.sample, spec))
+
+
+def _input(pattern: str, spec: ModelSpec) -> Input:
+    return plan_input(pattern, numeric_columns=spec.numeric_columns)
+
+
+def _json_decoder(form: MessageFormat, spec: ModelSpec) -> JsonDecoder:
+    if form.schema:
+        return JsonDecoder(_json_schema(form.schema))
+    if form.sample is None:
+        return JsonDecoder(columns_of_model(spec))
+    source = _input(form.sample, spec)
+    for each in source.schema:
+        if not _in_json(each.type):
+            raise UsageError(
+                f'--sample {form.sample}: column "{each.name}" has type {each.type}, which JSON does not have; write the columns '
+                "of messages as --schema=FILE"
+            )
+    return JsonDecoder(source.schema, source.splits[0].untyped if source.splits else frozenset())
+
+
+def _avro_decoder(form: MessageFormat, topic: str, config: str | None) -> Decoder:
+    registry = _registry(form.registry, config) if form.registry else None
+    if form.schema:
+        return AvroDecoder(check_schema(read_json(form.schema), f"--schema {form.schema}"), registry)
+    if registry is None:
+        raise UsageError("--message_format=avro needs --schema=FILE.avsc, or --schema_registry=URL")
+    return AvroDecoder(check_schema(registry.newest(topic), f'the newest schema of "{topic}"'), registry)
+
+
+def _registry(url: str, config: str | None) -> SchemaRegistry:
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f'--schema_registry "{redact(url)}" must be a URL, as http://host:8081')
+    registry = SchemaRegistry(url, config)
+    registry.reach()
+    return registry
 
 
 def _of_one_column(form: MessageFormat, spec: ModelSpec) -> Decoder:
@@ -83,7 +136,7 @@ def columns_of_model(spec: ModelSpec) -> pa.Schema:
     Raises:
         UsageError: if the model does not say them: patterns, features and functions, or no inputs at all.
     """
-    wanted = 'write them as --schema=FILE, in JSON: {"age": "float64", "country": "string"}'
+    wanted = 'give rows like them as --sample=FILE, or --schema=FILE, in JSON: {"age": "float64", "country": "string"}'
     for what, found in (("features", spec.features), ("preprocess", spec.preprocess)):
         if found:
             raise UsageError(f"the columns of messages are unknown, since model.yaml has {what}; {wanted}")
@@ -154,6 +207,10 @@ def _in_json(kind: pa.DataType) -> bool:
         types.is_date32,
         types.is_timestamp,
     )
+    if types.is_struct(kind):
+        return all(_in_json(each.type) for each in kind)
+    if types.is_list(kind):
+        return _in_json(kind.value_type)
     return any(check(kind) for check in checks) and kind != pa.float16()
 
 

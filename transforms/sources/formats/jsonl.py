@@ -167,7 +167,7 @@ def _sift(
     try:
         return [parse(lines, schema, untyped, strict=strict)], {}
     except Exception:
-        rows = [load(line) for line in lines]
+        rows = [load(line, json.loads) for line in lines]
     # What surely does not fit is set apart in one go, since halving takes long where many lines are bad.
     kinds = _kinds(schema, untyped)
     errors: dict[int, Exception] = {}
@@ -176,13 +176,22 @@ def _sift(
             errors[position] = row
         elif any(type(row.get(name)) not in fitting for name, fitting in kinds.items()):
             errors[position] = ValueError("a value does not fit its column")
-        elif not all(keeps_digits(row.get(each.name), each.type) for each in schema):
-            errors[position] = ValueError("float64 does not hold all digits")
         elif not_utf8(lines[position], row) is not None:
             errors[position] = ValueError("it is not valid UTF-8")
-        elif strict and any(unknown_fields(row, schema, untyped)):
-            errors[position] = ValueError("it has a field without a column")
     rest = [position for position in range(len(lines)) if position not in errors]
+    try:
+        return [parse([lines[each] for each in rest], schema, untyped, strict=strict)], errors
+    except Exception:
+        # A look at every digit takes much longer, so it comes after all that is quick.
+        for position in rest:
+            row = load(lines[position])
+            if isinstance(row, Exception):
+                errors[position] = row
+            elif not all(keeps_digits(row.get(each.name), each.type) for each in schema):
+                errors[position] = ValueError("float64 does not hold all digits")
+            elif strict and any(unknown_fields(row, schema, untyped)):
+                errors[position] = ValueError("it has a field without a column")
+    rest = [position for position in rest if position not in errors]
     found = isolate(
         lambda start, stop: parse([lines[each] for each in rest[start:stop]], schema, untyped, strict=False),
         0,

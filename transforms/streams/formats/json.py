@@ -25,14 +25,16 @@ class JsonDecoder:
 
     Attributes:
         schema: the columns.
+        untyped: those of them whose values have no type in common; they are read as the text of their JSON.
     """
 
     schema: pa.Schema
+    untyped: frozenset[str] = frozenset()
 
     def rows(self, values: list[bytes], messages: Messages, indices: Sequence[int]) -> Rows:
         """The rows of `values`; see `Decoder`."""
         lines = [value.strip() or b"?" for value in values]  # spaces alone are no JSON, and Arrow would skip them
-        split = Split(messages.source, "json")
+        split = Split(messages.source, "json", untyped=self.untyped)
         offsets = np.asarray(messages.offsets, np.int64)[np.asarray(indices, np.int64)]
         batch = self.schema.empty_table().to_batches()
         good = pa.RecordBatch.from_pylist([], schema=self.schema) if not batch else batch[0]
