@@ -159,8 +159,14 @@ class ColumnarModelHandler(ChunkHandler[Scored, Scorer]):
         """The scorer for all chunks of a batch: the newest, where the model is refreshed."""
         if not isinstance(model, ScorerRefresher):
             return super().current(model, chunks)
-        self._metrics.refreshed(model.take_counts())
+        self.count_refreshes(model)
         return model.take(chunks)
+
+    def count_refreshes(self, model: Any) -> Counter[str]:
+        """Adds to the metrics what became of newer models since the last call, and returns it; see `Refresher`."""
+        counts = model.take_counts() if isinstance(model, ScorerRefresher) else Counter()
+        self._metrics.refreshed(counts)
+        return counts
 
     def _score(self, model: Scorer, chunk: pa.RecordBatch) -> Scored:
         return model.score(chunk)

@@ -6,7 +6,9 @@ import json
 import logging
 import re
 import shutil
+import socket
 import threading
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -124,6 +126,12 @@ def check_all(tmp_path: Path, slopes: dict[str, float]) -> dict[str, int]:
     return by_version
 
 
+def free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("localhost", 0))
+        return int(bound.getsockname()[1])
+
+
 @pytest.fixture
 def said(caplog: pytest.LogCaptureFixture) -> Callable[[str], list[str]]:
     """The lines of the log in which a pattern is found."""
@@ -161,13 +169,19 @@ def test_a_refresh_in_mid_stream(tmp_path: Path, said: Callable[[str], list[str]
         until(lambda: len(said("the model is now version")) == 2)
 
     steps = {10: newer, 15: broken, 20: other_columns, 25: back, 35: wait}
-    assert run(tmp_path, steps, f"{tmp_path / 'models'}/*", "--refresh_every=20ms") == 0
+    port = free_port()
+    options = ("--refresh_every=20ms", f"--metrics_port={port}")
+    assert run(tmp_path, steps, f"{tmp_path / 'models'}/*", *options) == 0
     by_version = check_all(tmp_path, versions)
     assert by_version.keys() == versions.keys()
     assert by_version[first.version] >= 10 * ROWS - 1
     assert len(said("models/3 is refused: .*weights were changed or damaged")) == 1
     assert len(said("models/4 is refused: its output columns are not those of the run")) == 1
     assert not said("Traceback")
+    with urllib.request.urlopen(f"http://localhost:{port}/metrics") as response:
+        metrics = response.read().decode()
+    for outcome in ("taken", "refused"):
+        assert f'torchbeam_model_refreshes_total{{outcome="{outcome}"}} 2.0' in metrics
 
 
 def test_a_pointer_and_a_name_in_a_registry(tmp_path: Path, said: Callable[[str], list[str]]) -> None:

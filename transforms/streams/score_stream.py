@@ -25,9 +25,10 @@ from transforms.streams.decode import Decode, Decoded, Decoder
 from transforms.streams.deliver import AtLeastOnce, Deliver, Delivery
 from transforms.streams.encode import MESSAGE_ID
 from transforms.streams.endpoints import Settings, sink_of, source_of
-from transforms.streams.handler import ScoredMessages, StreamModelHandler
+from transforms.streams.handler import StreamModelHandler
 from transforms.streams.messages import Sink, Source
 from transforms.streams.read import MicroBatches, Partitions, ReadMessages
+from transforms.streams.scored import ScoredMessages
 from transforms.streams.settle import MessageFormat, decoder_of, sample_of
 
 
