@@ -6,19 +6,21 @@ import logging
 import threading
 import time
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from functools import partial
 from typing import Generic, Protocol, TypeVar
 
 from handlers.errors import TorchbeamError, one_line
 from handlers.model.directory import ModelDir
+from handlers.model.stores import shared_s3
 from handlers.predict.predictor import Predictor
 from handlers.predict.released import end_exempt, exempt, is_cyclic, reclaim, reclaimer
 from handlers.redact import redact
 from handlers.refresh.watch import Refresh, Target
 
 _SOON = 1.0  # seconds until the next look, after one that saw something new
+_COPIES = 3  # of remote models, for processes of this host that are behind
 _STOP_SECONDS = 10.0  # how long the end of a process waits for a model that is being loaded
 _log = logging.getLogger("torchbeam.refresh")
 
@@ -72,7 +74,9 @@ class Refresher(Generic[T]):
         self._counting = threading.Lock()  # another one: no batch waits for a look
         self._counts: Counter[str] = Counter()
         self.version, self._digest = first.version, first.digest
-        newest = self._newest()
+        self._opened = deque([first])
+        with shared_s3():
+            newest = self._newest()
         model, self.current = newest or (first, load(first, None))
         if is_cyclic(self.current.predictor):  # to be freed by collections; what loading imports need not be looked at
             del self.current, newest
@@ -89,7 +93,7 @@ class Refresher(Generic[T]):
 
     def look(self) -> bool:
         """Looks once. Gives whether to look again soon, rather than after the usual time."""
-        with self._looking:
+        with self._looking, shared_s3():
             if self._reclaim is not None:  # the last batch of the model that left is over
                 self._reclaim()
                 self._reclaim = None
@@ -152,11 +156,14 @@ class Refresher(Generic[T]):
             model = self._watch.open(target)
             if model.digest == self._digest:
                 return
+            self._opened.append(model)
             new = self._load(model, self.current)
         except Exception as error:
             self._reclaim = partial(reclaim, collect=True, on_gpu=self.current.predictor.device.type == "cuda")
             self._refused(target, error)
             return
+        finally:
+            self._forget()
         self._reclaim = reclaimer(self.current.predictor)
         old, self.version, self._digest, self.current = self.version, model.version, model.digest, new
         self._count("models_refreshed")
@@ -164,6 +171,13 @@ class Refresher(Generic[T]):
             "the model is now version %s from %s, loaded in %.1f s; it was version %s",
             *(self.version, redact(target.path), time.perf_counter() - started, old),
         )
+
+    def _forget(self) -> None:
+        """Removes the local copies of remote models that were found long ago: every refresh leaves one."""
+        while len(self._opened) > _COPIES:
+            oldest = self._opened.popleft()
+            if oldest.digest not in {self._digest, *(model.digest for model in self._opened)}:
+                oldest.forget()
 
     def _refused(self, target: Target, error: Exception) -> None:
         self._count("models_refused")

@@ -6,7 +6,7 @@ import os
 import re
 import zipfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from glob import escape, glob, has_magic
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -50,7 +50,7 @@ class _File(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelWatch:
-    """A location whose model may change while a run goes on. Picklable, without secrets.
+    """A location whose model may change while a run goes on. Picklable.
 
     | location | the model |
     | --- | --- |
@@ -75,7 +75,7 @@ class ModelWatch:
     """
 
     location: str
-    trust: Trust = field(default_factory=Trust)
+    trust: Trust = Trust()
     registry: str = ""
     newest_by: NewestBy = "version"
     server: mlflow_registry.Server = ("", "")
