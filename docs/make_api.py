@@ -44,6 +44,7 @@ CHAPTERS = {
         *("TorchModelHandler", "RunTorchInference", "SplitFailures", "Inferences", "DeadLetter", "FailedPrediction"),
         *("skip_failures", "Padding", "Ragged"),
     ],
+    "Newer models while a pipeline runs": ["ModelWatch", "Refresh", "WatchModel"],
     "Where and how a model runs": ["Placement", "Batching", "ResourceHints"],
     "Errors": [
         *("TorchbeamError", "UsageError", "BrokenModelError", "TrainingError", "BrokenFileError", "ServiceError"),

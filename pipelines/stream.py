@@ -9,15 +9,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from dataclasses import replace
 
 from handlers.model.stores import shared_s3
 from handlers.redact import redact
+from handlers.refresh.watch import Refresh
 from pipelines.command import process
 from pipelines.command.errors import FINISHED, NOT_SCORED
 from pipelines.command.options import Command
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.options import open_model
-from pipelines.jobs.stream_options import StreamOptions
+from pipelines.jobs.stream_options import StreamOptions, watch_of
 
 PROG = "torchbeam stream"
 COMMAND = Command(
@@ -40,19 +42,23 @@ def _run(options: StreamOptions) -> int:
     if options.how.runner == dataflow.RUNNER:
         dataflow.check_credentials(options.beam)
     with shared_s3():
-        return _stream(options.resolved())
+        options.connect()
+        return _stream(options)
 
 
 def _stream(options: StreamOptions) -> int:
-    model = open_model(options.model)
+    watch = watch_of(options.model)
+    model = open_model(replace(options.model, model=watch.find().path))
+    refresh = Refresh(watch, options.model.refresh_every) if options.model.refresh_every else None
 
     from pipelines.command.ignored import ignored_options
     from pipelines.jobs import streaming
 
-    job = streaming.prepare(options, model)
+    job = streaming.prepare(options, model, refresh)
     for line in ignored_options(options.run, options.model, options.beam):
         _tell(f"warning: {line}")
-    logging.getLogger("torchbeam.stream").setLevel(logging.INFO)
+    for name in ("torchbeam.stream", "torchbeam.refresh"):
+        logging.getLogger(name).setLevel(logging.INFO)
     ended = streaming.run(job, wait=options.how.wait)
     if ended is None:
         return FINISHED

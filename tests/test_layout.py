@@ -19,7 +19,8 @@ ALLOWED = {
     "handlers.encode": {"handlers"},
     "handlers.predict": {"handlers"},
     "handlers.model": {"handlers", "handlers.encode", "handlers.predict"},
-    "handlers.columnar": {"handlers", "handlers.encode", "handlers.predict", "handlers.model"},
+    "handlers.refresh": {"handlers", "handlers.predict", "handlers.model"},
+    "handlers.columnar": {"handlers", "handlers.encode", "handlers.predict", "handlers.model", "handlers.refresh"},
     "handlers.train": {
         *("handlers", "handlers.nets", "handlers.encode", "handlers.predict", "handlers.model", "handlers.columnar"),
     },

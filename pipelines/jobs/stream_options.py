@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from handlers.batching import in_bytes
 from handlers.errors import UsageError
-from handlers.model.registry import is_reference, registry_folder, resolve
-from handlers.paths import is_remote
+from handlers.model.registry import is_reference, registry_folder
+from handlers.paths import is_mlflow, is_remote
 from pipelines.command.options import (
     MODEL_HELP,
     Command,
@@ -22,7 +22,11 @@ from pipelines.command.options import (
 )
 from pipelines.command.values import names, path, positive
 
+if TYPE_CHECKING:
+    from handlers.refresh.watch import ModelWatch
+
 MAX_MESSAGE_BYTES = 8 << 20
+_SINKS = "kafka://HOST:9092/TOPIC, pubsub://PROJECT/topics/NAME or folder:DIR"
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -63,8 +67,8 @@ class StreamSourceOptions:
     TITLE = "source"
 
     input: str = option(
-        "where messages come from: kafka://HOST:9092[,HOST2:9092]/TOPIC, pubsub://PROJECT/subscriptions/NAME, or folder:DIR, a folder into which whole files are "
-        "moved",
+        "where messages come from: kafka://HOST:9092[,HOST2:9092]/TOPIC, pubsub://PROJECT/subscriptions/NAME, or folder:DIR, a "
+        "folder into which whole files are moved",
         parse=path,
     )
     group: str | None = option(
@@ -136,7 +140,23 @@ class StreamSourceOptions:
 class StreamModelOptions(ModelOptions):
     """The model, and how it runs."""
 
-    model: str = option(MODEL_HELP, parse=path)
+    model: str = option(
+        f"{MODEL_HELP}; or a pattern of them, as 'models/credit/*', for the newest; or a text file that holds the path of one",
+        parse=path,
+    )
+    refresh_every: float | None = option(
+        "how often to look whether --model stands for a newer model, such as 60s; it is loaded and tried beside the running one, "
+        "and then takes its place between two chunks (default: never)",
+        None,
+        parse=seconds,
+        metavar="DURATION",
+    )
+    newest_by: Literal["version", "time"] = option(
+        "which match of a pattern is the newest: by the version in its name (7, v1.4.0, 2026-11-25), or by the time of its "
+        "model.yaml (default: version)",
+        "version",
+        choices=("version", "time"),
+    )
 
 
 @dataclass(frozen=True)
@@ -145,16 +165,13 @@ class StreamSinkOptions:
 
     TITLE = "sink"
 
-    output: str = option(
-        "where predictions go, as JSON: kafka://HOST:9092/TOPIC, pubsub://PROJECT/topics/NAME or folder:DIR", parse=path
-    )
+    output: str = option(f"where predictions go, as JSON: {_SINKS}", parse=path)
     dead_letters: str = option(
-        "where messages go that cannot be scored, as they came, with the reason: kafka://HOST:9092/TOPIC, pubsub://PROJECT/topics/NAME or folder:DIR",
+        f"where messages go that cannot be scored, as they came, with the reason: {_SINKS}",
         parse=path,
     )
     accounts: str | None = option(
-        "where the counts of each chunk go, as JSON: kafka://HOST:9092/TOPIC, pubsub://PROJECT/topics/NAME or folder:DIR (default: nowhere; the log has "
-        "those of each window)",
+        f"where the counts of each chunk go, as JSON: {_SINKS} (default: nowhere; the log has those of each window)",
         None,
         parse=path,
     )
@@ -226,17 +243,33 @@ class StreamOptions:
         source, model, sink, how = (pick(group, values) for group in groups)
         return StreamOptions(source, model, sink, how, tuple(others))  # type: ignore[arg-type]
 
-    def resolved(self) -> StreamOptions:
-        """The options with the path of the version that a name in the registry stands for now.
+    def connect(self) -> None:
+        """Asks the store that the model is looked for in.
 
         Raises:
-            UsageError: for a name that the registry does not have.
+            UsageError: for one that cannot be reached.
         """
-        root = registry_folder(self.model.registry)
-        if is_reference(self.model.model) and is_remote(root):
+        root, model = registry_folder(self.model.registry), self.model.model
+        flag, path = ("registry", root) if is_reference(model) else ("model", model)
+        if is_remote(path) and not is_mlflow(path):
             from handlers.model import stores
             from pipelines import runners
 
-            stores.connect({"registry": root}, runners.pipeline_options(self.how.runner, self.beam))
-        found = resolve(self.model.model, self.model.registry)
-        return replace(self, model=replace(self.model, model=found.path))
+            stores.connect({flag: path}, runners.pipeline_options(self.how.runner, self.beam))
+
+
+def watch_of(options: StreamModelOptions) -> ModelWatch:
+    """The location of the model.
+
+    Raises:
+        UsageError: if it is to be refreshed and cannot be.
+    """
+    if options.refresh_every is not None:
+        for flag in ("model_version", "device_map"):
+            if getattr(options, flag):
+                raise UsageError(
+                    f"--refresh_every takes newer models, which --{flag} has no meaning for; leave one of them out"
+                )
+    from handlers.refresh.watch import ModelWatch
+
+    return ModelWatch(options.model, options.trust, options.registry or "", options.newest_by)

@@ -17,6 +17,7 @@ from handlers.batching import ResourceHints
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
 from handlers.predict.placement import Placement
+from handlers.refresh.watch import Refresh
 from pipelines import runners
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.execution import Execution, execute
@@ -58,8 +59,13 @@ class Ended:
     interrupted: bool
 
 
-def prepare(options: StreamOptions, model: ModelDir) -> StreamJob:
+def prepare(options: StreamOptions, model: ModelDir, refresh: Refresh | None = None) -> StreamJob:
     """Checks everything that is possible before the pipeline starts.
+
+    Args:
+        options: of the command.
+        model: the model with which it begins.
+        refresh: where newer ones are.
 
     Raises:
         UsageError: for anything that the user must fix.
@@ -98,6 +104,7 @@ def prepare(options: StreamOptions, model: ModelDir) -> StreamJob:
         run_id=uuid.uuid4().hex,
         stop_after=source.stop_after,
         in_turn=local,
+        refresh=refresh,
     )
     score.check()
     if sink.metrics_port is not None and local and metrics_on(sink.metrics_port) is None:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from transforms.streams.handler import ScoredMessages
+from transforms.streams.scored import ScoredMessages
 
 SECOND = 1_000_000  # event times are in microseconds
 IDLE_SECONDS = 60.0

@@ -15,10 +15,10 @@ from transforms import progress
 from transforms.accounting import Counts
 from transforms.streams.accounts import Accounts, Sums, WindowSums, accounts_of, iso
 from transforms.streams.encode import Outputs, outputs_of
-from transforms.streams.handler import ScoredMessages
 from transforms.streams.messages import Messages, Sink, Source
 from transforms.streams.metrics import metrics_on
 from transforms.streams.runs import close
+from transforms.streams.scored import ScoredMessages
 
 LOG = logging.getLogger("torchbeam.stream")
 

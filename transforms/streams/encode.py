@@ -11,8 +11,8 @@ import pyarrow as pa
 
 from transforms.sinks.formats.jsonl import json_lines
 from transforms.streams.accounts import Accounts
-from transforms.streams.handler import ScoredMessages
 from transforms.streams.messages import Headers, OutMessage
+from transforms.streams.scored import ScoredMessages
 
 MESSAGE_ID = "message_id"  # the column of predictions
 ID_HEADER = "torchbeam-id"

@@ -4,52 +4,28 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
-from apache_beam.coders.typecoders import registry
 
 from handlers.base import MeteredHandler
 from handlers.columnar.handler import ColumnarModelHandler
+from handlers.columnar.refreshing import ScorerRefresher
 from handlers.columnar.scorer import Scorer
 from handlers.errors import DeviceLostError
-from handlers.failures import RowFailures
 from handlers.metrics import InferenceMetrics
 from handlers.predict.faults import leave_lost_process
-from transforms.streams.coder import MessagesCoder
 from transforms.streams.decode import Decoded
-from transforms.streams.messages import Messages
+from transforms.streams.metrics import refreshed
+from transforms.streams.scored import ScoredMessages
+
+# How the metrics of a stream call what a model's refresher counts.
+OUTCOMES = {"models_refreshed": "taken", "models_refused": "refused", "model_lookups_failed": "not_found"}
 
 
-@dataclass(frozen=True)
-class ScoredMessages:
-    """What became of messages; scored + dropped + dead are all of them.
-
-    Attributes:
-        messages: as they came.
-        predictions: the scored rows, in the output schema of the plan.
-        indices: int64: for each of them the index of its message, increasing unless a function changed the order.
-        failures: by index of the message, why it was not scored.
-        model_version: the model that scored them.
-    """
-
-    messages: Messages
-    predictions: pa.RecordBatch
-    indices: np.ndarray
-    failures: RowFailures
-    model_version: str
-
-
-registry.register_coder(ScoredMessages, MessagesCoder)
-
-
-class StreamModelHandler(MeteredHandler[Decoded, ScoredMessages, Scorer]):
+class StreamModelHandler(MeteredHandler[Decoded, ScoredMessages, Any]):
     """Scores micro-batches: a `Decoded` is a batch, and one `ScoredMessages` comes out.
 
     Args:
-        inner: scores the rows; it has the model, the plan and the placement.
+        inner: scores the rows; it has the model, the plan, the placement and the refresh.
     """
 
     def __init__(self, inner: ColumnarModelHandler) -> None:
@@ -63,17 +39,19 @@ class StreamModelHandler(MeteredHandler[Decoded, ScoredMessages, Scorer]):
         """As the inner handler."""
         return self._inner.share_model_across_processes()
 
-    def load_model(self) -> Scorer:
+    def load_model(self) -> Scorer | ScorerRefresher:
         """Loads the model into this process, on its device."""
         return self._inner.load_model()
 
     def run_inference(
-        self, batch: Any, model: Scorer, inference_args: dict[str, Any] | None = None
+        self, batch: Any, model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[ScoredMessages]:
         """Scores a micro-batch, which is a `Decoded`."""
         del inference_args
+        for name, number in self._inner.count_refreshes(model).items():
+            refreshed(OUTCOMES[name], number)
         try:
-            return [self._score(model, batch)]
+            return [self._score(self._inner.current(model, [batch.chunk]), batch)]
         except DeviceLostError:
             leave_lost_process()
             raise

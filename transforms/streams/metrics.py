@@ -9,7 +9,7 @@
 | `torchbeam_delay_seconds` | | histogram: from the event time of a message to its delivery |
 | `torchbeam_offset` | source, partition | offset of the last message that was delivered |
 | `torchbeam_model_info` | model_version | 1 for the model that scored the last chunk |
-| `torchbeam_model_refreshes_total` | outcome | models that were `taken` or `refused` while the stream ran |
+| `torchbeam_model_refreshes_total` | outcome | newer models: `taken`, `refused`, or `not_found` for a look that failed |
 """
 
 from __future__ import annotations
@@ -63,12 +63,12 @@ def _serve(port: int) -> StreamMetrics | None:
     return made
 
 
-def refreshed(outcome: str) -> None:
-    """Counts a model that was `taken` or `refused` while the stream runs, where this process serves metrics."""
+def refreshed(outcome: str, number: int) -> None:
+    """Counts newer models that were `taken` or `refused`, and looks that failed, where this process serves metrics."""
     with _lock:
         served = [each for each in _served.values() if each is not None]
     for each in served:
-        each.refreshes.labels(outcome).inc()
+        each.refreshes.labels(outcome).inc(number)
 
 
 class StreamMetrics:

@@ -14,20 +14,21 @@ from apache_beam.ml.inference.base import RunInference
 from apache_beam.pvalue import PBegin, PCollection
 
 from handlers.batching import Batching, ResourceHints
-from handlers.columnar.handler import ColumnarModelHandler
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
 from handlers.predict.placement import Placement
 from handlers.redact import redact
+from handlers.refresh.watch import Refresh
 from transforms.inference.score import Score
 from transforms.streams.accounts import Accounts
 from transforms.streams.decode import Decode, Decoded, Decoder
 from transforms.streams.deliver import Deliver, Delivery, delivery_of
 from transforms.streams.encode import MESSAGE_ID
 from transforms.streams.endpoints import Settings, sink_of, source_of
-from transforms.streams.handler import ScoredMessages, StreamModelHandler
+from transforms.streams.handler import StreamModelHandler
 from transforms.streams.messages import Sink, Source
 from transforms.streams.read import MicroBatches, Partitions, ReadMessages
+from transforms.streams.scored import ScoredMessages
 from transforms.streams.settle import MessageFormat, decoder_of, sample_of
 
 
@@ -66,6 +67,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
         run_id: the key of the run in this process, for its progress and its end.
         stop_after: messages after which the run ends; None for no end.
         in_turn: whether one thread reads all partitions, as in this process.
+        refresh: where newer models are, which take the place of `model` between two chunks.
 
     Raises:
         UsageError: for a broker, topic, folder, schema, model directory, columns or functions that cannot work.
@@ -95,6 +97,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
     run_id: str = ""
     stop_after: int | None = None
     in_turn: bool = True
+    refresh: Refresh | None = None
 
     def __post_init__(self) -> None:
         self.run_id = self.run_id or uuid.uuid4().hex
@@ -154,19 +157,16 @@ class ScoreStream(beam.PTransform[Any, Any]):
             postprocess=self.postprocess,
             probabilities=self.probabilities,
             placement=self.placement,
-            batching=self._batching,
+            batching=Batching(chunk_rows=self.batches.rows, batch_size=self.batch_size),
+            hints=self.hints,
             driver=self.driver,
+            refresh=self.refresh,
         )
-
-    @property
-    def _batching(self) -> Batching:
-        return Batching(chunk_rows=self.batches.rows, batch_size=self.batch_size)
 
     def expand(self, begin: PBegin) -> PCollection[Accounts]:
         """Partitions → Read → Decode → RunInference → Deliver: all but the first are one fused stage."""
         self.check()
-        inner = ColumnarModelHandler(self._model, self.score.plan, self.placement, self._batching, self.hints)
-        handler = StreamModelHandler(inner)
+        handler = StreamModelHandler(self.score.handler)
         reader = ReadMessages(self._source, self.batches, self.run_id, self.stop_after, in_turn=self.in_turn)
         accounts: PCollection[Accounts] = (
             begin
