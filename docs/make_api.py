@@ -41,11 +41,13 @@ CHAPTERS = {
         "WriteChunks",
         "Part",
     ],
+    "Streams": ["ScoreStream", "MessageFormat", "MicroBatches"],
     "Several models": ["ScoreModels", "ModelSettings", "ByKey", "ModelSplit", "ModelCounts"],
     "Elements": [
         *("TorchModelHandler", "RunTorchInference", "SplitFailures", "Inferences", "DeadLetter", "FailedPrediction"),
         *("skip_failures", "Padding", "Ragged"),
     ],
+    "Newer models while a pipeline runs": ["ModelWatch", "Refresh", "WatchModel"],
     "Where and how a model runs": ["Placement", "Batching", "ResourceHints"],
     "Errors": [
         *("TorchbeamError", "UsageError", "BrokenModelError", "TrainingError", "BrokenFileError", "ServiceError"),

@@ -19,7 +19,8 @@ ALLOWED = {
     "handlers.encode": {"handlers"},
     "handlers.predict": {"handlers"},
     "handlers.model": {"handlers", "handlers.encode", "handlers.predict"},
-    "handlers.columnar": {"handlers", "handlers.encode", "handlers.predict", "handlers.model"},
+    "handlers.refresh": {"handlers", "handlers.predict", "handlers.model"},
+    "handlers.columnar": {"handlers", "handlers.encode", "handlers.predict", "handlers.model", "handlers.refresh"},
     "handlers.train": {
         *("handlers", "handlers.nets", "handlers.encode", "handlers.predict", "handlers.model", "handlers.columnar"),
     },
@@ -30,7 +31,13 @@ ALLOWED = {
     "transforms.sources": {"handlers.*", "transforms"},
     "transforms.sinks": {"handlers.*", "transforms"},
     "transforms.inference": {"handlers.*", "transforms", "transforms.sources"},
-    "transforms.streams": {"handlers.*", "transforms", "transforms.sources", "transforms.inference"},
+    "transforms.streams": {
+        "handlers.*",
+        "transforms",
+        "transforms.sources",
+        "transforms.sinks",
+        "transforms.inference",
+    },
     "transforms.evaluation": {"handlers.*", "transforms"},
     "transforms.preparation": {"handlers.*", "transforms", "transforms.sinks", "transforms.evaluation"},
     "transforms.local": {"handlers.*", "transforms", "transforms.sources", "transforms.inference"},
@@ -41,7 +48,17 @@ ALLOWED = {
     "pipelines.command": {"handlers.*", "transforms.*"},
     "pipelines.dataflow": {"handlers.*", "transforms.*", "pipelines.command"},
     "pipelines.spark": {"handlers.*", "transforms.*", "pipelines.command"},
-    "pipelines.runners": {"handlers.*", "transforms.*", "pipelines.command", "pipelines.dataflow", "pipelines.spark"},
+    "pipelines.prism": {"handlers.*", "transforms.*", "pipelines.command"},
+    "pipelines.runners": {
+        *(
+            "handlers.*",
+            "transforms.*",
+            "pipelines.command",
+            "pipelines.dataflow",
+            "pipelines.spark",
+            "pipelines.prism",
+        ),
+    },
     "pipelines.jobs": {
         *("handlers.*", "transforms.*", "pipelines.command", "pipelines.dataflow", "pipelines.spark"),
         "pipelines.runners",
