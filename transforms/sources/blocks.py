@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +25,7 @@ Numeric = Callable[[Collection[str]], Collection[str]]
 
 CHUNK_ROWS = 65_536
 MAX_CHUNK_BYTES = 64 << 20
+_MANY_VALUES = 50_000  # of a block; starting threads takes as long as casting a few thousand
 
 
 @dataclass(frozen=True)
@@ -176,15 +179,19 @@ def fit(
     refused: dict[int, pa.Field] = {}
     done: dict[str, pa.Array] = {}
     left: dict[str, pa.Array] = {}
-    for each in schema:
+
+    def whole(each: pa.Field) -> pa.Array | None:
         if each.name not in present:
-            done[each.name] = pa.nulls(batch.num_rows, each.type)
-            continue
-        array = present[each.name]
-        try:
-            done[each.name] = cast(array, each.type)
-        except Exception:
-            left[each.name] = array
+            return pa.nulls(batch.num_rows, each.type)
+        with suppress(Exception):
+            return cast(present[each.name], each.type)
+        return None
+
+    for each, array in zip(schema, _map(whole, schema, batch.num_rows * len(schema)), strict=True):
+        if array is not None:
+            done[each.name] = array
+        else:
+            array = left[each.name] = present[each.name]
             if fits is not None:
                 good = pc.fill_null(fits(array, each.type), True)
                 left[each.name] = pc.if_else(good, array, pa.scalar(None, array.type))
@@ -204,6 +211,14 @@ def fit(
         each = refused[row]
         refusals[row] = misfit(each, values[each.name], numbers[row], split, raw(values))
     return Block(fitted, numbers, refusals)
+
+
+def _map(function: Callable[[pa.Field], pa.Array | None], schema: pa.Schema, values: int) -> list[pa.Array | None]:
+    """The results for all columns, which take turns on the cores where there are many values: Arrow needs no GIL."""
+    if values < _MANY_VALUES:
+        return [function(each) for each in schema]
+    with ThreadPoolExecutor(pa.cpu_count(), thread_name_prefix="cast") as threads:
+        return list(threads.map(function, schema))
 
 
 def widened(array: pa.Array, kind: pa.DataType) -> pa.Array:
