@@ -136,7 +136,7 @@ class ReadInTurn(beam.DoFn):
 
     def process(self, element: tuple[str, ...]) -> Iterator[Messages]:
         """Gives what arrives in `element`, the partitions."""
-        run, source = run_of(self._run_id, self._stop_after), self._source
+        run = run_of(self._run_id, self._stop_after)
         readers: list[Reader] = []
         try:
             readers.extend(self._reader(run, partition) for partition in element)
