@@ -17,6 +17,7 @@ from handlers.batching import ResourceHints
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
 from handlers.predict.placement import Placement
+from handlers.refresh.refresher import close_all
 from handlers.refresh.watch import Refresh
 from pipelines import runners
 from pipelines.dataflow import settings as dataflow
@@ -158,6 +159,7 @@ def run(job: StreamJob, *, wait: bool = True) -> Ended | None:
             ended = execute(lambda pipeline: _build(pipeline, job), execution, wait=wait)
         finally:
             end_run(run_id)
+            close_all()
             log_rest(run_id)
     return Ended(progress.so_far(run_id), bool(signals)) if ended else None
 
