@@ -38,6 +38,7 @@ CHAPTERS = {
         "WriteChunks",
         "Part",
     ],
+    "Streams": ["ScoreStream", "MessageFormat", "MicroBatches"],
     "Several models": ["ScoreModels", "ModelSettings", "ByKey", "ModelSplit", "ModelCounts"],
     "Elements": [
         *("TorchModelHandler", "RunTorchInference", "SplitFailures", "Inferences", "DeadLetter", "FailedPrediction"),

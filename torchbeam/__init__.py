@@ -49,6 +49,9 @@ if TYPE_CHECKING:
     from transforms.sources.planning import Input, plan_input
     from transforms.sources.read import Read, ReadChunks
     from transforms.sources.splits import FileRead
+    from transforms.streams.read import MicroBatches
+    from transforms.streams.score_stream import ScoreStream
+    from transforms.streams.settle import MessageFormat
 
 __all__ = [
     "AccountingError",
@@ -64,6 +67,8 @@ __all__ = [
     "FileRead",
     "Inferences",
     "Input",
+    "MessageFormat",
+    "MicroBatches",
     "Model",
     "ModelCounts",
     "ModelDir",
@@ -85,6 +90,7 @@ __all__ = [
     "Score",
     "ScoreModels",
     "ScoreResult",
+    "ScoreStream",
     "ScoredRows",
     "SequenceRows",
     "Sequences",
@@ -107,6 +113,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "MessageFormat": "transforms.streams.settle",
+    "MicroBatches": "transforms.streams.read",
+    "ScoreStream": "transforms.streams.score_stream",
     "AccountingError": "handlers.errors",
     "Batching": "handlers.batching",
     "BrokenFileError": "handlers.errors",

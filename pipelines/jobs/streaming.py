@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
 import apache_beam as beam
@@ -123,6 +124,8 @@ def check_runner(options: StreamOptions) -> None:
 
 def _check_prism(launch: runners.Launch) -> None:
     location = launch.options.view_as(PrismRunnerOptions).prism_location
+    if location is not None and not location.startswith(("http://", "https://")) and not Path(location).exists():
+        raise UsageError(f"--prism_location {location} is not there")
     if location is None and shutil.which("prism") is None:
         raise UsageError(
             "PrismRunner needs its binary: give --prism_location=FILE, or put prism on the PATH; it is built by "
