@@ -102,7 +102,6 @@ def prepare(options: StreamOptions, model: ModelDir) -> StreamJob:
         driver=placement if local else Placement("cpu"),
         run_id=uuid.uuid4().hex,
         stop_after=source.stop_after,
-        in_turn=local,
     )
     score.check()
     if sink.metrics_port is not None and local and metrics_on(sink.metrics_port) is None:
