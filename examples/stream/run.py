@@ -38,7 +38,6 @@ from pipelines.command.supervisor import supervised_command
 
 DIGITS = Path(__file__).resolve().parents[1] / "digits" / "train.py"
 RATE = 1_000  # messages a second
-SECONDS = 20
 START_SECONDS = 120
 PARTITIONS = 2
 
@@ -67,8 +66,8 @@ class Scores:
 
 def shown(sent: int, scores: Scores, per_second: float, delays: np.ndarray) -> Table:
     """The table in the terminal."""
-    table = Table(title="torchbeam stream: kafka://…/images → kafka://…/digits")
-    for name in ("sent", "scored", "dead letters", "accuracy", "messages/s", "delay p50", "p99"):
+    table = Table(title="kafka://…/images → torchbeam stream → kafka://…/digits")
+    for name in ("sent", "scored", "dead", "accuracy", "messages/s", "delay p50", "p99"):
         table.add_column(name, justify="right")
     p50, p99 = np.percentile(delays, [50, 99]) if len(delays) else (np.nan, np.nan)
     table.add_row(
@@ -114,11 +113,13 @@ def main() -> None:
     """Trains, starts broker and stream, sends, shows, and ends."""
     parser = argparse.ArgumentParser(description="Score a live stream of digits over a real Kafka broker.")
     parser.add_argument("out", type=Path, help="folder for the model directory and the images")
-    out = parser.parse_args().out
+    parser.add_argument("--seconds", type=int, default=20, help="how long images are sent (default: 20)")
+    given = parser.parse_args()
+    out = given.out
     console = Console()
     if not (out / "model").is_dir():
         subprocess.run([sys.executable, str(DIGITS), str(out)], check=True)
-    values = list(islice(images(out / "table.parquet"), RATE * SECONDS))
+    values = list(islice(images(out / "table.parquet"), RATE * given.seconds))
     try:
         with tempfile.TemporaryDirectory() as folder, broker(Path(folder, "kafka")) as kafka:
             console.print(f"A Kafka broker is at {kafka.address}, until this ends.")
