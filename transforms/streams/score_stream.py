@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.pvalue import PBegin, PCollection
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from handlers.batching import Batching, ResourceHints
 from handlers.errors import UsageError
@@ -22,12 +23,12 @@ from handlers.refresh.watch import Refresh
 from transforms.inference.score import Score
 from transforms.streams.accounts import Accounts
 from transforms.streams.decode import Decode, Decoded, Decoder
-from transforms.streams.deliver import AtLeastOnce, Deliver, Delivery
+from transforms.streams.deliver import Deliver, Delivery, delivery_of
 from transforms.streams.encode import MESSAGE_ID
 from transforms.streams.endpoints import Settings, sink_of, source_of
 from transforms.streams.handler import StreamModelHandler
 from transforms.streams.messages import Sink, Source
-from transforms.streams.read import MicroBatches, Partitions, ReadMessages
+from transforms.streams.read import MicroBatches, Partitions, ReadInTurn, ReadMessages
 from transforms.streams.scored import ScoredMessages
 from transforms.streams.settle import MessageFormat, decoder_of, sample_of
 
@@ -45,9 +46,9 @@ class ScoreStream(beam.PTransform[Any, Any]):
     settings raise then.
 
     Attributes:
-        source: where messages come from: `folder:DIR`, or a `Source`.
+        source: where messages come from: `kafka://HOST:9092/TOPIC`, `folder:DIR`, or a `Source`.
         model: a model directory, its path, or the path of a bare `.pt2` or TorchScript file.
-        predictions: where predictions go: `folder:DIR`, or a `Sink`.
+        predictions: where predictions go: `kafka://HOST:9092/TOPIC`, `folder:DIR`, or a `Sink`.
         dead_letters: where messages go that cannot be scored.
         accounts: where the counts of chunks go; None for nowhere.
         form: how the values of messages are read.
@@ -66,7 +67,8 @@ class ScoreStream(beam.PTransform[Any, Any]):
         driver: where the model runs in this process, to determine the output columns.
         run_id: the key of the run in this process, for its progress and its end.
         stop_after: messages after which the run ends; None for no end.
-        in_turn: whether one thread reads all partitions, as in this process.
+        in_turn: whether one thread reads all partitions; by default on Beam's in-process runner. Otherwise each is read by a
+            splittable DoFn.
         refresh: where newer models are, which take the place of `model` between two chunks.
 
     Raises:
@@ -96,16 +98,17 @@ class ScoreStream(beam.PTransform[Any, Any]):
     driver: Placement = Placement("cpu")
     run_id: str = ""
     stop_after: int | None = None
-    in_turn: bool = True
+    in_turn: bool | None = None
     refresh: Refresh | None = None
 
     def __post_init__(self) -> None:
         self.run_id = self.run_id or uuid.uuid4().hex
         self._model = self.model if isinstance(self.model, ModelDir) else ModelDir(self.model)
-        made = self.settings
+        output = self.predictions if isinstance(self.predictions, str) else self.predictions.name
+        made = replace(self.settings, output=output)
         self._check_apart()
         self._source = source_of(self.source, made) if isinstance(self.source, str) else self.source
-        self._delivery = self.delivery or AtLeastOnce(
+        self._delivery = self.delivery or delivery_of(self._source)(
             self._source,
             _sink(self.predictions, made, "--output"),
             _sink(self.dead_letters, made, "--dead_letters", whole=True),
@@ -166,12 +169,18 @@ class ScoreStream(beam.PTransform[Any, Any]):
         """Partitions → Read → Decode → RunInference → Deliver: all but the first are one fused stage."""
         self.check()
         handler = StreamModelHandler(self.score.handler)
-        reader = ReadMessages(self._source, self.batches, self.run_id, self.stop_after, in_turn=self.in_turn)
+        together = isinstance(begin.pipeline.runner, FnApiRunner) if self.in_turn is None else self.in_turn
+        read: beam.DoFn = (ReadInTurn if together else ReadMessages)(
+            self._source, self.batches, self.run_id, self.stop_after
+        )
         accounts: PCollection[Accounts] = (
             begin
             | "Start" >> beam.Impulse()
-            | "Partitions" >> beam.ParDo(Partitions(self._source))
-            | "Read" >> beam.ParDo(reader)
+            | "Partitions"
+            >> beam.ParDo(Partitions(self._source, together=together)).with_output_types(
+                tuple[str, ...] if together else str
+            )
+            | "Read" >> beam.ParDo(read)
             | "Decode" >> beam.ParDo(Decode(self.decoder, self.form.max_bytes)).with_output_types(Decoded)
             | "RunInference" >> RunInference(handler, model_identifier=handler.tag).with_output_types(ScoredMessages)
             | "Deliver" >> beam.ParDo(Deliver(self._delivery, self.window_seconds, self.run_id, self.metrics_port))
