@@ -109,7 +109,6 @@ def prepare(options: StreamOptions, model: ModelDir, refresh: Refresh | None = N
         driver=placement if local else Placement("cpu"),
         run_id=uuid.uuid4().hex,
         stop_after=source.stop_after,
-        in_turn=local,
         refresh=refresh,
     )
     score.check()
