@@ -45,6 +45,7 @@ def session(master: str) -> "SparkSession":
     """The same Spark for both that use one."""
     from pyspark.sql import SparkSession
 
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     return (
         SparkSession.builder.master(master)
         .config("spark.driver.memory", "4g")

@@ -21,7 +21,10 @@ OURS = ("handlers", "transforms", "pipelines")
 
 # Every public name, in the order of the page.
 CHAPTERS = {
-    "From Python": ["score", "load", "Model", "ScoreResult", "spark.score", "spark.SparkScores"],
+    "From Python": [
+        *("score", "load", "Model", "ScoreResult"),
+        *("spark.score", "spark.SparkScores", "ray.score", "ray.RayScores"),
+    ],
     "Models": ["ModelDir", "Trust", "StateDict", "train", "ModelRegistry", "RegisteredModel", "RowPredictor"],
     "Rows": ["TorchScore"],
     "Chunks": [

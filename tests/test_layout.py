@@ -43,11 +43,22 @@ ALLOWED = {
     "transforms.local": {"handlers.*", "transforms", "transforms.sources", "transforms.inference"},
     "transforms.rows": {"handlers.*", "transforms", "transforms.sources", "transforms.inference"},
     "transforms.registry": {"handlers.*", "transforms", "transforms.local"},
+    "transforms.ray": {"handlers.*", "transforms", "transforms.inference"},
     "transforms.spark": {"handlers.*", "transforms", "transforms.inference"},
     "pipelines.command": {"handlers.*", "transforms.*"},
     "pipelines.dataflow": {"handlers.*", "transforms.*", "pipelines.command"},
     "pipelines.spark": {"handlers.*", "transforms.*", "pipelines.command"},
-    "pipelines.runners": {"handlers.*", "transforms.*", "pipelines.command", "pipelines.dataflow", "pipelines.spark"},
+    "pipelines.prism": {"handlers.*", "transforms.*", "pipelines.command"},
+    "pipelines.runners": {
+        *(
+            "handlers.*",
+            "transforms.*",
+            "pipelines.command",
+            "pipelines.dataflow",
+            "pipelines.spark",
+            "pipelines.prism",
+        ),
+    },
     "pipelines.jobs": {
         *("handlers.*", "transforms.*", "pipelines.command", "pipelines.dataflow", "pipelines.spark"),
         "pipelines.runners",

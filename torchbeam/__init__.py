@@ -181,8 +181,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "spark":
-        return importlib.import_module("torchbeam.spark")
+    if name in ("ray", "spark"):
+        return importlib.import_module(f"torchbeam.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from torchbeam.shadow import check_packages

@@ -31,6 +31,7 @@ def value_hashes(column: pa.Array, *, as_text: bool = True) -> np.ndarray:
     """
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
+    column = _without_halves(column)
     if pa.types.is_floating(column.type):
         column = pc.add(column, pa.scalar(0.0, column.type))  # one zero
     if pa.types.is_nested(column.type):  # which Arrow has no dictionaries of
@@ -58,12 +59,18 @@ def as_texts(column: pa.Array) -> pa.Array:
         column = column.dictionary_decode()
     if pa.types.is_string(column.type):
         return column
+    column = _without_halves(column)
     if pa.types.is_floating(column.type):
         return _of_floats(column)
     try:
         return column.cast(pa.string())
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):  # bytes that are no text, lists
         return pa.array([None if value is None else _text(value) for value in column.to_pylist()], pa.string())
+
+
+def _without_halves(column: pa.Array) -> pa.Array:
+    """float16 as float32: Arrow cannot calculate with it."""
+    return column.cast(pa.float32()) if pa.types.is_float16(column.type) else column
 
 
 def _of_floats(column: pa.Array) -> pa.Array:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from handlers.refresh.watch import ModelWatch
 
 MAX_MESSAGE_BYTES = 8 << 20
+_SINKS = "kafka://HOST:9092/TOPIC, pubsub://PROJECT/topics/NAME or folder:DIR"
 _UNITS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
@@ -52,17 +53,43 @@ def port(text: str) -> int:
     return int(text)
 
 
+def group_name(text: str) -> str:
+    """The name of a reader, which is also that of a folder; raises `ValueError`."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}", text):
+        raise ValueError(f'must be letters, digits, ".", "_" and "-", at most 200, not "{text}"')
+    return text
+
+
 @dataclass(frozen=True)
 class StreamSourceOptions:
     """Where messages come from, and how they are read."""
 
     TITLE = "source"
 
-    input: str = option("where messages come from: folder:DIR, a folder into which whole files are moved", parse=path)
-    group: str = option(
-        "name of the reader whose position is kept; another name starts from the beginning (default: torchbeam)",
-        "torchbeam",
+    input: str = option(
+        "where messages come from: kafka://HOST:9092[,HOST2:9092]/TOPIC, pubsub://PROJECT/subscriptions/NAME, or folder:DIR, a "
+        "folder into which whole files are moved",
+        parse=path,
+    )
+    group: str | None = option(
+        "name of the reader whose position is kept, on Kafka the consumer group; another name starts anew (default: "
+        "torchbeam, and for Kafka torchbeam.TOPIC.OUTPUT)",
+        None,
+        parse=group_name,
         metavar="NAME",
+    )
+    begin: Literal["earliest", "latest"] = option(
+        "where a partition begins for which no position is kept: earliest or latest (default: earliest)",
+        "earliest",
+        choices=("earliest", "latest"),
+        flag="from",
+    )
+    kafka_config: str | None = option(
+        "options of the clients of Kafka, as name=value lines in librdkafka's names: passwords, TLS; it is read where clients "
+        "are made, and never shown",
+        None,
+        parse=path,
+        metavar="FILE",
     )
     message_format: str = option(
         "format of the values of messages: json, avro, text or bytes (default: json)",
@@ -138,14 +165,21 @@ class StreamSinkOptions:
 
     TITLE = "sink"
 
-    output: str = option("where predictions go, as JSON: folder:DIR", parse=path)
+    output: str = option(f"where predictions go, as JSON: {_SINKS}", parse=path)
     dead_letters: str = option(
-        "where messages go that cannot be scored, as they came, with the reason: folder:DIR", parse=path
+        f"where messages go that cannot be scored, as they came, with the reason: {_SINKS}",
+        parse=path,
     )
     accounts: str | None = option(
-        "where the counts of each chunk go, as JSON: folder:DIR (default: nowhere; the log has those of each window)",
+        f"where the counts of each chunk go, as JSON: {_SINKS} (default: nowhere; the log has those of each window)",
         None,
         parse=path,
+    )
+    delivery: str = option(
+        "at_least_once, or exactly_once, where all topics are in one Kafka cluster: outputs and offsets in one transaction "
+        "(default: at_least_once)",
+        "at_least_once",
+        choices=("at_least_once", "exactly_once"),
     )
     columns: tuple[str, ...] = option(
         "columns to copy into the predictions, separated by commas, * for all (default: *)", ("*",), parse=names

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PrismRunnerOptions, StandardOptions
+from apache_beam.options.pipeline_options import StandardOptions
 
 from handlers.batching import ResourceHints
 from handlers.errors import UsageError
@@ -35,7 +33,6 @@ from transforms.streams.runs import end_run, run_of
 from transforms.streams.score_stream import ScoreStream
 from transforms.streams.settle import MessageFormat
 
-PRISM = "PrismRunner"
 # A second signal this soon is the same one: Ctrl-C reaches parent and child.
 _SAME_SECONDS = 1.0
 
@@ -77,8 +74,6 @@ def prepare(options: StreamOptions, model: ModelDir, refresh: Refresh | None = N
     """
     check_runner(options)
     launch = runners.settle(options.run, options.beam)
-    if options.how.runner == PRISM:
-        _check_prism(launch)
     if not runners.in_process(options.how.runner):
         launch.options.view_as(StandardOptions).streaming = True
     source, sink, run = options.source, options.sink, options.how
@@ -96,7 +91,7 @@ def prepare(options: StreamOptions, model: ModelDir, refresh: Refresh | None = N
             source.message_format, source.schema, source.sample, source.schema_registry, source.max_message_bytes
         ),
         batches=MicroBatches(source.max_batch_rows, source.max_batch_delay),
-        settings=Settings(source.group),
+        settings=Settings(source.group, source.kafka_config, source.begin, sink.delivery == "exactly_once"),
         window_seconds=sink.window,
         metrics_port=sink.metrics_port,
         columns=sink.columns,
@@ -127,17 +122,6 @@ def check_runner(options: StreamOptions) -> None:
         )
     if runner == dataflow.RUNNER and options.source.stop_after is not None:
         raise UsageError("--stop_after is for tries on one machine; end a job on Dataflow by draining it")
-
-
-def _check_prism(launch: runners.Launch) -> None:
-    location = launch.options.view_as(PrismRunnerOptions).prism_location
-    if location is not None and not location.startswith(("http://", "https://")) and not Path(location).exists():
-        raise UsageError(f"--prism_location {location} is not there")
-    if location is None and shutil.which("prism") is None:
-        raise UsageError(
-            "PrismRunner needs its binary: give --prism_location=FILE, or put prism on the PATH; it is built by "
-            f"go install github.com/apache/beam/sdks/v2/go/cmd/prism@v{beam.__version__}"
-        )
 
 
 def run(job: StreamJob, *, wait: bool = True) -> Ended | None:

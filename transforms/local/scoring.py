@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from handlers.batching import Batching
 from handlers.columnar.chunks import DEAD_LETTER, NUMBERS, dead_letter_schema
 from handlers.columnar.plan import Plan
+from handlers.columnar.rechunker import Rechunker
 from handlers.columnar.scorer import Scored, Scorer
 from handlers.encode.columns import matching
 from handlers.errors import UsageError
@@ -30,7 +31,6 @@ from handlers.paths import is_remote
 from handlers.predict.placement import Placement, Precision
 from handlers.predict.predictor import Predictor
 from transforms.accounting import Counts, report
-from transforms.inference.rechunk import Rechunker
 from transforms.inference.score import SAMPLE_ROWS, Score, counts_of
 from transforms.local.files import Files
 from transforms.local.frames import frame_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -94,6 +94,12 @@ class _FlushThenCommit:
 
     def close(self) -> None:
         close([self._predictions, self._dead_letters, *([self._accounts] if self._accounts is not None else [])])
+
+
+def delivery_of(source: Source) -> Callable[[Source, Sink, Sink, Sink | None], Delivery]:
+    """How the outputs of messages from `source` are delivered: as it says, or at least once."""
+    own: Callable[[Source, Sink, Sink, Sink | None], Delivery] | None = getattr(source, "delivery", None)
+    return own or AtLeastOnce
 
 
 @beam.typehints.with_input_types(ScoredMessages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
@@ -16,6 +17,7 @@ from transforms.streams.scored import ScoredMessages
 MESSAGE_ID = "message_id"  # the column of predictions
 ID_HEADER = "torchbeam-id"
 ERROR_HEADER = "torchbeam-error"
+ERROR_BYTES = 1024  # what an attribute of Pub/Sub may have
 _OURS = (ID_HEADER, ERROR_HEADER)
 
 
@@ -73,10 +75,20 @@ def dead_letters_of(scored: ScoredMessages) -> list[OutMessage]:
         headers = (
             *_kept(messages.headers[index]),
             (ID_HEADER, messages.id(index).encode()),
-            (ERROR_HEADER, json.dumps(error, ensure_ascii=False).encode(errors="backslashreplace")),
+            (ERROR_HEADER, _within(error, ERROR_BYTES)),
         )
         found.append(OutMessage(messages.keys[index], messages.values[index], headers, messages.times[index]))
     return found
+
+
+def _within(error: dict[str, Any], limit: int) -> bytes:
+    """`error` in JSON, its message cut where it would have more than `limit` bytes."""
+    while len(encoded := json.dumps(error, ensure_ascii=False).encode(errors="backslashreplace")) > limit:
+        message = error["message"]
+        if not message:
+            break
+        error = error | {"message": message[: min(len(message) - 1, len(message) * limit // len(encoded))]}
+    return encoded
 
 
 def _account(scored: ScoredMessages, accounts: Accounts) -> OutMessage:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from handlers.errors import UsageError
 from handlers.redact import redact
 from transforms.streams.messages import Sink, Source
 
-# The module of each scheme has `source(address, settings)` and `sink(address, settings, whole)`; it may have `delivery`.
+# The module of each scheme has `source(address, settings, flag)` and `sink(address, settings, flag, whole)`, and
+# `EXACTLY_ONCE`, if its sources then have a `delivery` of their own.
 SCHEMES = {
     "folder": ("transforms.streams.folder", "folder:DIR"),
+    "kafka": ("transforms.streams.kafka", "kafka://HOST:9092/TOPIC"),
+    "pubsub": ("transforms.streams.pubsub", "pubsub://PROJECT/topics/NAME"),
 }
 
 
@@ -21,17 +24,29 @@ class Settings:
     """What sources and sinks are made with, beside their address. It has no secrets.
 
     Attributes:
-        group: whose position is kept where messages come from.
+        group: whose position is kept where messages come from; None for a name that the source chooses.
         config: a file of the broker client's options, secrets among them; it is read where they are used.
+        begin: where a partition begins for which no position is kept.
+        exactly_once: whether outputs and positions are written in one transaction.
+        output: the address of the predictions, which is part of the name that a source may choose.
     """
 
-    group: str = "torchbeam"
+    group: str | None = None
     config: str | None = None
+    begin: Literal["earliest", "latest"] = "earliest"
+    exactly_once: bool = False
+    output: str = ""
 
 
 def source_of(address: str, settings: Settings, flag: str = "--input") -> Source:
     """The source at `address`; raises `UsageError` for one that cannot be."""
-    made: Source = _module(address, flag).source(address, settings)
+    module = _module(address, flag)
+    if settings.exactly_once and not getattr(module, "EXACTLY_ONCE", False):
+        raise UsageError(
+            f"--delivery=exactly_once needs a source with transactions, as kafka://HOST:9092/TOPIC, and {flag} "
+            f'"{redact(address)}" has none; leave it out: outputs carry the ids by which they can be deduplicated'
+        )
+    made: Source = module.source(address, settings, flag)
     return made
 
 
@@ -47,7 +62,7 @@ def sink_of(address: str, settings: Settings, flag: str, *, whole: bool = False)
     Raises:
         UsageError: for an address that cannot be.
     """
-    made: Sink = _module(address, flag).sink(address, settings, whole=whole)
+    made: Sink = _module(address, flag).sink(address, settings, flag, whole=whole)
     return made
 
 

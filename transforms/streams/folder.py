@@ -27,14 +27,16 @@ PARTITION = "0"
 _POLL_SECONDS = 0.02
 
 
-def source(address: str, settings: Settings) -> FolderSource:
+def source(address: str, settings: Settings, flag: str) -> FolderSource:
     """The source of `folder:DIR`; raises `UsageError` for one that cannot be."""
-    return FolderSource(_path(address), settings.group)
+    if settings.begin == "latest":
+        raise UsageError(f"--from=latest is for brokers; {flag} is a folder, which is read from its first file")
+    return FolderSource(_path(address), settings.group or "torchbeam")
 
 
-def sink(address: str, settings: Settings, *, whole: bool) -> FolderSink:
+def sink(address: str, settings: Settings, flag: str, *, whole: bool) -> FolderSink:
     """The sink of `folder:DIR`; raises `UsageError` for one that cannot be."""
-    del settings
+    del settings, flag
     return FolderSink(_path(address), whole)
 
 

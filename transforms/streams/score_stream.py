@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ from handlers.refresh.watch import Refresh
 from transforms.inference.score import Score
 from transforms.streams.accounts import Accounts
 from transforms.streams.decode import Decode, Decoded, Decoder
-from transforms.streams.deliver import AtLeastOnce, Deliver, Delivery
+from transforms.streams.deliver import Deliver, Delivery, delivery_of
 from transforms.streams.encode import MESSAGE_ID
 from transforms.streams.endpoints import Settings, sink_of, source_of
 from transforms.streams.handler import StreamModelHandler
@@ -46,9 +46,9 @@ class ScoreStream(beam.PTransform[Any, Any]):
     settings raise then.
 
     Attributes:
-        source: where messages come from: `folder:DIR`, or a `Source`.
+        source: where messages come from: `kafka://HOST:9092/TOPIC`, `folder:DIR`, or a `Source`.
         model: a model directory, its path, or the path of a bare `.pt2` or TorchScript file.
-        predictions: where predictions go: `folder:DIR`, or a `Sink`.
+        predictions: where predictions go: `kafka://HOST:9092/TOPIC`, `folder:DIR`, or a `Sink`.
         dead_letters: where messages go that cannot be scored.
         accounts: where the counts of chunks go; None for nowhere.
         form: how the values of messages are read.
@@ -104,10 +104,11 @@ class ScoreStream(beam.PTransform[Any, Any]):
     def __post_init__(self) -> None:
         self.run_id = self.run_id or uuid.uuid4().hex
         self._model = self.model if isinstance(self.model, ModelDir) else ModelDir(self.model)
-        made = self.settings
+        output = self.predictions if isinstance(self.predictions, str) else self.predictions.name
+        made = replace(self.settings, output=output)
         self._check_apart()
         self._source = source_of(self.source, made) if isinstance(self.source, str) else self.source
-        self._delivery = self.delivery or AtLeastOnce(
+        self._delivery = self.delivery or delivery_of(self._source)(
             self._source,
             _sink(self.predictions, made, "--output"),
             _sink(self.dead_letters, made, "--dead_letters", whole=True),

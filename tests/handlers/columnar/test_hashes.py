@@ -28,6 +28,7 @@ def of_text(*texts: str) -> list[int]:
         (pa.array([True, False]), ["true", "false"]),
         (pa.array([1.0, -0.0, 1.5, 1e17, float("nan"), None]), ["1", "0", "1.5", "100000000000000000", "nan", ""]),
         (pa.array([0.1, 2.0], pa.float32()), ["0.1", "2"]),
+        (pa.array([np.float16(1.5), np.float16(2)], pa.float16()), ["1.5", "2"]),
         (pa.array([dt.date(2026, 1, 2)]), ["2026-01-02"]),
         (pa.array([b"ab", b"\xff"]), ["ab", "b'\\xff'"]),
         (pa.array([[1, 2], None, [1, 2]]), ["[1, 2]", "", "[1, 2]"]),
