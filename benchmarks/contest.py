@@ -1,0 +1,195 @@
+"""Rounds of contestants: each a process of its own, in turn, its output compared before its time counts."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks import outputs
+from benchmarks.data import ROOT, Data
+from benchmarks.job import Job
+from benchmarks.peers import PEERS, Peer
+from benchmarks.summary import Run, summarize
+from benchmarks.workloads import START_ROWS, Input, Workload
+
+# Passive waiting, as `torchbeam score` sets it for itself: the loop is faster with it, too, where the machine has other work.
+ENVIRONMENT = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "HF_HUB_OFFLINE": "1",
+    "PYSPARK_PYTHON": sys.executable,
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "DO_NOT_TRACK": "1",
+}
+LOG_CHARACTERS = 2000
+
+
+class DisqualifiedError(Exception):
+    """A contestant has failed, or has written something else than the loop."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A peer on the input of a workload that is named `input`; `name` is `peer` or `peer@input`."""
+
+    name: str
+    peer: Peer
+    input: str
+
+    @classmethod
+    def of(cls, name: str) -> Contestant:
+        """Of its name."""
+        peer, _, source = name.partition("@")
+        return cls(name, PEERS[peer], source)
+
+
+class Contest:
+    """One workload at one size.
+
+    Args:
+        workload: what is done.
+        rows: on how many rows.
+        data: where inputs, models and outputs are.
+        settings: for peers by name.
+        timeout: seconds after which a run is ended.
+    """
+
+    def __init__(
+        self,
+        workload: Workload,
+        rows: int,
+        data: Data,
+        settings: Mapping[str, Mapping[str, Any]],
+        timeout: float = 3600,
+    ) -> None:
+        self._workload = workload
+        self._folder = data.folder
+        self._settings = settings
+        self._timeout = timeout
+        self._inputs = workload.inputs(data, rows)
+        self._small = workload.inputs(data, min(rows, START_ROWS)) if workload.starts else {}
+        self._model = workload.model(data)
+        self._expected: dict[tuple[str, bool], outputs.Output] = {}
+
+    def input(self, contestant: Contestant, small: bool = False) -> Input:
+        """The input of a contestant; `small` is the one that shows the start-up."""
+        return (self._small if small else self._inputs)[contestant.input]
+
+    def run(self, contestant: Contestant, small: bool = False) -> Run:
+        """One run.
+
+        Raises:
+            DisqualifiedError: the process failed, or its output is not that of the loop.
+        """
+        source = self.input(contestant, small)
+        expected = self._expect(contestant, small) if contestant.peer.scores else None
+        run, found = self._run(contestant, source)
+        if found is not None and expected is not None:
+            if problem := outputs.difference(found, expected, self._workload.shape):
+                raise DisqualifiedError(f"its output is not that of the loop: {problem}")
+            if len(found.keys) + found.refused != source.rows:
+                raise DisqualifiedError(
+                    f"{len(found.keys):,} rows scored and {found.refused:,} refused, of {source.rows:,}"
+                )
+        return run
+
+    def _expect(self, contestant: Contestant, small: bool) -> outputs.Output:
+        """What the loop writes, in a run that does not count and that brings the input into the cache of the disk."""
+        key = (contestant.input, small)
+        if key not in self._expected:
+            found = self._run(Contestant.of(self._workload.reference), self.input(contestant, small))[1]
+            assert found is not None
+            self._expected[key] = found
+        return self._expected[key]
+
+    def _run(self, contestant: Contestant, source: Input) -> tuple[Run, outputs.Output | None]:
+        """Runs a process and reads what it has written."""
+        own = self._settings.get(contestant.name.partition("@")[0], {})
+        with tempfile.TemporaryDirectory(prefix="run-", dir=self._folder) as work:
+            output = Path(work) / "output"
+            settings = {**self._workload.settings, **own}
+            job = Job(str(source.path), source.format, source.rows, str(self._model), str(output), settings)
+            run = self._measure(contestant.peer, job, Path(work))
+            if not contestant.peer.scores:
+                return run, None
+            return run, outputs.read(output, self._workload.shape, source.schema if self._workload.carries else None)
+
+    def _measure(self, peer: Peer, job: Job, work: Path) -> Run:
+        marks, measured, log = work / "marks.json", work / "measured.json", work / "log"
+        target = f"benchmarks.peers.{peer.target}"
+        if peer.is_command:
+            module, name = target.split(":")
+            command = getattr(importlib.import_module(module), name)(job)
+        else:
+            command = [sys.executable, "-m", "benchmarks.contestant", target, job.to_json(), str(marks)]
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
+        meter = [sys.executable, "-m", "benchmarks.meter", str(measured), str(self._timeout), *command]
+        with log.open("wb") as stream:
+            subprocess.run(meter, stdout=stream, stderr=stream, cwd=ROOT, env=environment, check=True)
+        found = json.loads(measured.read_text())
+        if found["exit_code"]:
+            said = log.read_text(errors="replace")[-LOG_CHARACTERS:].strip()
+            raise DisqualifiedError(f"exit code {found['exit_code']}: {said}")
+        seconds = None if peer.is_command else json.loads(marks.read_text())["seconds"]
+        wall = found["wall_seconds"]
+        return Run(wall if seconds is None else seconds, wall, found["cpu_seconds"], found["peak_bytes"])
+
+
+def hold(
+    contest: Contest, names: Sequence[str], rounds: int, starts: bool, tell: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Runs all contestants in turn, round after round, each round beginning with the next one.
+
+    Args:
+        contest: the workload.
+        names: of the contestants.
+        rounds: how often.
+        starts: whether each also runs on few rows in each round, whose time is the start-up.
+        tell: takes a line for each run.
+
+    Returns:
+        For each the figures of `summarize`, or `reason`: why it was not measured.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    taking: list[Contestant] = []
+    for contestant in map(Contestant.of, names):
+        if missing := contestant.peer.missing():
+            found[contestant.name] = {"title": contestant.peer.title, "reason": missing}
+        else:
+            taking.append(contestant)
+    runs: dict[str, list[Run]] = {each.name: [] for each in taking}
+    small: dict[str, list[Run]] = {each.name: [] for each in taking}
+    for number in range(rounds):
+        turn = number % max(len(taking), 1)
+        for contestant in taking[turn:] + taking[:turn]:
+            name = contestant.name
+            if name in found:
+                continue
+            try:
+                if starts:
+                    small[name].append(contest.run(contestant, small=True))
+                runs[name].append(run := contest.run(contestant))
+            except DisqualifiedError as error:
+                found[name] = {"title": contestant.peer.title, "reason": str(error)}
+                tell(f"  {name}: {error}")
+                continue
+            tell(
+                f"  round {number + 1}, {name}: {run.seconds:.2f} s, whole process {run.wall_seconds:.2f} s, "
+                f"CPU {run.cpu_seconds:.2f} s, {run.peak_bytes / 1e6:,.0f} MB"
+            )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    for contestant in taking:
+        if contestant.name not in found:
+            rows = contest.input(contestant).rows
+            figures = summarize(runs[contestant.name], small[contestant.name], rows, cores)
+            if figures is None:
+                figures = {"reason": "the work takes no longer than the start-up; take more rows"}
+            found[contestant.name] = {"title": contestant.peer.title, **figures}
+    return {name: found[name] for name in names}

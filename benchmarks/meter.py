@@ -1,0 +1,126 @@
+"""Runs one command and measures its whole process tree: `python -m benchmarks.meter RESULT SECONDS COMMAND…`.
+
+A process of its own, so that the resources of its children are those of the command and of nothing else. It adopts
+processes whose parents have ended (Spark's and Ray's helpers), counts them, and ends what the command has left.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+_SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER
+_EVERY_SECONDS = 0.1
+_GROWN = 1.02  # proportional memory is read again when the resident memory has grown by 2 %
+
+
+def children(pid: int) -> list[int]:
+    """The processes that the threads of `pid` have started."""
+    found: list[int] = []
+    for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += map(int, tasks.read_text().split())
+    return found
+
+
+def tree(pid: int) -> list[int]:
+    """`pid`'s descendants, without itself."""
+    found = children(pid)
+    for child in found:
+        found += children(child)  # grows while it is walked: the children of children, too
+    return found
+
+
+def resident_bytes(pid: int) -> int:
+    """The resident memory of one process; 0 if it has ended."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def proportional_bytes(pid: int) -> int:
+    """The memory of one process, in which a page that n processes share counts 1/n; 0 if it has ended."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+class Memory(threading.Thread):
+    """Samples the memory of the descendants of this process; `peak_bytes` is the most that was seen."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak_bytes = 0
+        self._resident = 0
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        """Samples until `end`."""
+        while not self._ended.wait(_EVERY_SECONDS):
+            pids = tree(os.getpid())
+            resident = sum(map(resident_bytes, pids))
+            if resident > self._resident * _GROWN:
+                self._resident = resident
+                self.peak_bytes = max(self.peak_bytes, sum(map(proportional_bytes, pids)))
+
+    def end(self) -> None:
+        """Ends the thread."""
+        self._ended.set()
+        self.join()
+
+
+def measure(command: list[str], timeout: float) -> dict[str, float]:
+    """Runs a command.
+
+    Args:
+        command: the command.
+        timeout: seconds after which it is killed.
+
+    Returns:
+        `exit_code`, `wall_seconds` until the command itself ended, `cpu_seconds` (user and system, of all its processes),
+        and `peak_bytes`: the most memory of all its processes together, or of the largest one.
+    """
+    import resource  # not on Windows
+
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SUBREAPER, 1, 0, 0, 0)
+    memory = Memory()
+    memory.start()
+    begin = time.perf_counter()
+    process = subprocess.Popen(command, start_new_session=True)
+    try:
+        code = process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        code = process.wait()
+    seconds = time.perf_counter() - begin
+    memory.end()
+    for pid in tree(os.getpid()):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        while True:
+            os.wait()
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    largest = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "exit_code": code,
+        "wall_seconds": seconds,
+        "cpu_seconds": used.ru_utime + used.ru_stime,
+        "peak_bytes": max(memory.peak_bytes, largest),
+    }
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(json.dumps(measure(sys.argv[3:], float(sys.argv[2]))))
