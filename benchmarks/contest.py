@@ -18,7 +18,7 @@ from benchmarks.data import ROOT, Data
 from benchmarks.job import Job
 from benchmarks.peers import PEERS, Peer
 from benchmarks.summary import Run, summarize
-from benchmarks.workloads import START_ROWS, Input, Workload
+from benchmarks.workloads import Input, Workload
 
 # Passive waiting, as `torchbeam score` sets it for itself: the loop is faster with it, too, where the machine has other work.
 ENVIRONMENT = {
@@ -58,6 +58,7 @@ class Contest:
         rows: on how many rows.
         data: where inputs, models and outputs are.
         settings: for peers by name.
+        expected: what the loop writes, by input, if another contest has found it; what this one finds is added.
         timeout: seconds after which a run is ended.
     """
 
@@ -67,6 +68,7 @@ class Contest:
         rows: int,
         data: Data,
         settings: Mapping[str, Mapping[str, Any]],
+        expected: dict[Any, outputs.Output] | None = None,
         timeout: float = 3600,
     ) -> None:
         self._workload = workload
@@ -74,13 +76,25 @@ class Contest:
         self._settings = settings
         self._timeout = timeout
         self._inputs = workload.inputs(data, rows)
-        self._small = workload.inputs(data, min(rows, START_ROWS)) if workload.starts else {}
+        self._small = workload.inputs(data, min(rows, workload.start_rows)) if workload.start_rows else {}
         self._model = workload.model(data)
-        self._expected: dict[tuple[str, bool], outputs.Output] = {}
+        self._expected = {} if expected is None else expected
 
     def input(self, contestant: Contestant, small: bool = False) -> Input:
         """The input of a contestant; `small` is the one that shows the start-up."""
-        return (self._small if small else self._inputs)[contestant.input]
+        if small:
+            return self._small.get(contestant.input) or next(iter(self._small.values()))
+        return self._inputs[contestant.input]
+
+    @property
+    def measures_starts(self) -> bool:
+        """Whether each also runs on few rows in each round, which shows the start-up."""
+        return bool(self._small)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of all who can take part."""
+        return self._workload.contestants(self._inputs)
 
     def run(self, contestant: Contestant, small: bool = False) -> Run:
         """One run.
@@ -142,16 +156,13 @@ class Contest:
         return Run(wall if seconds is None else seconds, wall, found["cpu_seconds"], found["peak_bytes"])
 
 
-def hold(
-    contest: Contest, names: Sequence[str], rounds: int, starts: bool, tell: Callable[[str], None]
-) -> dict[str, dict[str, Any]]:
+def hold(contest: Contest, names: Sequence[str], rounds: int, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """Runs all contestants in turn, round after round, each round beginning with the next one.
 
     Args:
         contest: the workload.
         names: of the contestants.
         rounds: how often.
-        starts: whether each also runs on few rows in each round, whose time is the start-up.
         tell: takes a line for each run.
 
     Returns:
@@ -173,7 +184,7 @@ def hold(
             if name in found:
                 continue
             try:
-                if starts:
+                if contest.measures_starts:
                     small[name].append(contest.run(contestant, small=True))
                 runs[name].append(run := contest.run(contestant))
             except DisqualifiedError as error:

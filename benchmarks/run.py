@@ -140,10 +140,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = json.loads(SETTINGS.read_text())["settings"] if SETTINGS.exists() else {}
     for name in chosen:
         workload = WORKLOADS[name]
-        rows = given.rows or workload.rows[0]
-        taking = [each for each in peers or workload.peers if each in workload.peers]
-        if not taking:
-            parser.error(f"none of these peers can do {name}; those that can are {', '.join(workload.peers)}")
+        rows = given.rows or workload.rows
         label = given.name or f"{name}, {rows:,} rows"
         tell(f"{label}: {workload.title}")
         try:
@@ -151,7 +148,10 @@ def main(argv: list[str] | None = None) -> int:
         except DiskFullError as error:
             tell(f"{parser.prog}: error: {error}")
             return 1
-        found = hold(contest, taking, given.rounds, workload.starts, tell)
+        taking = [each for each in contest.names if not peers or each in peers or each.partition("@")[0] in peers]
+        if not taking:
+            parser.error(f"none of --peers can do {name}; those that can are {', '.join(contest.names)}")
+        found = hold(contest, taking, given.rounds, tell)
         entry = {
             "name": label,
             "workload": name,

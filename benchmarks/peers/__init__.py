@@ -34,12 +34,87 @@ class Peer:
         return f"{', '.join(absent)} cannot be imported" if absent else None
 
 
+# What the machine allows is tried by `benchmarks.search`; what it has found is in benchmarks/settings.json.
+_ROWS = (8192, 2048, 32_768, 131_072)
 PEERS = {
     "loop": Peer(
-        "the loop: pyarrow and torch",
+        "pyarrow and torch, one batch after the other",
         "loop:loop",
         grid={"read_rows": (131_072, 65_536, 1_048_576), "batch_rows": (8192, 2048, 32_768)},
     ),
-    "loop_readahead": Peer("the loop, a thread reads ahead", "loop:loop_readahead"),
-    "torchbeam": Peer("`torchbeam score`", "ours:torchbeam"),
+    "loop_readahead": Peer(
+        "the loop, and a thread that reads ahead",
+        "loop:loop_readahead",
+        grid={"read_rows": (131_072, 65_536, 1_048_576), "batch_rows": (8192, 2048, 32_768)},
+    ),
+    "torchbeam": Peer("`torchbeam score`, in process", "ours:torchbeam"),
+    "torchbeam_spark": Peer("`torchbeam score --runner=SparkRunner`", "ours:torchbeam_spark"),
+    "torchbeam_frame": Peer("`torchbeam.spark.score(frame, model)`", "spark:torchbeam_frame", ("pyspark",)),
+    "stock": Peer(
+        "Beam's `RunInference`, `PytorchModelHandlerTensor`",
+        "stock:stock",
+        grid={"batch_rows": (8192, 512, 32_768)},
+    ),
+    "predict_batch_udf": Peer(
+        "`predict_batch_udf` of Spark",
+        "spark:predict_batch_udf",
+        ("pyspark",),
+        {"columns": ("array", "separate"), "batch_rows": _ROWS, "arrow_rows": (8192, 10_000, 65_536)},
+    ),
+    "spark_iterator": Peer(
+        "`mapInArrow` of Spark",
+        "spark:spark_iterator",
+        ("pyspark",),
+        {"arrow_rows": (8192, 10_000, 65_536), "batch_rows": (8192, 2048)},
+    ),
+    "ray_data": Peer(
+        "`map_batches` of Ray Data",
+        "ray_data:ray_data",
+        ("ray",),
+        {
+            "batch_format": ("pyarrow", "numpy"),
+            "actors": (1, 2),
+            "actor_cpus": (1, 0.5),
+            "threads": (1, 2),
+            "batch_rows": (131_072, 8192, 32_768),
+        },
+    ),
+    "daft": Peer(
+        "`@daft.method.batch` of Daft",
+        "daft_udf:daft_udf",
+        ("daft",),
+        {
+            "use_process": (False, True, None),
+            "instances": (1, 2, None),
+            "batch_rows": (131_072, 8192, 32_768, None),
+            "threads": (1, 2),
+        },
+    ),
+    "elements_loop": Peer("a loop over batches of dictionaries", "elements:loop", grid={"batch_rows": _ROWS}),
+    "elements_nothing": Peer("the pipeline without a model", "elements:nothing", scores=False),
+    "elements_stock": Peer(
+        "`RunInference`, `PytorchModelHandlerTensor`",
+        "elements:stock",
+        grid={"batch_rows": (None, 256, 1024)},
+    ),
+    "elements_stock_dicts": Peer("`RunInference`, `PytorchModelHandlerKeyedTensor`", "elements:stock_dicts"),
+    "elements_handler": Peer("`RunInference`, `TorchModelHandler`", "elements:handler"),
+    "elements_torchbeam": Peer("`RunTorchInference`, `TorchModelHandler`", "elements:torchbeam"),
+    "texts_loop": Peer(
+        "a loop in order of arrival",
+        "media:texts_loop",
+        ("sentence_transformers",),
+        {"batch_rows": (32, 8, 64)},
+    ),
+    "sentence_transformers": Peer(
+        "`SentenceTransformer.encode`",
+        "media:sentence_transformers",
+        ("sentence_transformers",),
+        {"batch_rows": (32, 16, 64, 128)},
+    ),
+    "images_loop": Peer(
+        "a loop, decoding in threads", "media:images_loop", ("torchvision",), {"batch_rows": (32, 8, 64)}
+    ),
+    "imports": Peer("`import apache_beam, torch`", "ours:imports", is_command=True, scores=False),
+    "torchbeam_command": Peer("`torchbeam score`, the command", "ours:command", is_command=True),
 }
