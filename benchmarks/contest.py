@@ -137,12 +137,11 @@ class Contest:
 
     def _measure(self, peer: Peer, job: Job, work: Path) -> Run:
         marks, measured, log = work / "marks.json", work / "measured.json", work / "log"
-        target = f"benchmarks.peers.{peer.target}"
         if peer.is_command:
-            module, name = target.split(":")
+            module, name = peer.target.split(":")
             command = getattr(importlib.import_module(module), name)(job)
         else:
-            command = [sys.executable, "-m", "benchmarks.contestant", target, job.to_json(), str(marks)]
+            command = [sys.executable, "-m", "benchmarks.contestant", peer.target, job.to_json(), str(marks)]
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
         meter = [sys.executable, "-m", "benchmarks.meter", str(measured), str(self._timeout), *command]
         with log.open("wb") as stream:
