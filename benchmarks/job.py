@@ -42,7 +42,7 @@ class Job:
 
 
 class Clock:
-    """Measures the part of a run that is the work: without imports, and without a model that one loads once."""
+    """Measures the part of a run that is the work: without imports, the start of an engine, and a model that is loaded once."""
 
     seconds: float | None = None
 

@@ -46,9 +46,9 @@ class NumpyPredictor:
 def ray_data(job: Job, clock: Clock) -> None:
     """Parquet to Parquet with an actor pool."""
     actors, form = job.settings.get("actors", 1), job.settings.get("batch_format", "pyarrow")
+    ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, logging_level="error")
+    ray.data.DataContext.get_current().enable_progress_bars = False
     with clock.running():
-        ray.init(num_cpus=os.cpu_count(), include_dashboard=False, log_to_driver=False, logging_level="error")
-        ray.data.DataContext.get_current().enable_progress_bars = False
         scored = ray.data.read_parquet(job.input).map_batches(
             ArrowPredictor if form == "pyarrow" else NumpyPredictor,
             fn_constructor_args=(job,),

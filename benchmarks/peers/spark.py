@@ -35,8 +35,8 @@ def _session(job: Job) -> SparkSession:
 
 
 def _run(job: Job, clock: Clock, score: Callable[[DataFrame, Job], DataFrame]) -> None:
+    spark = _session(job)
     with clock.running():
-        spark = _session(job)
         score(spark.read.parquet(job.input), job).write.parquet(job.output)
     spark.stop()
 
