@@ -140,13 +140,15 @@ bench-table: $(BENCH_STAMP)
 	$(BENCH_VENV)/bin/python -m benchmarks.report --results=$(DATA)/table.json --write_docs
 
 # One measurement each, so that a lock (MEASURE) is held for some minutes at most.
-TABLE := T stock spark W csv jsonl E P F S X I G
+TABLE := T engines stock spark W csv jsonl E P F S X I G
 RECORD = --output=$(DATA)/table.json --rounds=$(ROUNDS)
 .PHONY: $(addprefix bench-table-,$(TABLE))
 bench-table-T:
-	$(BENCH) $(RECORD) --workload=T --rows=4M --peers=loop,loop_readahead,torchbeam,ray_data,daft
+	$(BENCH) $(RECORD) --workload=T --rows=4M --peers=loop,loop_readahead,torchbeam
+bench-table-engines:
+	$(BENCH) $(RECORD) --workload=T --rows=4M --peers=ray_data,daft,torchbeam --name='T beside Ray Data and Daft, 4,000,000 rows'
 bench-table-stock:
-	$(BENCH) $(RECORD) --workload=T --rows=1M --peers=loop,torchbeam,stock
+	$(BENCH) $(RECORD) --workload=T --rows=1M --peers=stock,torchbeam --name="T beside Beam's own handler, 1,000,000 rows"
 bench-table-spark:
 	$(BENCH) $(RECORD) --workload=T --rows=4M --name='T on Spark, 4,000,000 rows' \
 	  --peers=predict_batch_udf,spark_iterator,torchbeam_spark,torchbeam_frame

@@ -19,4 +19,5 @@ class BenchNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Logits of (rows, 3) for (rows, features)."""
-        return self.layers(x)
+        logits: torch.Tensor = self.layers(x)
+        return logits

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,27 +21,26 @@ class Data:
 
     folder: Path = ROOT / "out" / "benchmark"
 
-    @contextmanager
-    def making(self, name: str, size: int) -> Iterator[Path | None]:
-        """A folder to fill, which is given its name when the block ends; None where it is there already.
+    def make(self, name: str, size: int, fill: Callable[[Path], None]) -> Path:
+        """The folder with that name, made and filled where it is not there.
 
         Args:
-            name: its path below the folder.
+            name: its path below `folder`.
             size: about how many bytes it will have.
+            fill: puts files into an empty folder, which is given its name when all are there.
 
         Raises:
-            DiskFullError: there is less space than that, three times (the input, an output, and the loop's) and `FREE_BYTES`.
+            DiskFullError: the disk does not hold it with an output and that of the loop.
         """
         target = self.folder / name
-        if target.exists():
-            yield None
-            return
-        self.check_space(size)
-        made = target.with_name(f"making-{target.name}")
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(parents=True)
-        yield made
-        made.rename(target)
+        if not target.exists():
+            self.check_space(size)
+            made = target.with_name(f"making-{name}")
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir(parents=True)
+            fill(made)
+            made.rename(target)
+        return target
 
     def check_space(self, size: int) -> None:
         """Raises DiskFullError if an input of `size` bytes, and two outputs as large, do not fit."""
@@ -55,8 +52,3 @@ class Data:
                 f"an input, its output and that of the loop take {need:.0f} GB under {self.folder}; {free / 1e9:.0f} GB are free, "
                 f"of which {left:.0f} GB stay free. Take fewer rows."
             )
-
-
-def link(source: Path, target: Path) -> None:
-    """One file under a second name, as a hard link, so that it takes no space."""
-    os.link(source, target)

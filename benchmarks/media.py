@@ -22,32 +22,34 @@ TEXT_BYTES, IMAGE_BYTES = 1_000, 150_000  # about
 
 def texts(data: Data, rows: int) -> Path:
     """Docstrings of the standard library."""
-    with data.making(f"texts-{rows}", rows * TEXT_BYTES) as made:
-        if made:
-            found = docstrings()[:rows]
-            if len(found) < rows:
-                raise SystemExit(f"the standard library has {len(found)} docstrings, fewer than --rows={rows}")
-            pq.write_table(pa.table({"id": range(rows), "text": found}), made / "0.parquet")
-    return data.folder / f"texts-{rows}"
+
+    def fill(folder: Path) -> None:
+        found = docstrings()[:rows]
+        if len(found) < rows:
+            raise SystemExit(f"the standard library has {len(found)} docstrings, fewer than --rows={rows}")
+        pq.write_table(pa.table({"id": range(rows), "text": found}), folder / "0.parquet")
+
+    return data.make(f"texts-{rows}", rows * TEXT_BYTES, fill)
 
 
 def images(data: Data, rows: int) -> Path:
     """Photographs of scikit-learn, cut and scaled to JPEGs from 160 × 120 to 1,280 × 960 pixels."""
-    with data.making(f"images-{rows}", rows * IMAGE_BYTES) as made:
-        if made:
-            from PIL import Image
-            from sklearn.datasets import load_sample_images
 
-            random = np.random.default_rng(3)
-            sources = [Image.fromarray(each) for each in load_sample_images().images]
-            files = []
-            for index in range(rows):
-                width = int(random.integers(160, 1280))
-                image = sources[index % len(sources)].resize((width, width * 3 // 4))
-                image.save(target := io.BytesIO(), "JPEG", quality=int(random.integers(70, 95)))
-                files.append(target.getvalue())
-            pq.write_table(pa.table({"id": range(rows), "image": pa.array(files, pa.binary())}), made / "0.parquet")
-    return data.folder / f"images-{rows}"
+    def fill(folder: Path) -> None:
+        from PIL import Image
+        from sklearn.datasets import load_sample_images
+
+        random = np.random.default_rng(3)
+        sources = [Image.fromarray(each) for each in load_sample_images().images]
+        files = []
+        for index in range(rows):
+            width = int(random.integers(160, 1280))
+            image = sources[index % len(sources)].resize((width, width * 3 // 4))
+            image.save(target := io.BytesIO(), "JPEG", quality=int(random.integers(70, 95)))
+            files.append(target.getvalue())
+        pq.write_table(pa.table({"id": range(rows), "image": pa.array(files, pa.binary())}), folder / "0.parquet")
+
+    return data.make(f"images-{rows}", rows * IMAGE_BYTES, fill)
 
 
 def minilm(_: Data) -> Path:
@@ -63,7 +65,8 @@ def resnet() -> nn.Module:
     from torchvision.models import resnet18
 
     torch.manual_seed(1)
-    return resnet18().eval()
+    network: nn.Module = resnet18().eval()
+    return network
 
 
 def resnet_directory(data: Data) -> Path:

@@ -90,17 +90,15 @@ def _reduced(batch: pa.RecordBatch, shape: Shape, schema: pa.Schema | None) -> t
 
 
 def _hashes(table: pa.Table) -> np.ndarray:
-    frame = polars.from_arrow(table)
-    assert isinstance(frame, polars.DataFrame)
-    return frame.hash_rows().to_numpy()
+    return polars.DataFrame(polars.from_arrow(table)).hash_rows().to_numpy()
 
 
 def _matrix(column: pa.Array) -> np.ndarray:
     """(rows, 1) of numbers, (rows, n) of lists."""
     kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(column), -1).astype(np.float32)
-    return column.to_numpy(zero_copy_only=False).astype(np.float32)[:, None]
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    values = (column.flatten() if is_list else column).to_numpy(zero_copy_only=False)
+    return np.asarray(values, np.float32).reshape(len(column), -1)
 
 
 def difference(found: Output, expected: Output, shape: Shape) -> str | None:

@@ -27,7 +27,7 @@ class Run:
 
 def median(runs: Sequence[Run], name: str) -> float:
     """The median of one figure."""
-    return statistics.median(getattr(run, name) for run in runs)
+    return float(statistics.median(getattr(run, name) for run in runs))
 
 
 def summarize(runs: Sequence[Run], starts: Sequence[Run], rows: int, cores: int) -> dict[str, Any] | None:
@@ -65,8 +65,3 @@ def summarize(runs: Sequence[Run], starts: Sequence[Run], rows: int, cores: int)
         "runs": [asdict(run) for run in runs],
         "starts": [asdict(run) for run in starts],
     }
-
-
-def ratio(summary: dict[str, Any], against: dict[str, Any], figure: str = "rows_per_second") -> float:
-    """How many times as many rows a second as another contestant, whose number of rows may be another."""
-    return float(summary[figure] / against[figure])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import polars
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 
 from benchmarks.bench_model import COLUMNS, FEATURES
-from benchmarks.data import Data, link
+from benchmarks.data import Data
 
 FILE_ROWS = 1_000_000
 ROW_BYTES = 8 * FEATURES
@@ -37,30 +39,33 @@ def _write(table: pa.Table, path: Path) -> None:
 
 def plain(data: Data, rows: int) -> Path:
     """Parquet files of a million rows each; tables of different lengths share their files."""
-    with data.making(f"plain-{rows}", rows * ROW_BYTES) as made:
-        if made:
-            pieces = data.folder / "pieces"
-            pieces.mkdir(exist_ok=True)
-            for number, start in enumerate(range(0, rows, FILE_ROWS)):
-                count = min(FILE_ROWS, rows - start)
-                piece = pieces / f"{number:06}-{count}.parquet"
-                if not piece.exists():
-                    _write(numbers(count, number), making := piece.with_suffix(".making"))
-                    making.rename(piece)
-                link(piece, made / piece.name)
-    return data.folder / f"plain-{rows}"
+
+    def fill(folder: Path) -> None:
+        pieces = data.folder / "pieces"
+        pieces.mkdir(exist_ok=True)
+        for number, start in enumerate(range(0, rows, FILE_ROWS)):
+            count = min(FILE_ROWS, rows - start)
+            piece = pieces / f"{number:06}-{count}.parquet"
+            if not piece.exists():
+                _write(numbers(count, number), making := piece.with_suffix(".making"))
+                making.rename(piece)
+            os.link(piece, folder / piece.name)
+
+    return data.make(f"plain-{rows}", rows * ROW_BYTES, fill)
 
 
 def wide(data: Data, rows: int) -> Path:
     """The same with 300 columns of mixed types, which the model does not see."""
-    with data.making(f"wide-{rows}", rows * WIDE_ROW_BYTES) as made:
-        for number, start in enumerate(range(0, rows, WIDE_ROWS) if made else ()):
+
+    def fill(folder: Path) -> None:
+        for number, start in enumerate(range(0, rows, WIDE_ROWS)):
             count = min(WIDE_ROWS, rows - start)
             table = numbers(count, number)
             for name, column in _mixed(np.random.default_rng(10_000 + number), count):
                 table = table.append_column(name, column)
-            _write(table, made / f"{number:06}.parquet")
-    return data.folder / f"wide-{rows}"
+            _write(table, folder / f"{number:06}.parquet")
+
+    return data.make(f"wide-{rows}", rows * WIDE_ROW_BYTES, fill)
 
 
 def _mixed(random: np.random.Generator, count: int) -> Iterator[tuple[str, pa.Array]]:
@@ -83,8 +88,9 @@ def _mixed(random: np.random.Generator, count: int) -> Iterator[tuple[str, pa.Ar
 
 def bad(data: Data, rows: int) -> Path:
     """The plain table in which 1 % of the rows have a value that no model can take: null, not a number, too large."""
-    with data.making(f"bad-{rows}", rows * ROW_BYTES) as made:
-        for number, file in enumerate(sorted(plain(data, rows).iterdir()) if made else ()):
+
+    def fill(folder: Path) -> None:
+        for number, file in enumerate(sorted(plain(data, rows).iterdir())):
             table = pq.read_table(file)
             random = np.random.default_rng(20_000 + number)
             marked = np.flatnonzero(random.random(table.num_rows) < BAD_SHARE)
@@ -93,40 +99,36 @@ def bad(data: Data, rows: int) -> Path:
                 values = table.column(name).to_numpy().astype(object)
                 here = marked[columns == index]
                 values[here] = [BAD_VALUES[at % len(BAD_VALUES)] for at in range(len(here))]
-                column = pa.array(values, pa.float64(), from_pandas=False)
-                table = table.set_column(index, name, column)
-            _write(table, made / file.name)
-    return data.folder / f"bad-{rows}"
+                table = table.set_column(index, name, pa.array(values, pa.float64(), from_pandas=False))
+            _write(table, folder / file.name)
+
+    return data.make(f"bad-{rows}", rows * ROW_BYTES, fill)
 
 
 def text(data: Data, rows: int, kind: str) -> Path:
     """The same rows as gzip-compressed files of `kind`: csv or jsonl."""
-    with data.making(f"{kind}-gz-{rows}", rows * ROW_BYTES) as made:
-        for number in range(TEXT_FILES if made else 0):
+
+    def fill(folder: Path) -> None:
+        for number in range(TEXT_FILES):
             count = rows * (number + 1) // TEXT_FILES - rows * number // TEXT_FILES
-            if not count:
-                continue
-            table = numbers(count, number)
-            with pa.output_stream(str(made / f"{number:06}.{kind}.gz"), compression="gzip") as stream:
-                if kind == "csv":
-                    pyarrow.csv.write_csv(table, stream)
-                else:
-                    _write_json(table, stream)
-    return data.folder / f"{kind}-gz-{rows}"
+            if count:
+                with pa.output_stream(str(folder / f"{number:06}.{kind}.gz"), compression="gzip") as stream:
+                    (pyarrow.csv.write_csv if kind == "csv" else _write_json)(numbers(count, number), stream)
+
+    return data.make(f"{kind}-gz-{rows}", rows * ROW_BYTES, fill)
 
 
 def _write_json(table: pa.Table, stream: pa.NativeFile) -> None:
-    import polars
-
     for batch in table.to_batches(50_000):
-        stream.write(polars.from_arrow(batch).write_ndjson().encode())
+        stream.write(polars.DataFrame(polars.from_arrow(batch)).write_ndjson().encode())
 
 
 def small_files(data: Data, rows: int) -> Path:
     """Parquet files of 40 rows each."""
-    with data.making(f"files-{rows}", 10 * rows * ROW_BYTES) as made:
-        if made:
-            table = numbers(rows, 0)
-            for start in range(0, rows, SMALL_FILE_ROWS):
-                _write(table.slice(start, SMALL_FILE_ROWS), made / f"{start:09}.parquet")
-    return data.folder / f"files-{rows}"
+
+    def fill(folder: Path) -> None:
+        table = numbers(rows, 0)
+        for start in range(0, rows, SMALL_FILE_ROWS):
+            _write(table.slice(start, SMALL_FILE_ROWS), folder / f"{start:09}.parquet")
+
+    return data.make(f"files-{rows}", 10 * rows * ROW_BYTES, fill)

@@ -10,6 +10,7 @@ import gc
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,7 @@ def take_out(element: Element) -> Element:
     return key, result.inference
 
 
+@dataclass(eq=False)
 class Collect(beam.DoFn):
     """Keeps what came out in this process."""
 
@@ -106,7 +108,7 @@ def _run(job: Job, clock: Clock, score: Callable[[Any], Any]) -> None:
 def _stock(job: Job, clock: Clock, handler: type, preprocess: Callable[[Element], Element], **options: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         torch.save(load(job.model).state_dict(), weights := str(Path(folder) / "weights.pt"))
-        made = KeyedModelHandler(handler(weights, BenchNet, **options))
+        made: Any = KeyedModelHandler(handler(weights, BenchNet, **options))
         whole = made.with_preprocess_fn(preprocess).with_postprocess_fn(decide)
         _run(job, clock, lambda elements: elements | RunInference(whole))
 
@@ -156,7 +158,7 @@ def handler(job: Job, clock: Clock) -> None:
     """`RunInference` with `TorchModelHandler`."""
     from torchbeam import TorchModelHandler
 
-    made = KeyedModelHandler(TorchModelHandler(job.model, head=True))
+    made: Any = KeyedModelHandler(TorchModelHandler(job.model, head=True))
     whole = made.with_preprocess_fn(clean).with_postprocess_fn(take_out)
     _run(job, clock, lambda elements: elements | RunInference(whole))
 
@@ -165,5 +167,6 @@ def torchbeam(job: Job, clock: Clock) -> None:
     """`RunTorchInference` with `TorchModelHandler`."""
     from torchbeam import RunTorchInference, TorchModelHandler
 
-    made = TorchModelHandler(job.model, head=True).with_preprocess_fn(clean).with_postprocess_fn(take_out)
-    _run(job, clock, lambda elements: (elements | RunTorchInference(made)).predictions)
+    made: Any = TorchModelHandler(job.model, head=True)
+    whole = made.with_preprocess_fn(clean).with_postprocess_fn(take_out)
+    _run(job, clock, lambda elements: (elements | RunTorchInference(whole)).predictions)

@@ -69,7 +69,8 @@ def images_loop(job: Job, clock: Clock) -> None:
     finish = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(MEAN, STD)])
 
     def decode(file: bytes) -> torch.Tensor:
-        return cut(Image.open(io.BytesIO(file)).convert("RGB"))
+        pixels: torch.Tensor = cut(Image.open(io.BytesIO(file)).convert("RGB"))
+        return pixels
 
     with clock.running(), torch.inference_mode(), ThreadPoolExecutor(os.cpu_count()) as threads:
         ids, parts = [], []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -104,7 +104,7 @@ def spark_iterator(job: Job, clock: Clock) -> None:
 def _by_iterator(table: DataFrame, job: Job) -> DataFrame:
     from pyspark.sql.types import FloatType, StringType
 
-    def score(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def score(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import torch
 
         from benchmarks.peers.loop import Scorer
