@@ -10,7 +10,6 @@ import gc
 import math
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +77,6 @@ def take_out(element: Element) -> Element:
     return key, result.inference
 
 
-@dataclass(eq=False)
 class Collect(beam.DoFn):
     """Keeps what came out in this process."""
 
@@ -99,7 +97,7 @@ def _run(job: Job, clock: Clock, score: Callable[[Any], Any]) -> None:
     make_rows(job.rows)
     pipeline = beam.Pipeline(runner="FnApiRunner")
     elements = pipeline | beam.Create(range(0, job.rows, SLICE), reshuffle=False) | beam.FlatMap(rows_of)
-    _ = score(elements) | beam.ParDo(Collect())
+    _ = score(elements) | beam.ParDo(Collect())  # type: ignore[no-untyped-call]
     with clock.running():
         pipeline.run().wait_until_finish()
     _write(job)
