@@ -106,12 +106,3 @@ def test_wrong_use(arguments: list[str], said: str, tmp_path: Path, capsys: pyte
 
 def test_counts() -> None:
     assert [count(text) for text in ("4M", "20k", "1_000", "7")] == [4_000_000, 20_000, 1_000, 7]
-
-
-def test_markers(tmp_path: Path) -> None:
-    page = tmp_path / "page.md"
-    page.write_text("a\n<!-- results: begin -->\nold\n<!-- results: end -->\nb\n")
-    report.put(page, "results", r"new \1")
-    assert page.read_text() == "a\n<!-- results: begin -->\nnew \\1\n<!-- results: end -->\nb\n"
-    with pytest.raises(ValueError, match="settings"):
-        report.put(page, "settings", "")
