@@ -166,7 +166,7 @@ class KeyedModels:
 
     def _opened(self, path: str) -> _Loaded:
         settings, by_key = self._node.settings, self._by_key
-        model = self._known[path][0] if path in self._known else ModelDir(path, by_key.trust)
+        model = self._known[path][0] if path in self._known else ModelDir(path, by_key.trust, by_key.registry)
         if model.spec.env_vars != settings.model.spec.env_vars:
             raise UsageError(f"{path} has other env_vars than {settings.model.path}; models of one process share them")
         if model.spec.sequences is not None:

@@ -151,12 +151,20 @@ def parse_spec(text: str, path: str) -> ModelSpec:
     return spec_of(parse_yaml(text, path), path)
 
 
+def not_yaml(path: str, error: Exception) -> UsageError:
+    """The error of a file that is not YAML, with the line and column where it breaks off."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is not None and problem:
+        return UsageError(f"{path} is not YAML: line {mark.line + 1}, column {mark.column + 1}: {problem}")
+    return UsageError(f"{path} is not YAML: {' '.join(str(error).split())}")
+
+
 def parse_yaml(text: str, path: str) -> dict[str, Any]:
     """The fields in the text of a `model.yaml`, not validated yet; raises `UsageError` where it is not a mapping."""
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise not_yaml(path, error) from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must be a mapping of fields such as name, format and weights")
     return content

@@ -11,7 +11,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from handlers.errors import UsageError, one_line
 from pipelines import runners
 from pipelines.command.errors import cause_of
-from pipelines.command.watch import Watch
+from pipelines.command.watch import watch
 from pipelines.dataflow import settings as dataflow
 
 
@@ -50,7 +50,7 @@ def execute(build: Callable[[beam.Pipeline], None], run: Execution, *, wait: boo
             return _on_dataflow(build, run, wait)
         with (
             runners.session(run.launch, run.runner, run.run_id, verbose=run.verbose) as session,
-            Watch(session, run.rows, run.what),
+            watch(session, run.rows, run.what),
         ):
             pipeline = _checked(session.options)
             build(pipeline)

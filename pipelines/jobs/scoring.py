@@ -13,11 +13,12 @@ import pyarrow as pa
 from apache_beam.pvalue import AsSingleton
 
 from handlers.batching import Batching, ResourceHints
-from handlers.columnar.chunks import chunk_schema, merge, rows_within, with_model
-from handlers.errors import BrokenFileError, TorchbeamError, UsageError
+from handlers.columnar.chunks import with_model
+from handlers.errors import TorchbeamError
 from handlers.graph.plan import Node
 from handlers.model import stores
 from handlers.model.directory import ModelDir
+from handlers.model.registry import registered_name
 from handlers.model.spec import ModelSpec
 from handlers.paths import is_remote
 from handlers.predict.placement import Placement
@@ -28,19 +29,18 @@ from pipelines.jobs.execution import Execution, execute
 from pipelines.jobs.models import SeveralModels
 from pipelines.jobs.options import ScoreOptions, model_paths
 from pipelines.jobs.outputs import Output, check_apart
-from transforms.accounting import Counts, FileOutcomes, model_entry, total
+from transforms.accounting import FileOutcomes, dead_at_read, model_entry, total
 from transforms.evaluation.agreement import AgreementPlan, CompareModels
 from transforms.evaluation.agreement_result import pages
-from transforms.inference.score import SAMPLE_ROWS, Score
+from transforms.inference.sample import sample_rows
+from transforms.inference.score import Score
 from transforms.inference.score_models import ScoreModels
 from transforms.sinks.bigquery_tables import Tables, check_columns, loadable
 from transforms.sinks.claims import OutputClaim
 from transforms.sinks.publish import Publication, Publish, read_report
 from transforms.sinks.temporary import temporary_folder
 from transforms.sinks.write import WriteChunks
-from transforms.sources import BadRows, Input, ReadChunks, plan_input, read_split
-
-SAMPLE_SPLITS = 20  # some may be empty; if all are, further ones are read
+from transforms.sources import Input, ReadChunks, plan_input
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,10 @@ def prepare_models(several: SeveralModels, output: Output) -> Job:
 def _about(node: Node) -> dict[str, Any]:
     model, by_key = node.settings.model, node.settings.by_key
     if by_key is not None:
-        return {"by_key": by_key.column, "models": len(by_key.models), "memory": by_key.memory}
+        names = {key: registered_name(path, by_key.registry) for key, path in by_key.models.items()}
+        registered = {key: name for key, name in names.items() if name}
+        about = {"by_key": by_key.column, "models": len(by_key.models), "memory": by_key.memory}
+        return about | ({"registry": registered} if registered else {})
     return model_entry(model.spec.name, model.version, model.registered) | {"parameter_bytes": node.bytes}
 
 
@@ -271,40 +274,3 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
         raise TorchbeamError(
             f"the run is finished, but {publication.report_file} cannot be read: {stores.explain(error)}"
         ) from error
-
-
-def sample_rows(source: Input, max_bytes: int = Batching.chunk_bytes) -> pa.RecordBatch:
-    """The first readable rows of the input, with provenance; empty if it has none.
-
-    At most `SAMPLE_ROWS` rows and `max_bytes` bytes, but at least one row if there is one.
-    """
-    chunks: list[pa.RecordBatch] = []
-    rows = size = 0
-    broken: BrokenFileError | None = None
-    for index, split in enumerate(source.splits):
-        if rows >= SAMPLE_ROWS or size >= max_bytes or (rows and index >= SAMPLE_SPLITS):
-            break
-        try:
-            for chunk in read_split(split, source.schema, chunk_rows=SAMPLE_ROWS, max_chunk_bytes=max_bytes):
-                if not isinstance(chunk, BadRows):
-                    chunks.append(chunk)
-                    rows += chunk.num_rows
-                    size += chunk.nbytes
-                if rows >= SAMPLE_ROWS or size >= max_bytes:
-                    break
-        except BrokenFileError as error:
-            broken = broken or error
-    if not chunks:
-        if broken is not None and not source.schema.names:
-            raise UsageError(f"none of the {source.files} input files can be read: {broken}")
-        return pa.RecordBatch.from_pylist([], schema=chunk_schema(source.schema))
-    sample = merge(chunks)
-    return sample.slice(0, rows_within(sample, 0, SAMPLE_ROWS, max_bytes))
-
-
-def dead_at_read(letters: pa.RecordBatch) -> Counts:
-    """The counts of rows that could not be read."""
-    errors_by_type: dict[str, int] = {}
-    for kind in letters.column("dead_letter").field("type").to_pylist():
-        errors_by_type[f"read/{kind}"] = errors_by_type.get(f"read/{kind}", 0) + 1
-    return Counts(rows_dead=letters.num_rows, dead_by_error=errors_by_type)

@@ -1,4 +1,4 @@
-"""Two runs of the same rows: rows are matched by a key, and what one run got right is held against the other."""
+"""Two runs of the same rows: rows are matched by a key, and compared by which run was right."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BUCKET_ROWS = 250_000
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a run got right of some rows: their keys (uint64), whether each is right (bool), and its loss (float64)."""
+    """The outcome of a run for some rows: their keys (uint64), whether each is right (bool), and its loss (float64)."""
 
     first: bool
     keys: np.ndarray
@@ -32,7 +32,7 @@ class Outcomes:
 
 @dataclass
 class Pairs:
-    """Matched rows of two runs: who was right, the losses of each, and their differences (first − second)."""
+    """Matched rows of two runs: which run was right, the losses of each, and their differences (first − second)."""
 
     only_first: int = 0
     only_second: int = 0
@@ -49,7 +49,7 @@ class Pairs:
         return Pairs(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     def result(self, task: str, has_loss: bool) -> dict[str, Any]:
-        """What `metrics.json` says of a comparison; differences are first − second."""
+        """The content of `compare` in `metrics.json`; differences are first − second."""
         found: dict[str, Any] = {
             "rows": self.rows,
             "rows_only_first": self.unmatched_first,
@@ -57,13 +57,13 @@ class Pairs:
             "rows_with_repeated_key": self.repeated,
         }
         if task != "regression" and self.rows:
-            apart = (self.only_first - self.only_second) / self.rows
-            spread = (self.only_first + self.only_second) / self.rows - apart**2
+            difference = (self.only_first - self.only_second) / self.rows
+            spread = (self.only_first + self.only_second) / self.rows - difference**2
             found["accuracy"] = {
                 "first": (self.both + self.only_first) / self.rows,
                 "second": (self.both + self.only_second) / self.rows,
-                "difference": apart,
-                "interval": intervals.normal(apart, (max(spread, 0) / self.rows) ** 0.5, -1, 1),
+                "difference": difference,
+                "interval": intervals.normal(difference, (max(spread, 0) / self.rows) ** 0.5, -1, 1),
                 "only_first_right": self.only_first,
                 "only_second_right": self.only_second,
                 "test": "mcnemar",
@@ -88,7 +88,7 @@ def pair(outcomes: Iterable[Outcomes], *, unique: bool) -> Pairs:
 
     Args:
         outcomes: of both runs, in any order.
-        unique: a key stands for one row, and rows of a key that occurs twice in a run are left out and counted; else rows
+        unique: a key identifies one row, and rows of a key that occurs twice in a run are left out and counted; else rows
             of one key are equal, and matched one by one.
     """
     sides = []
