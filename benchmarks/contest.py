@@ -155,7 +155,16 @@ class Contest:
         return Run(wall if seconds is None else seconds, wall, found["cpu_seconds"], found["peak_bytes"])
 
 
-def hold(contest: Contest, names: Sequence[str], rounds: int, tell: Callable[[str], None]) -> dict[str, dict[str, Any]]:
+Figures = dict[str, dict[str, Any]]
+
+
+def hold(
+    contest: Contest,
+    names: Sequence[str],
+    rounds: int,
+    tell: Callable[[str], None],
+    keep: Callable[[int, Figures], None],
+) -> Figures:
     """Runs all contestants in turn, round after round, each round beginning with the next one.
 
     Args:
@@ -163,43 +172,49 @@ def hold(contest: Contest, names: Sequence[str], rounds: int, tell: Callable[[st
         names: of the contestants.
         rounds: how often.
         tell: takes a line for each run.
+        keep: takes the number of a round, from 1, and the figures after it.
 
     Returns:
         For each the figures of `summarize`, or `reason`: why it was not measured.
     """
-    found: dict[str, dict[str, Any]] = {}
-    taking: list[Contestant] = []
-    for contestant in map(Contestant.of, names):
-        if missing := contestant.peer.missing():
-            found[contestant.name] = {"title": contestant.peer.title, "reason": missing}
-        else:
-            taking.append(contestant)
+    everyone = [Contestant.of(name) for name in names]
+    reasons = {each.name: missing for each in everyone if (missing := each.peer.missing())}
+    taking = [each for each in everyone if each.name not in reasons]
     runs: dict[str, list[Run]] = {each.name: [] for each in taking}
     small: dict[str, list[Run]] = {each.name: [] for each in taking}
     for number in range(rounds):
         turn = number % max(len(taking), 1)
         for contestant in taking[turn:] + taking[:turn]:
             name = contestant.name
-            if name in found:
+            if name in reasons:
                 continue
             try:
                 if contest.measures_starts:
                     small[name].append(contest.run(contestant, small=True))
                 runs[name].append(run := contest.run(contestant))
             except DisqualifiedError as error:
-                found[name] = {"title": contestant.peer.title, "reason": str(error)}
+                reasons[name] = str(error)
                 tell(f"  {name}: {error}")
                 continue
             tell(
                 f"  round {number + 1}, {name}: {run.seconds:.2f} s, whole process {run.wall_seconds:.2f} s, "
                 f"CPU {run.cpu_seconds:.2f} s, {run.peak_bytes / 1e6:,.0f} MB"
             )
+        found = {each.name: _figures(contest, each, reasons, runs, small) for each in everyone}
+        keep(number + 1, found)
+    return found
+
+
+def _figures(
+    contest: Contest,
+    contestant: Contestant,
+    reasons: Mapping[str, str],
+    runs: Mapping[str, Sequence[Run]],
+    small: Mapping[str, Sequence[Run]],
+) -> dict[str, Any]:
+    name, title = contestant.name, {"title": contestant.peer.title}
+    if name in reasons:
+        return title | {"reason": reasons[name]}
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for contestant in taking:
-        if contestant.name not in found:
-            rows = contest.input(contestant).rows
-            figures = summarize(runs[contestant.name], small[contestant.name], rows, cores)
-            if figures is None:
-                figures = {"reason": "the work takes no longer than the start-up; take more rows"}
-            found[contestant.name] = {"title": contestant.peer.title, **figures}
-    return {name: found[name] for name in names}
+    found = summarize(runs[name], small[name], contest.input(contestant).rows, cores)
+    return title | (found or {"reason": "the work takes no longer than the start-up; take more rows"})

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
-from benchmarks.contest import Contest, hold
+from benchmarks.contest import Contest, Figures, hold
 from benchmarks.data import ROOT, Data, DiskFullError
 from benchmarks.peers import PEERS
 from benchmarks.workloads import WORKLOADS
@@ -151,7 +151,6 @@ def main(argv: list[str] | None = None) -> int:
         taking = [each for each in contest.names if not peers or each in peers or each.partition("@")[0] in peers]
         if not taking:
             parser.error(f"none of --peers can do {name}; those that can are {', '.join(contest.names)}")
-        found = hold(contest, taking, given.rounds, tell)
         entry = {
             "name": label,
             "workload": name,
@@ -160,11 +159,14 @@ def main(argv: list[str] | None = None) -> int:
             "command": " ".join(["python -m benchmarks.run", *(sys.argv[1:] if argv is None else argv)]),
             "commit": commit(),
             "machine": machine(),
-            "rounds": given.rounds,
-            "contestants": found,
         }
-        add(output, entry)
-        print(report.table(entry), flush=True)
+
+        def keep(number: int, figures: Figures) -> None:
+            # After every round, so that one that is interrupted leaves those before it.
+            add(output, entry | {"rounds": number, "contestants": figures})  # noqa: B023 - called in this turn
+
+        found = hold(contest, taking, given.rounds, tell, keep)
+        print(report.table({"contestants": found}), flush=True)
     return 0
 
 

@@ -35,7 +35,7 @@ def summarize(runs: Sequence[Run], starts: Sequence[Run], rows: int, cores: int)
 
     Args:
         runs: its runs on `rows` rows.
-        starts: its runs on few rows: what they take is the start-up. Empty if start-up is what is measured.
+        starts: its runs on few rows: what they take is the start-up. Empty if the whole process is what is measured.
         rows: the rows.
         cores: the cores of the machine.
 
@@ -46,9 +46,10 @@ def summarize(runs: Sequence[Run], starts: Sequence[Run], rows: int, cores: int)
     """
     wall = median(runs, "wall_seconds")
     start = median(starts, "seconds") if starts else 0.0
-    seconds = median(runs, "seconds") - start
+    work = "seconds" if starts else "wall_seconds"
+    seconds = median(runs, work) - start
     cpu = median(runs, "cpu_seconds") - (median(starts, "cpu_seconds") if starts else 0.0)
-    each = [run.seconds for run in runs]
+    each = [getattr(run, work) for run in runs]
     if seconds <= 0:
         return None
     return {

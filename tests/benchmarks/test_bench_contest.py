@@ -31,14 +31,17 @@ def test_only_the_output_of_the_loop_counts(tmp_path: Path, monkeypatch: pytest.
     workload = replace(WORKLOADS["T"], start_rows=0)
     contest = Contest(workload, 500, Data(tmp_path), {"loop": {"batch_rows": 64, "read_rows": 100}})
     said: list[str] = []
-    found = hold(contest, ["guesses", "loop", "fails", "absent"], 1, said.append)
-    assert list(found) == ["guesses", "loop", "fails", "absent"]
+    kept: list[tuple[int, object]] = []
+    names = ["guesses", "loop", "fails", "absent"]
+    found = hold(contest, names, 1, said.append, lambda number, figures: kept.append((number, figures)))
+    assert kept == [(1, found)]
+    assert list(found) == names
     assert "not that of the loop: 500 rows are more than 1e-06 away" in found["guesses"]["reason"]
     assert found["fails"]["reason"].endswith("RuntimeError: cannot score 500 rows")
     assert found["absent"]["reason"] == "no_such_package cannot be imported"
     loop = found["loop"]
     assert loop["rows"] == 500
-    assert 0 < loop["seconds"] < loop["wall_seconds"]
+    assert 0 < loop["runs"][0]["seconds"] < loop["wall_seconds"] == loop["seconds"]
     assert loop["cpu_seconds"] > 0
     assert loop["peak_bytes"] > 100e6  # PyTorch alone takes more
     assert [line.split(":")[0] for line in said] == ["  guesses", "  round 1, loop", "  fails"]

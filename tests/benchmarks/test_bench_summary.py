@@ -26,7 +26,7 @@ def test_figures() -> None:
 
 
 def test_start_up_itself() -> None:
-    found = summarize([Run(2.0, 2.0, 3.0, 9)], [], rows=10, cores=2)
+    found = summarize([Run(1.5, 2.0, 3.0, 9)], [], rows=10, cores=2)
     assert found is not None
     assert (found["seconds"], found["start_seconds"], found["core_share"]) == (2, 2, 0.75)
 
