@@ -6,7 +6,9 @@
 # make bench    torchbeam beside a loop by hand and Beam's own handler, in under five minutes (WORKLOADS=T,E PEERS=… ROWS=4M ROUNDS=3)
 # make bench-table    the results of docs/performance.md anew, all workloads and peers: about an hour on two cores
 # make lock     resolve the locks anew
+# make kafka    the jars of a Kafka broker for the tests and `make stream` (needs Java and Maven)
 # make spark-job-server SPARK_VERSION=3.5.7    the job server for Spark of that version (needs Java and Maven)
+# make prism    the Prism runner for streams on one machine (needs Go)
 # make clean    remove what the targets made, the virtual environment too
 # make template PROJECT=… BUCKET=… [REGION=…] [GPU=1] [RUN=1]    print, or build, the Flex Template for Dataflow
 # make template-metadata    write its metadata.json anew
@@ -14,7 +16,8 @@
 # make check-image          execute its Dockerfile with stand-ins for the public images (root, buildah, debootstrap)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup score pipeline test check fuzz services lint types format lock bench bench-table bench-search bench-lock spark-job-server clean template template-metadata api \
+.PHONY: help setup score pipeline test check fuzz services lint types format lock bench bench-table bench-search bench-lock \
+  kafka spark-job-server prism clean template template-metadata api \
   check-image
 SHELL := /bin/bash
 
@@ -198,6 +201,28 @@ api: $(STAMP)
 check-image: $(STAMP)
 	PYTHON=$(BIN)/python templates/check_image.sh score
 
+# The copy of pom.xml beside the jars says what they were made from.
+kafka: POM := examples/stream/pom.xml
+kafka: VERSION := $(shell sed -n 's:.*<kafka.version>\(.*\)</.*:\1:p' examples/stream/pom.xml)
+kafka: CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/torchbeam/kafka
+kafka:
+	@set -euo pipefail; \
+	cmp -s $(POM) '$(CACHE)/$(VERSION)/pom.xml' && exit; \
+	for tool in java mvn; do \
+	  if ! command -v $$tool >/dev/null; then \
+	    echo "There is no $$tool on PATH. On Debian: apt-get install openjdk-17-jdk-headless maven" >&2; exit 1; \
+	  fi; \
+	done; \
+	mkdir -p '$(CACHE)'; \
+	made=$$(mktemp -d '$(CACHE)/making-XXXXXX'); \
+	trap 'rm -rf "$$made"' EXIT; \
+	cp $(POM) "$$made/pom.xml"; \
+	echo 'Fetching the Kafka broker $(VERSION): 45 MB'; \
+	mvn --batch-mode --quiet --file "$$made/pom.xml" package; \
+	cp $(POM) "$$made/target/jars/pom.xml"; \
+	rm -rf '$(CACHE)/$(VERSION)'; \
+	mv "$$made/target/jars" '$(CACHE)/$(VERSION)'
+
 # Built in a folder of its own, so that two versions may be built at once, and moved to its place when it is whole.
 spark-job-server: POM := templates/spark/pom.xml
 spark-job-server: SPARK_VERSION := $(or $(SPARK_VERSION),$(shell sed -n 's:.*<spark.version>\(.*\)</.*:\1:p' templates/spark/pom.xml))
@@ -219,6 +244,21 @@ spark-job-server:
 	mv "$$jar" '$(CACHE)/'; \
 	name=$${jar##*/}; mv "$$made/pom.xml" "$(CACHE)/$${name%.jar}.pom.xml"; \
 	echo "$(CACHE)/$$name"
+
+# Prism has the version of Beam; it is moved to its place when it is whole.
+prism: BEAM_VERSION := $(shell sed -n 's/^apache-beam==\([0-9.]*\).*/\1/p' requirements.lock)
+prism: CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/torchbeam/prism/$(BEAM_VERSION)
+prism:
+	@set -euo pipefail; \
+	if ! command -v go >/dev/null; then echo 'There is no go on PATH; see https://go.dev/doc/install' >&2; exit 1; fi; \
+	mkdir -p '$(CACHE)'; \
+	made=$$(mktemp -d '$(CACHE)/making-XXXXXX'); \
+	trap 'rm -rf "$$made"' EXIT; \
+	echo 'Building Prism $(BEAM_VERSION): about five minutes the first time, 66 MB'; \
+	GOFLAGS=-mod=mod GOBIN="$$made" go install 'github.com/apache/beam/sdks/v2/go/cmd/prism@v$(BEAM_VERSION)' 2>&1 | \
+	  { grep -v downloading >&2 || true; }; \
+	mv "$$made/prism" '$(CACHE)/prism'; \
+	echo '$(CACHE)/prism'
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) out build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis templates/spark/target

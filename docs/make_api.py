@@ -21,7 +21,10 @@ OURS = ("handlers", "transforms", "pipelines")
 
 # Every public name, in the order of the page.
 CHAPTERS = {
-    "From Python": ["score", "load", "Model", "ScoreResult", "spark.score", "spark.SparkScores"],
+    "From Python": [
+        *("score", "load", "Model", "ScoreResult"),
+        *("spark.score", "spark.SparkScores", "ray.score", "ray.RayScores"),
+    ],
     "Models": ["ModelDir", "Trust", "StateDict", "train", "ModelRegistry", "RegisteredModel", "RowPredictor"],
     "Rows": ["TorchScore"],
     "Chunks": [
@@ -38,11 +41,13 @@ CHAPTERS = {
         "WriteChunks",
         "Part",
     ],
+    "Streams": ["ScoreStream", "MessageFormat", "MicroBatches"],
     "Several models": ["ScoreModels", "ModelSettings", "ByKey", "ModelSplit", "ModelCounts"],
     "Elements": [
         *("TorchModelHandler", "RunTorchInference", "SplitFailures", "Inferences", "DeadLetter", "FailedPrediction"),
         *("skip_failures", "Padding", "Ragged"),
     ],
+    "Newer models while a pipeline runs": ["ModelWatch", "Refresh", "WatchModel"],
     "Where and how a model runs": ["Placement", "Batching", "ResourceHints"],
     "Errors": [
         *("TorchbeamError", "UsageError", "BrokenModelError", "TrainingError", "BrokenFileError", "ServiceError"),

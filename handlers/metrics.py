@@ -10,6 +10,8 @@
 | `encode_microseconds`, `forward_microseconds`, `decode_microseconds` | distributions | of a batch |
 | `out_of_memory` | counter | how often memory ran out and a micro-batch was halved |
 | `model_load_milliseconds`, `model_bytes` | distributions | of each model that was loaded |
+| `models_refreshed`, `models_refused` | counters | newer models that were taken, and that were refused |
+| `model_lookups_failed` | counter | how often the location of newer models could not be read |
 
 Runners count a bundle that is retried twice; exact counts are those of the pipeline's own data.
 """
@@ -65,6 +67,11 @@ class InferenceMetrics:
         if load is not None:
             self._distribute("model_load_milliseconds", round(1000 * load.seconds))
             self._distribute("model_bytes", load.bytes)
+
+    def refreshed(self, counts: Mapping[str, int]) -> None:
+        """Records what a `Refresher` counted."""
+        for name, number in counts.items():
+            self._count(name, number)
 
     def _count(self, name: str, number: int) -> None:
         if not number:

@@ -19,6 +19,7 @@ COMMANDS = {
     "describe": "describe a model directory",
     "doctor": "check for problems before a run",
     "score": "score tables, texts or images with a model",
+    "stream": "score the messages of a stream until it is ended",
     "evaluate": "compare labels with predictions: metrics and a report",
     "run": "prepare, train, score and evaluate from one file",
     "models": "list, show, push, promote and roll back models of a registry",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import difflib
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -26,6 +26,7 @@ from pipelines.command.options import (
 )
 from pipelines.command.several import SeveralModelsOptions
 from pipelines.dataflow import settings as dataflow
+from pipelines.prism import find_prism, needs_prism, running_prism
 from pipelines.spark.checks import check_spark, check_versions
 from pipelines.spark.master import on_loopback
 from pipelines.spark.session import spark_session
@@ -75,10 +76,11 @@ def _check_in_process(options: PipelineOptions) -> None:
 
 @dataclass(frozen=True)
 class Launch:
-    """How a run is started: Beam's options, and the submission for Spark."""
+    """How a run is started: Beam's options, the submission for Spark, and the program of Prism."""
 
     options: PipelineOptions
     spark: Submission | None = None
+    prism: str | None = None
 
 
 def settle(run: RunOptions, arguments: Sequence[str]) -> Launch:
@@ -88,6 +90,8 @@ def settle(run: RunOptions, arguments: Sequence[str]) -> Launch:
         UsageError: with the problem and its fix.
     """
     options = pipeline_options(run.runner, arguments)
+    if needs_prism(run.runner, options):
+        return Launch(options, prism=find_prism(arguments))
     if run.runner != "SparkRunner":
         return Launch(options)
     target = check_spark(options, run.spark_master_ui)
@@ -130,7 +134,15 @@ def session(launch: Launch, runner: str, run_id: str, *, verbose: bool) -> Abstr
     """Runs and watches the pipeline of a run: `run(pipeline)`, `so_far()`, `state()`, and Beam's `options`."""
     if launch.spark is not None:
         return spark_session(launch.spark, launch.options, verbose=verbose)
+    if launch.prism is not None:
+        return _on_prism(launch.prism, launch.options, run_id)
     return nullcontext((InProcess if in_process(runner) else Elsewhere)(launch.options, run_id))
+
+
+@contextmanager
+def _on_prism(program: str, options: PipelineOptions, run_id: str) -> Iterator[InProcess]:
+    with running_prism(program, options):
+        yield InProcess(options, run_id)  # the workers are threads of this process
 
 
 def check_paths(run: RunOptions, arguments: Sequence[str], paths: Sequence[str | None]) -> None:

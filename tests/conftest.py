@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from kafka_brokers import TestBroker
 
 # Idle threads of OpenMP would spin, which makes everything slow where more processes run than there are cores. It is read
 # when torch is imported, and by the processes that tests start.
@@ -43,3 +48,19 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     np.random.seed(0)
     if "torch" in sys.modules:
         sys.modules["torch"].manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def _kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBroker]:
+    from kafka_brokers import started_broker
+
+    with started_broker(tmp_path_factory.mktemp("kafka")) as made:
+        yield made
+
+
+@pytest.fixture
+def kafka(_kafka: TestBroker) -> TestBroker:
+    """A Kafka broker, started once; a test skips where there is no Java or its jars are not there."""
+    if not _kafka.running:  # a test has killed it, and failed
+        _kafka.start()
+    return _kafka

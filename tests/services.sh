@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what some tests need in addition to Python: Java, Maven and the job server for Spark, a stand-in for Cloud
-# Storage, a browser.
+# Installs what some tests need in addition to Python: Java, Maven and the job server for Spark, a Kafka broker, stand-ins for
+# Cloud Storage and Pub/Sub, the Prism runner, a browser.
 # What cannot be had is said in one line each; the tests that need it skip. Packages of the system are installed by root,
 # and in continuous integration (CI=true) by sudo where that asks for no password.
 set -uo pipefail
@@ -47,6 +47,18 @@ elif ! command -v java >/dev/null; then
   missing 'tests on Spark' 'there is no java on PATH; apt-get install openjdk-17-jdk-headless'
 fi
 
+kafka=$(sed -n 's:.*<kafka.version>\(.*\)</.*:\1:p' examples/stream/pom.xml)
+if ! cmp -s examples/stream/pom.xml "${XDG_CACHE_HOME:-$HOME/.cache}/torchbeam/kafka/$kafka/pom.xml"; then
+  if java_and_maven; then
+    make --no-print-directory kafka </dev/null 2>&1 ||
+      missing 'tests on Kafka' 'its jars could not be fetched; see what `make kafka` says'
+  else
+    missing 'tests on Kafka' 'there is no java or no mvn on PATH; apt-get install openjdk-17-jdk-headless maven'
+  fi
+elif ! command -v java >/dev/null; then
+  missing 'tests on Kafka' 'there is no java on PATH; apt-get install openjdk-17-jdk-headless'
+fi
+
 gcs=github.com/fsouza/fake-gcs-server@v1.56.1
 if ! command -v fake-gcs-server >/dev/null; then
   if ! command -v go >/dev/null; then
@@ -55,6 +67,32 @@ if ! command -v fake-gcs-server >/dev/null; then
     echo 'tests: building fake-gcs-server'
     timeout 300 go install $gcs </dev/null >/dev/null 2>&1 ||
       missing 'tests on gs://' "fake-gcs-server could not be built; see what \`go install $gcs\` says"
+  fi
+fi
+
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/torchbeam
+
+# An in-memory Pub/Sub: Google's own pstest, made anew where its versions have changed since.
+pubsub=tests/emulators/pubsub
+if ! cmp -s $pubsub/go.mod "$cache/pubsub-emulator.mod"; then
+  if command -v go >/dev/null; then
+    echo 'tests: building the stand-in for Pub/Sub'
+    mkdir -p "$cache"
+    { (cd $pubsub && timeout 300 go build -o "$cache/pubsub-emulator.$$" .) </dev/null >/dev/null 2>&1 &&
+      mv "$cache/pubsub-emulator.$$" "$cache/pubsub-emulator" && cp $pubsub/go.mod "$cache/pubsub-emulator.mod"; } ||
+      missing 'tests on pubsub://' "it could not be built; see what \`go build\` says in $pubsub"
+  else
+    missing 'tests on pubsub://' 'there is no go on PATH'
+  fi
+fi
+
+beam=$(sed -n 's/^apache-beam==\([0-9.]*\).*/\1/p' requirements.lock)
+if ! { command -v prism || [ -x "$cache/prism/$beam/prism" ]; } >/dev/null; then
+  if command -v go >/dev/null; then
+    timeout 900 make --no-print-directory prism </dev/null 2>&1 ||
+      missing 'tests on Prism' 'it could not be built; see what `make prism` says'
+  else
+    missing 'tests on Prism' 'there is no go on PATH'
   fi
 fi
 

@@ -29,9 +29,12 @@ def run(home: Path, *tools: str) -> list[str]:
 
 
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
-    spark, gs, browser = run(tmp_path)
+    spark, kafka, gs, browser = run(tmp_path)
     assert spark.startswith(
         "tests: tests on Spark will be skipped: there is no java or no mvn on PATH; apt-get install "
+    )
+    assert kafka.startswith(
+        "tests: tests on Kafka will be skipped: there is no java or no mvn on PATH; apt-get install "
     )
     assert gs.startswith("tests: tests on gs:// will be skipped: there is no fake-gcs-server and no go on PATH; ")
     assert browser.startswith(
@@ -40,9 +43,10 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_built_is_said(tmp_path: Path) -> None:
-    *_, spark, gcs, gs, _browser = run(tmp_path, "java", "mvn", "make", "go")
+    *_, spark, kafka, gcs, gs, _browser = run(tmp_path, "java", "mvn", "make", "go")
     assert spark == (
         "tests: tests on Spark will be skipped: the job server could not be built; see what `make spark-job-server` says"
     )
+    assert kafka == "tests: tests on Kafka will be skipped: its jars could not be fetched; see what `make kafka` says"
     assert gcs == "tests: building fake-gcs-server"
     assert gs.startswith("tests: tests on gs:// will be skipped: fake-gcs-server could not be built; ")

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from handlers.model.state_dict import StateDict
     from handlers.model.trust import Trust
     from handlers.predict.placement import Placement
+    from handlers.refresh.watch import ModelWatch, Refresh
     from handlers.tensors import Padding, Ragged
     from handlers.version import __version__
     from pipelines.train import train
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from transforms.inference.score import Score, ScoredRows
     from transforms.inference.score_models import ScoreModels
     from transforms.inference.sequences import SequenceRows, Sequences
+    from transforms.inference.watch_model import WatchModel
     from transforms.local.scoring import Model, ScoreResult, load, score
     from transforms.registry.registry import ModelRegistry, RegisteredModel
     from transforms.registry.row_predictor import RowPredictor
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
     from transforms.sources.planning import Input, plan_input
     from transforms.sources.read import Read, ReadChunks
     from transforms.sources.splits import FileRead
+    from transforms.streams.read import MicroBatches
+    from transforms.streams.score_stream import ScoreStream
+    from transforms.streams.settle import MessageFormat
 
 __all__ = [
     "AccountingError",
@@ -64,12 +69,15 @@ __all__ = [
     "FileRead",
     "Inferences",
     "Input",
+    "MessageFormat",
+    "MicroBatches",
     "Model",
     "ModelCounts",
     "ModelDir",
     "ModelRegistry",
     "ModelSettings",
     "ModelSplit",
+    "ModelWatch",
     "Padding",
     "Part",
     "Placement",
@@ -77,6 +85,7 @@ __all__ = [
     "Ragged",
     "Read",
     "ReadChunks",
+    "Refresh",
     "RegisteredModel",
     "ResourceHints",
     "RowPredictor",
@@ -85,6 +94,7 @@ __all__ = [
     "Score",
     "ScoreModels",
     "ScoreResult",
+    "ScoreStream",
     "ScoredRows",
     "SequenceRows",
     "Sequences",
@@ -97,6 +107,7 @@ __all__ = [
     "TrainingError",
     "Trust",
     "UsageError",
+    "WatchModel",
     "WriteChunks",
     "__version__",
     "load",
@@ -107,6 +118,9 @@ __all__ = [
 ]
 
 _HOMES = {
+    "MessageFormat": "transforms.streams.settle",
+    "MicroBatches": "transforms.streams.read",
+    "ScoreStream": "transforms.streams.score_stream",
     "AccountingError": "handlers.errors",
     "Batching": "handlers.batching",
     "BrokenFileError": "handlers.errors",
@@ -127,6 +141,7 @@ _HOMES = {
     "ModelRegistry": "transforms.registry.registry",
     "ModelSettings": "handlers.graph.plan",
     "ModelSplit": "handlers.graph.spec",
+    "ModelWatch": "handlers.refresh.watch",
     "Padding": "handlers.tensors",
     "Part": "transforms.sinks.write",
     "Placement": "handlers.predict.placement",
@@ -134,6 +149,7 @@ _HOMES = {
     "Ragged": "handlers.tensors",
     "Read": "transforms.sources.read",
     "ReadChunks": "transforms.sources.read",
+    "Refresh": "handlers.refresh.watch",
     "RegisteredModel": "transforms.registry.registry",
     "ResourceHints": "handlers.batching",
     "RowPredictor": "transforms.registry.row_predictor",
@@ -153,6 +169,7 @@ _HOMES = {
     "TorchbeamError": "handlers.errors",
     "Trust": "handlers.model.trust",
     "UsageError": "handlers.errors",
+    "WatchModel": "transforms.inference.watch_model",
     "WriteChunks": "transforms.sinks.write",
     "__version__": "handlers.version",
     "load": "transforms.local.scoring",
@@ -164,8 +181,8 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name == "spark":
-        return importlib.import_module("torchbeam.spark")
+    if name in ("ray", "spark"):
+        return importlib.import_module(f"torchbeam.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from torchbeam.shadow import check_packages

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import tempfile
-import time
 import uuid
 from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import pyarrow as pa
 
@@ -18,26 +17,27 @@ from handlers.base import MeteredHandler
 from handlers.batching import Batching, ResourceHints
 from handlers.columnar.chunks import merge
 from handlers.columnar.plan import Plan
+from handlers.columnar.refreshing import ScorerLoader, ScorerRefresher, check_refreshable
 from handlers.columnar.scorer import Scored, Scorer
 from handlers.errors import DeviceLostError, UsageError
 from handlers.metrics import InferenceMetrics
 from handlers.model.directory import ModelDir
 from handlers.predict.faults import leave_lost_process
 from handlers.predict.placement import Placement
-from handlers.predict.predictor import Predictor
 from handlers.private import at_end
+from handlers.refresh.watch import Refresh
 
 ScoredT = TypeVar("ScoredT")
 ScorerT = TypeVar("ScorerT")
 
 
-class ChunkHandler(MeteredHandler[pa.RecordBatch, ScoredT, ScorerT]):
+class ChunkHandler(MeteredHandler[pa.RecordBatch, ScoredT, Any], Generic[ScoredT, ScorerT]):
     """What handlers of chunks have in common: a batch of record batches with provenance goes in, one result comes out."""
 
     batching: Batching
 
     def run_inference(
-        self, batch: Sequence[pa.RecordBatch], model: ScorerT, inference_args: dict[str, Any] | None = None
+        self, batch: Sequence[pa.RecordBatch], model: Any, inference_args: dict[str, Any] | None = None
     ) -> Iterable[ScoredT]:
         """Scores the chunks of `batch` as one; those whose schemas have no common type are scored separately."""
         if not batch:  # BatchElements begins a bundle with an empty batch where its first element is a full one
@@ -46,15 +46,21 @@ class ChunkHandler(MeteredHandler[pa.RecordBatch, ScoredT, ScorerT]):
             chunks = [merge(batch)]
         except (pa.ArrowInvalid, pa.ArrowTypeError):
             chunks = list(batch)
+        current = self.current(model, chunks)
         try:
-            scored = [self._score(model, chunk) for chunk in chunks]
+            scored = [self._score(current, chunk) for chunk in chunks]
         except DeviceLostError:
             leave_lost_process()
             raise
-        self._count_loads(model)
+        self._count_loads(current)
         for part in scored:
             self._count(part)
         return scored
+
+    def current(self, model: Any, chunks: Sequence[pa.RecordBatch]) -> ScorerT:
+        """What scores all chunks of a batch, of what `load_model` gave."""
+        scorer: ScorerT = model
+        return scorer
 
     @abstractmethod
     def _score(self, model: ScorerT, chunk: pa.RecordBatch) -> ScoredT:
@@ -94,6 +100,11 @@ class ColumnarModelHandler(ChunkHandler[Scored, Scorer]):
         placement: where the model runs.
         batching: how rows are gathered.
         hints: resource hints of the inference step.
+        refresh: where newer models are, which take the place of `model` between two batches.
+        sample: for a refresh, the rows that the plan was settled with: newer models are planned and tried with them.
+
+    Raises:
+        UsageError: for a model that cannot be refreshed.
     """
 
     def __init__(
@@ -103,12 +114,18 @@ class ColumnarModelHandler(ChunkHandler[Scored, Scorer]):
         placement: Placement | None = None,
         batching: Batching | None = None,
         hints: ResourceHints | None = None,
+        refresh: Refresh | None = None,
+        sample: pa.RecordBatch | None = None,
     ) -> None:
         self._model = model
         self.plan = plan
         self._placement = placement or Placement()
         self.batching = batching or Batching()
         self._hints = hints or ResourceHints()
+        self._refresh = refresh
+        self._sample = sample
+        if refresh is not None:
+            check_refreshable(model)
         # The name by which the processes of a host share a large model: Beam makes files of it.
         self.tag = f"torchbeam-{uuid.uuid4().hex}"
         self._metrics = InferenceMetrics()
@@ -119,13 +136,12 @@ class ColumnarModelHandler(ChunkHandler[Scored, Scorer]):
         """Whether one process of a host holds the model for all: if it is larger than a device."""
         return self._model.spec.placement is not None
 
-    def load_model(self) -> Scorer:
+    def load_model(self) -> Scorer | ScorerRefresher:
         """Loads the model into this process, on its device."""
-        started = time.perf_counter()
         if self.share_model_across_processes():
             at_end(partial(_remove_files, self.tag))
-        predictor = Predictor(self._model.load(), self._placement, self.batching.batch_size)
-        return Scorer(self._model, self.plan, predictor, predictor.load_since(started))
+        loader = ScorerLoader(self._model, self.plan, self._placement, self.batching.batch_size, self._sample)
+        return loader(self._model, None) if self._refresh is None else ScorerRefresher(self._refresh, loader)
 
     def update_model_path(self, model_path: str | None = None) -> None:
         """Refuses another model: columns and encoders are settled for this one before the run.
@@ -136,8 +152,21 @@ class ColumnarModelHandler(ChunkHandler[Scored, Scorer]):
         if model_path and model_path != self._model.path:
             raise UsageError(
                 f"ColumnarModelHandler cannot change from {self._model.path} to {model_path} while it runs: the columns "
-                "are settled for the first; start a new run, or use TorchModelHandler, which can be refreshed"
+                "are settled for the first; give it a refresh, which looks for newer models itself"
             )
+
+    def current(self, model: Any, chunks: Sequence[pa.RecordBatch]) -> Scorer:
+        """The scorer for all chunks of a batch: the newest, where the model is refreshed."""
+        if not isinstance(model, ScorerRefresher):
+            return super().current(model, chunks)
+        self.count_refreshes(model)
+        return model.take(chunks)
+
+    def count_refreshes(self, model: Any) -> Counter[str]:
+        """Adds to the metrics what became of newer models since the last call, and returns it; see `Refresher`."""
+        counts = model.take_counts() if isinstance(model, ScorerRefresher) else Counter()
+        self._metrics.refreshed(counts)
+        return counts
 
     def _score(self, model: Scorer, chunk: pa.RecordBatch) -> Scored:
         return model.score(chunk)

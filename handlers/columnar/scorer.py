@@ -65,6 +65,11 @@ class Scorer:
         self._lock = threading.Lock()
         self._load = load
 
+    @property
+    def predictor(self) -> Predictor:
+        """The model in memory."""
+        return self.stage.predictor
+
     def take_load(self) -> Load | None:
         """What loading the model cost; returned once, to one of the threads."""
         with self._lock:

@@ -84,7 +84,7 @@ class ModelStage:
         self._padding = next((bound.padding for bound in self._inputs if bound.padding), None)
         if self._padding is not None and self._head.task != "raw":  # only head raw takes per-token outputs
             self._padding = replace(self._padding, cut=())
-        self._predictor = predictor
+        self.predictor = predictor
 
     @property
     def task(self) -> str:
@@ -116,7 +116,7 @@ class ModelStage:
         tensors: Tensors = {}
         for bound in self._inputs:
             tensors |= bound.zeros(rows)
-        prediction = self._predictor.predict(tensors, padding=self._padding)
+        prediction = self.predictor.predict(tensors, padding=self._padding)
         if prediction.failures:
             raise prediction.failures[0][1]
         return heads.decode(self._head, prediction.outputs)[0]
@@ -176,7 +176,7 @@ class ModelStage:
     def _predict(self, piece: _Piece, failures: RowFailures, stats: Stats) -> tuple[np.ndarray, Columns]:
         """The ids and columns of the rows of a piece that were answered; the others go into `failures`."""
         ids = piece.ids
-        prediction = self._predictor.predict(piece.tensors, padding=self._padding)
+        prediction = self.predictor.predict(piece.tensors, padding=self._padding)
         predicted = time.perf_counter()
         stats.add(prediction.stats)
         for row, error in prediction.failures:

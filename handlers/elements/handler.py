@@ -26,7 +26,7 @@ from handlers.elements.examples import Answers, ExampleScorer, HandlerConfig, In
 from handlers.elements.failures import FailedPrediction
 from handlers.errors import DeviceLostError, UsageError
 from handlers.metrics import InferenceMetrics
-from handlers.model.directory import ModelDir
+from handlers.model.directory import MODEL_FILE, ModelDir
 from handlers.model.state_dict import StateDict
 from handlers.predict.faults import leave_lost_process
 from handlers.predict.placement import Placement
@@ -126,7 +126,11 @@ class TorchModelHandler(MeteredHandler[Any, PredictionResult, ExampleScorer]):
         return self._config.load()
 
     def update_model_path(self, model_path: str | None = None) -> None:
-        """Takes the model at `model_path`, as `model_metadata_pcoll` and `watch_model_pattern` give it."""
+        """Takes the model at `model_path`, as `model_metadata_pcoll` and `watch_model_pattern` give it.
+
+        The path of a `model.yaml` stands for its directory: patterns of Beam match files.
+        """
+        model_path = (model_path or "").removesuffix(f"/{MODEL_FILE}")
         if model_path and model_path != self._config.source.path:
             self._config = self._config.at(model_path)
 

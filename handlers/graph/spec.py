@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from handlers.batching import ResourceHints, in_bytes
 from handlers.errors import UsageError
-from handlers.model.spec import not_yaml
+from handlers.model.spec import message_of, not_yaml
 
 MAX_CHARACTERS = 1_000_000
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
@@ -245,7 +245,7 @@ def _explain(error: ValidationError, content: dict[str, Any]) -> str:
         return f'unknown field "{where}"{whose}; see docs/several-models.md for the fields there are'
     if first["type"] == "missing":
         return f'field "{where}"{whose} is missing'
-    message = first["msg"].removeprefix("Value error, ")
+    message = message_of(first)
     if not where:
         return f"model {entry_name}: {message}" if (entry_name := whose.removeprefix(" of model ")) else message
     given = first["input"]

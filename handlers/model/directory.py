@@ -116,6 +116,11 @@ class ModelDir:
         """The folder (or bare file) on this machine, verified to be the version that was opened."""
         return self._verified()[0]
 
+    def forget(self) -> None:
+        """Removes the copy on this machine of a model that is elsewhere; any other stays."""
+        if is_remote(self.path):
+            remote.forget(self.digest)
+
     def set_environment(self) -> None:
         """Sets the model's `env_vars` in this process. Call it before torch is imported, where possible."""
         os.environ.update(self.spec.env_vars)

@@ -61,6 +61,12 @@ def server() -> Server:
         return str(module.get_tracking_uri()), str(module.get_registry_uri())
 
 
+def use(server: Server) -> None:
+    """Makes `server`, which another process gave, that of this process, if this one has none."""
+    if any(server) and not _is_set():  # MLflow looks up a version with the settings of the process only
+        os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_REGISTRY_URI"] = server
+
+
 def download(uri: str, folder: Path, server: Server) -> Path:
     """Copies the model directory in the artifacts of `models:/NAME/VERSION` into `folder`; gives its path there.
 
@@ -73,8 +79,7 @@ def download(uri: str, folder: Path, server: Server) -> Path:
         UsageError: where it cannot be copied, or its artifacts hold no model directory.
     """
     with _asking(uri):
-        if not _is_set():  # MLflow looks up a version with the settings of the process only
-            os.environ["MLFLOW_TRACKING_URI"], os.environ["MLFLOW_REGISTRY_URI"] = server
+        use(server)
         target = folder / "artifacts"
         target.mkdir()
         local = _mlflow().artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target))

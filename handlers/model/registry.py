@@ -110,7 +110,7 @@ def registry_folder(registry: str | os.PathLike[str] | None) -> str:
 def version_at(root: str, name: str, version: int) -> Resolved:
     """A version in a registry, with the digest that `push` recorded."""
     path = folder_of(root, name, version)
-    recorded = _parse(_text(f"{path}/{RECORD}"), f"{path}/{RECORD}").get("digest", "")
+    recorded = _parse(small_text(f"{path}/{RECORD}"), f"{path}/{RECORD}").get("digest", "")
     return Resolved(path, f"{name}@{version}", str(recorded))
 
 
@@ -169,7 +169,7 @@ def all_versions(root: str, name: str | None = None) -> dict[str, list[int]]:
 def read_aliases(root: str, name: str) -> dict[str, Alias]:
     """The aliases of a model; raises `UsageError` where their file is not valid."""
     path = f"{root}/{name}/{ALIASES}"
-    return parse_aliases(_text(path), path)
+    return parse_aliases(small_text(path), path)
 
 
 def parse_aliases(text: str | None, path: str) -> dict[str, Alias]:
@@ -273,7 +273,7 @@ def _listed(root: str, pattern: str) -> list[str]:
 
 
 @shared_s3()
-def _text(path: str) -> str | None:
+def small_text(path: str) -> str | None:
     """The text of a small file; None where there is none."""
     try:
         if not is_remote(path):

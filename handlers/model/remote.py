@@ -55,6 +55,12 @@ def cached(url: str, digest: str, digest_of: Callable[[Path], str], server: mlfl
     return found
 
 
+def forget(digest: str) -> None:
+    """Removes the local copy of the model with this digest; it is copied again where it is needed."""
+    with _alone(digest):
+        shutil.rmtree(_cache() / digest, ignore_errors=True)
+
+
 def _name(url: str) -> str:
     return url.rstrip("/").rsplit("/", 1)[-1]
 

@@ -17,6 +17,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from handlers.encode.specs import SPECS, AnyInput
 from handlers.errors import UsageError
@@ -186,6 +187,23 @@ def sequences_spec(content: Mapping[str, Any]) -> SequencesSpec:
         raise UsageError(f"sequences: {explain(error)}") from None
 
 
+# Pydantic speaks of Python's types, which the author of a YAML file need not know.
+_IN_YAML = {
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "too_short": "must not be empty",
+}
+
+
+def message_of(error: ErrorDetails) -> str:
+    """The message of an error of pydantic, in the words of YAML."""
+    return _IN_YAML.get(error["type"]) or error["msg"].removeprefix("Value error, ")
+
+
 def explain(error: ValidationError) -> str:
     """What is wrong with a `model.yaml`, in a line that names the field."""
     first = error.errors()[0]
@@ -206,7 +224,7 @@ def explain(error: ValidationError) -> str:
         return f'field "{where}.encoder": must be one of {", ".join(SPECS)}, not {str(first["input"].get("encoder"))[:80]!r}'
     if first["type"] == "missing":
         return f'field "{where}" is missing'
-    message = first["msg"].removeprefix("Value error, ")
+    message = message_of(first)
     if not where:
         return message
     given = first["input"]

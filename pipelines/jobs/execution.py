@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -51,8 +53,8 @@ def execute(build: Callable[[beam.Pipeline], None], run: Execution, *, wait: boo
         with (
             runners.session(run.launch, run.runner, run.run_id, verbose=run.verbose) as session,
             watch(session, run.rows, run.what),
+            _pipeline(session.options) as pipeline,
         ):
-            pipeline = _checked(session.options)
             build(pipeline)
             session.run(pipeline)
     except (dataflow.StillRunning, dataflow.NotFollowedError):
@@ -69,9 +71,9 @@ def _on_dataflow(build: Callable[[beam.Pipeline], None], run: Execution, wait: b
     """Submits a job, and follows it to its end where that is wanted."""
     from pipelines.dataflow import job as dataflow_job  # its clients of Google's services take a second to import
 
-    pipeline = _checked(run.launch.options)
-    build(pipeline)
-    submitted = dataflow_job.submit(pipeline)
+    with _pipeline(run.launch.options) as pipeline:
+        build(pipeline)
+        submitted = dataflow_job.submit(pipeline)
     dataflow_job.announce(submitted, run.launch.options, run.result)
     if submitted.job_id is None or not wait:
         return False
@@ -79,8 +81,14 @@ def _on_dataflow(build: Callable[[beam.Pipeline], None], run: Execution, wait: b
     return True
 
 
-def _checked(options: PipelineOptions) -> beam.Pipeline:
+@contextmanager
+def _pipeline(options: PipelineOptions) -> Iterator[beam.Pipeline]:
+    """A pipeline; its temporary folder, which Beam leaves where a run is interrupted, is removed."""
     try:
-        return beam.Pipeline(options=options)
+        pipeline = beam.Pipeline(options=options)
     except ValueError as error:  # options that do not go together; a runner's own checks are made here, too
         raise UsageError(one_line(error)) from None
+    try:
+        yield pipeline
+    finally:
+        shutil.rmtree(pipeline.local_tempdir, ignore_errors=True)

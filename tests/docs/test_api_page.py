@@ -29,9 +29,11 @@ def test_the_page_is_up_to_date(make_api: ModuleType) -> None:
 
 def test_every_public_name_is_on_it_once_and_says_what_it_is(make_api: ModuleType) -> None:
     names = [name for chapter in make_api.CHAPTERS.values() for name in chapter]
-    of_spark = [name for name in names if name.startswith("spark.")]
-    assert sorted(of_spark) == [f"spark.{name}" for name in torchbeam.spark.__all__]
-    assert sorted([*(name for name in names if name not in of_spark), "__version__"]) == torchbeam.__all__
+    of_engines = [name for name in names if name.startswith(("ray.", "spark."))]
+    assert sorted(of_engines) == [
+        f"{engine}.{name}" for engine in ("ray", "spark") for name in getattr(torchbeam, engine).__all__
+    ]
+    assert sorted([*(name for name in names if name not in of_engines), "__version__"]) == torchbeam.__all__
     for name in names:
         assert inspect.getdoc(attrgetter(name)(torchbeam)), name
     assert "<factory>" not in make_api.page()

@@ -20,7 +20,7 @@ from apache_beam.transforms.util import BatchElements
 from handlers.batching import Batching
 from handlers.columnar.chunks import rows_within
 from handlers.columnar.handler import ColumnarModelHandler
-from transforms.inference.rechunk import Rechunker
+from handlers.columnar.rechunker import Rechunker
 from transforms.sinks import write
 from transforms.sources import ReadChunks, plan_input, read_split
 from transforms.sources.formats import parquet

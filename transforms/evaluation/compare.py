@@ -10,8 +10,10 @@ import apache_beam as beam
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.pvalue import PCollection
 
+from handlers.columnar.hashes import row_hashes
 from transforms.evaluation import intervals
 from transforms.evaluation.plan import EvaluationPlan
 from transforms.evaluation.rows import NumberRows, extract
@@ -128,20 +130,16 @@ def pair(outcomes: Iterable[Outcomes], *, unique: bool) -> Pairs:
 
 
 def keys_of(chunk: pa.RecordBatch, columns: tuple[str, ...]) -> np.ndarray:
-    """A hash (uint64) of the values of `columns` for each row."""
-    found = np.zeros(chunk.num_rows, np.uint64)
-    for name in columns:
-        array = chunk.column(name)
-        if pa.types.is_floating(array.type):
-            hashed = pd.util.hash_array(np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.float64))
-        else:
-            if not pa.types.is_nested(array.type):
-                array = array.cast(pa.string())  # ids of 64 bits keep their digits
-            texts = [None if value is None else str(value) for value in array.to_pylist()]
-            hashed = pd.util.hash_array(np.array(texts, dtype=object))
-        with np.errstate(over="ignore"):
-            found = found * np.uint64(0x9E3779B97F4A7C15) + hashed
-    return found
+    """A hash (uint64) of the values of `columns` for each row; NaN is like null."""
+    if not columns:
+        return np.zeros(chunk.num_rows, np.uint64)
+    return row_hashes(_without_nan(chunk.column(name)) for name in columns)
+
+
+def _without_nan(array: pa.Array) -> pa.Array:
+    if not pa.types.is_floating(array.type):
+        return array
+    return pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
 
 
 @beam.typehints.with_output_types(tuple[int, Any])

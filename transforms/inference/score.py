@@ -28,6 +28,7 @@ from handlers.model.directory import ModelDir
 from handlers.predict.backend import placement_of
 from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
+from handlers.refresh.watch import Refresh
 from handlers.sequences.cutter import WindowCutter
 from handlers.sequences.windows import sample_windows
 from transforms import progress
@@ -127,6 +128,9 @@ class Score(beam.PTransform[Any, Any]):
             `FailureRateError`, at the end of the window. Outputs may be written by then.
         driver: where the model runs in this process, to determine the output columns.
         run_id: the key for the row counts of `transforms.progress`; empty to count none.
+        refresh: where newer models are, which take the place of `model` between two batches while the pipeline runs:
+            `watch = ModelWatch("models/credit/*")`, `Score(watch.first(), schema, refresh=Refresh(watch, every=60))`. Models
+            whose output columns differ are refused.
 
     Raises:
         UsageError: for an invalid model directory, or columns or functions that do not match the model.
@@ -148,6 +152,7 @@ class Score(beam.PTransform[Any, Any]):
     max_failure_rate: float = 1.0
     driver: Placement = Placement("cpu")
     run_id: str = ""
+    refresh: Refresh | None = None
 
     def __post_init__(self) -> None:
         self._model = self.model if isinstance(self.model, ModelDir) else ModelDir(self.model)
@@ -199,21 +204,35 @@ class Score(beam.PTransform[Any, Any]):
         """How every worker scores a row, determined by scoring the sample with `predictor`."""
         placement_of(predictor.model, self.placement)  # raises for what every worker would refuse
         strict = self.sample is None
-        if strict and not self._schema.names:
+        chain = Chain.of(self._model.spec, tuple(self.preprocess), tuple(self.postprocess))
+        columns = tuple(self.columns)
+        return make_plan(
+            self._model, predictor, self._rows, chain, columns, probabilities=self.probabilities, strict=strict
+        )
+
+    @property
+    def _rows(self) -> pa.RecordBatch:
+        """The rows of the sample as they are scored."""
+        if self.sample is None and not self._schema.names:
             raise UsageError("the schema has no columns, so there is nothing to score")
         sample = self._schema.empty_table() if self.sample is None else self.sample.slice(0, SAMPLE_ROWS)
         rows = admit(sample, self._schema, frozenset(), self.source)
         rows = rows.take(pa.array(sorted(set(range(rows.num_rows)) - refusals(rows).keys()), pa.int64()))
         if self._cutter is not None:
             rows = sample_windows(rows, self._cutter, SAMPLE_ROWS)
-        chain = Chain.of(self._model.spec, tuple(self.preprocess), tuple(self.postprocess))
-        return make_plan(
-            self._model, predictor, rows, chain, tuple(self.columns), probabilities=self.probabilities, strict=strict
+        return rows
+
+    @property
+    def handler(self) -> ColumnarModelHandler:
+        """The model handler of the inference step."""
+        sample = None if self.refresh is None else self._rows
+        return ColumnarModelHandler(
+            self._model, self.plan, self.placement, self.batching, self.hints, self.refresh, sample
         )
 
     def expand(self, chunks: PCollection[Any]) -> ScoredRows:
         """Admit → rechunk → RunInference → split; windows are cut before they are scored."""
-        handler = ColumnarModelHandler(self._model, self.plan, self.placement, self.batching, self.hints)
+        handler = self.handler
         admitted = chunks | "Admit" >> beam.Map(
             partial(admit, schema=self._schema, needed=self.needed, source=self.source)
         ).with_input_types(pa.RecordBatch | pa.Table).with_output_types(pa.RecordBatch)

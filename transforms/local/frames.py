@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-KINDS = "a pandas or Polars frame, an Arrow table or reader, or a list of dicts"
+KINDS = "a pandas or Polars frame, an Arrow table or reader, a list of dicts, or a path"
 SOURCE = "data"  # of rows, in dead letters
 
 _ROWS = Split("data", "python")  # how messages name the origin of a row

@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from handlers.batching import Batching
 from handlers.columnar.chunks import DEAD_LETTER, NUMBERS, dead_letter_schema
 from handlers.columnar.plan import Plan
+from handlers.columnar.rechunker import Rechunker
 from handlers.columnar.scorer import Scored, Scorer
 from handlers.encode.columns import matching
 from handlers.errors import UsageError
@@ -30,7 +31,6 @@ from handlers.paths import is_remote
 from handlers.predict.placement import Placement, Precision
 from handlers.predict.predictor import Predictor
 from transforms.accounting import Counts, report
-from transforms.inference.rechunk import Rechunker
 from transforms.inference.score import SAMPLE_ROWS, Score, counts_of
 from transforms.local.files import Files
 from transforms.local.frames import frame_of
@@ -159,7 +159,10 @@ class Model:
         """The rows of `data`; raises `UsageError` for what is neither rows nor a path."""
         numeric = tuple(self.directory.spec.numeric_columns)
         if isinstance(data, str | os.PathLike):
-            return Files(os.fspath(data), input_format, numeric, self._batching)
+            path = os.fspath(data)
+            if not isinstance(path, str) or not path.strip() or "\0" in path:
+                raise UsageError(f"data is the path {path!r}; give a file, a directory or a pattern")
+            return Files(path, input_format, numeric, self._batching)
         if input_format is not None:
             raise UsageError("input_format is for files: give data as a path, or leave input_format out")
         return frame_of(data, partial(matching, numeric))

@@ -1,5 +1,5 @@
 """Scoring data frames of Spark without Beam: `DataFrame.mapInArrow` with the scorer of the pipeline.
 
-`partition` and `shipping` run in Spark's Python workers, and import neither Beam nor pyspark at their top.
-May import: `handlers`, and `transforms.inference`.
+`partition` runs in Spark's Python workers, and imports neither Beam nor pyspark at its top.
+May import: `handlers`, the modules at the top of `transforms`, and `transforms.inference`.
 """

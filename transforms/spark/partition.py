@@ -7,21 +7,26 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
 from handlers.columnar.chunks import with_provenance
 from handlers.columnar.plan import Plan
-from handlers.columnar.scorer import Scorer
+from handlers.columnar.rechunker import Rechunker
+from handlers.columnar.scorer import Scored, Scorer
+from handlers.columnar.tagged import from_stream, tagged
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
 from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
-from transforms.spark.shipping import Shipped
+from transforms.shipping import Shipped
 
-# The column that has the dead letters of a batch, as the stream of a record batch, in a row of its own.
-DEAD = "__dead_letters__"
+Gives = Literal["predictions", "dead_letters", "both"]
+
+# Spark's batches have 10,000 rows, of which a small model needs more at a time: a chunk has a fixed cost of about 2 ms.
+_CHUNK_ROWS = 32_768
+_CHUNK_BYTES = 64 << 20
 
 _MODELS = 2  # that stay in a worker process, the least recently used leaves first
 
@@ -33,8 +38,6 @@ _models: OrderedDict[tuple[Any, ...], tuple[ModelDir, Predictor]] = OrderedDict(
 class ScorePartition:
     """What `mapInArrow` calls with the batches of a partition; picklable.
 
-    A batch gives its predictions, with null in the column `DEAD`, and where rows failed, one row of only that column.
-
     Attributes:
         model: the model directory, or the one that was shipped.
         digest: of the model.
@@ -42,6 +45,7 @@ class ScorePartition:
         plan: how a row is scored, and the columns of the predictions in types that Spark takes.
         placement: where the model runs; a GPU that Spark assigned to the task comes before `auto`.
         batch_size: rows of a call of the model.
+        gives: which rows come back; `both` is `tagged`. What does not come back need not be converted for Spark.
     """
 
     model: ModelDir | Shipped
@@ -50,26 +54,28 @@ class ScorePartition:
     plan: Plan
     placement: Placement
     batch_size: int | None
+    gives: Gives = "both"
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Scores the batches one by one."""
+        """Scores the batches, merged into chunks."""
         from pyspark import TaskContext
 
         task = TaskContext.get()
         gpu = _gpu(task) if self.placement.device == "auto" else None
+        source = f"partition-{task.partitionId() if task else 0}"
         scorer: Scorer | None = None
         start = 0
-        for batch in batches:
+        for chunk in _chunks(as_schema(batch, self.schema) for batch in batches):
             if scorer is None:  # no model is loaded for a partition without rows
                 scorer = Scorer(*self._loaded(gpu))
-            source = f"partition-{task.partitionId() if task else 0}"
-            scored = scorer.score(with_provenance(as_schema(batch, self.schema), source, start))
-            start += batch.num_rows
-            found = scored.predictions
-            if found.num_rows:
-                yield found.append_column(pa.field(DEAD, pa.binary()), pa.nulls(found.num_rows, pa.binary()))
-            if scored.dead_letters.num_rows:
-                yield _dead_row(found.schema, scored.dead_letters)
+            yield from self._given(scorer.score(with_provenance(chunk, source, start)))
+            start += chunk.num_rows
+
+    def _given(self, scored: Scored) -> Iterator[pa.RecordBatch]:
+        if self.gives == "both":
+            yield from tagged(scored)
+        else:
+            yield scored.predictions if self.gives == "predictions" else scored.dead_letters
 
     def _loaded(self, gpu: int | None) -> tuple[ModelDir, Plan, Predictor]:
         """The model, which stays in this process for further partitions."""
@@ -91,6 +97,18 @@ class ScorePartition:
         return found[0], self.plan, found[1]
 
 
+def _chunks(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The rows of the batches in larger chunks, but for the first one, so that `show()` does not wait for more."""
+    rechunker = Rechunker(_CHUNK_ROWS, _CHUNK_BYTES)
+    first = True
+    for batch in batches:
+        yield from rechunker.push(batch)
+        if first and batch.num_rows:
+            yield from rechunker.flush()
+            first = False
+    yield from rechunker.flush()
+
+
 def as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     """A batch of Spark with the columns of `schema`, which may have other names within lists and no `nullable`."""
     columns = [
@@ -100,30 +118,10 @@ def as_schema(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def to_stream(batch: pa.RecordBatch) -> bytes:
-    """A record batch with its schema, as bytes."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, batch.schema) as writer:
-        writer.write_batch(batch)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
-
-
-def from_stream(content: pa.BinaryScalar) -> pa.RecordBatch:
-    """The batch of `to_stream`."""
-    return pa.ipc.open_stream(content.as_buffer()).read_next_batch()
-
-
 def unpacked(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
     """The dead letters in batches with the column `DEAD`."""
     for batch in batches:
         yield from map(from_stream, batch.column(0))
-
-
-def _dead_row(schema: pa.Schema, dead: pa.RecordBatch) -> pa.RecordBatch:
-    arrays = [pa.nulls(1, field.type) for field in schema]
-    letters = pa.array([to_stream(dead)], pa.binary())
-    return pa.RecordBatch.from_arrays([*arrays, letters], schema=schema.append(pa.field(DEAD, pa.binary())))
 
 
 def _gpu(task: Any) -> int | None:

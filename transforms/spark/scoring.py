@@ -16,14 +16,15 @@ import pyarrow as pa
 from handlers.batching import Batching
 from handlers.columnar.chunks import dead_letter_schema
 from handlers.columnar.plan import Plan
+from handlers.columnar.tagged import DEAD, DEAD_FIELD
 from handlers.errors import TorchbeamError, UsageError, one_line
 from handlers.model.directory import ModelDir
 from handlers.model.trust import Trust
 from handlers.paths import is_remote
 from handlers.predict.placement import Placement, Precision
 from transforms.inference.score import SAMPLE_ROWS, Score
-from transforms.spark.partition import DEAD, ScorePartition, as_schema, unpacked
-from transforms.spark.shipping import Shipped, ship
+from transforms.shipping import Shipped, ship
+from transforms.spark.partition import ScorePartition, as_schema, unpacked
 from transforms.spark.types import spark_ready
 
 if TYPE_CHECKING:
@@ -41,16 +42,17 @@ class SparkScores:
         predictions: the scored rows.
         dead_letters: the rows that could not be scored, as they came in, with `dead_letter`: stage, type, message, source
             (`partition-N`), row (its number in the partition, from 0), model_version and raw.
-        tagged: both in one frame, as they are computed; what `persist=True` keeps.
+        tagged: both in one frame, which is what `persist=True` keeps; None without it.
     """
 
     predictions: DataFrame
     dead_letters: DataFrame
-    tagged: DataFrame
+    tagged: DataFrame | None = None
 
     def unpersist(self) -> None:
         """Frees what `persist=True` keeps."""
-        self.tagged.unpersist()
+        if self.tagged is not None:
+            self.tagged.unpersist()
 
 
 def score(
@@ -75,7 +77,7 @@ def score(
     The executors need this package in the version of the driver.
 
     Args:
-        df: the rows. Spark's batches (`spark.sql.execution.arrow.maxRecordsPerBatch`) are the chunks.
+        df: the rows. Spark's batches (`spark.sql.execution.arrow.maxRecordsPerBatch`) are merged into chunks of 32,768 rows.
         model: a model directory, its path, or the path of a bare `.pt2` or TorchScript file; local or remote.
         columns: names and patterns of the columns that are copied into the predictions.
         probabilities: whether a classification also gives the probability of every class.
@@ -116,15 +118,16 @@ def score(
         batch_size,
     )
     types = {name: (schema.field(name).type, df.schema[name].dataType) for name in schema.names}
-    both = df.mapInArrow(partition, _spark_schema(output.append(pa.field(DEAD, pa.binary())), types))
-    if persist:
-        both = both.persist()
+    found, dead = _spark_schema(output, types), _spark_schema(dead_letter_schema(schema), types)
+    if not persist:
+        return SparkScores(
+            df.mapInArrow(replace(partition, gives="predictions"), found),
+            df.mapInArrow(replace(partition, gives="dead_letters"), dead),
+        )
+    both = df.mapInArrow(partition, _spark_schema(output.append(DEAD_FIELD), types)).persist()
     missing = both[DEAD].isNull()
-    dead = both.where(~missing).select(DEAD)
     return SparkScores(
-        both.where(missing).drop(DEAD),
-        dead.mapInArrow(unpacked, _spark_schema(dead_letter_schema(schema), types)),
-        both,
+        both.where(missing).drop(DEAD), both.where(~missing).select(DEAD).mapInArrow(unpacked, dead), both
     )
 
 

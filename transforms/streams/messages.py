@@ -21,6 +21,7 @@ class Messages:
         values: the bytes of every message; None for a tombstone.
         headers: the headers of every message.
         times: event time of every message in microseconds since 1970 (UTC).
+        ids: what identifies every message for good, where its partition and offset do not.
         receipts: what the broker wants back for every message to count it as done; empty where offsets are committed.
     """
 
@@ -31,6 +32,7 @@ class Messages:
     values: Sequence[bytes | None]
     headers: Sequence[Headers]
     times: Sequence[int]
+    ids: Sequence[str] = ()
     receipts: Sequence[str] = ()
 
     def __len__(self) -> int:
@@ -38,7 +40,7 @@ class Messages:
 
     def id(self, index: int) -> str:
         """Identifies a message for good: a reader of the outputs removes duplicates by it."""
-        return f"{self.source}/{self.partition}/{self.offsets[index]}"
+        return self.ids[index] if self.ids else f"{self.source}/{self.partition}/{self.offsets[index]}"
 
 
 class OutMessage(NamedTuple):

@@ -6,7 +6,8 @@ from apache_beam.transforms.window import FixedWindows, SlidingWindows, Timestam
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.inference.rechunk import Rechunk, Rechunker
+from handlers.columnar.rechunker import Rechunker
+from transforms.inference.rechunk import Rechunk
 
 MUCH = 2**30
 

@@ -143,6 +143,7 @@ def test_wrong_use_is_one_line(model: ModelDir, tmp_path: Path) -> None:
     loaded = torchbeam.load(model, device="cpu")
     cases: list[tuple[Any, Any, dict[str, Any], str]] = [
         (model, tmp_path / "none.csv", {}, "no file matches"),
+        (model, "", {}, "data is the path ''; give a file"),
         (model, tmp_path / "*.*", {}, "mixes formats"),
         (model, tmp_path / "broken.parquet", {}, "none of the 1 input files can be read"),
         (model, tmp_path / "no_b.parquet", {}, '"b"'),

@@ -11,7 +11,7 @@ from small_models import Touchy
 
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
-from transforms.spark.shipping import ship
+from transforms.shipping import ship
 
 
 @pytest.fixture

@@ -86,9 +86,17 @@ def unlike(letter: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in letter.items() if name not in ("source", "row")}
 
 
-@pytest.mark.parametrize(("ship_model", "probabilities"), [(None, False), (True, True)])
+@pytest.mark.parametrize(
+    ("ship_model", "probabilities", "persist"), [(None, False, True), (True, True, False), (None, False, False)]
+)
 def test_it_gives_what_the_command_gives(
-    spark: SparkSession, model: ModelDir, rows: Path, tmp_path: Path, ship_model: bool | None, probabilities: bool
+    spark: SparkSession,
+    model: ModelDir,
+    rows: Path,
+    tmp_path: Path,
+    ship_model: bool | None,
+    probabilities: bool,
+    persist: bool,
 ) -> None:
     flags = ["--probabilities"] * probabilities
     given = [f"--input={rows}", f"--model={model.path}", f"--output={tmp_path / 'out'}", *flags]
@@ -101,7 +109,7 @@ def test_it_gives_what_the_command_gives(
         model.path,
         probabilities=probabilities,
         ship_model=ship_model,
-        persist=True,
+        persist=persist,
     )
     assert found.predictions.columns == expected.schema.names
     predictions = records(
@@ -118,6 +126,7 @@ def test_it_gives_what_the_command_gives(
     assert [unlike(row["dead_letter"]) for row in letters] == [unlike(row) for row in dead["dead_letter"].to_pylist()]
     assert [row["text"] for row in letters] == dead["text"].to_pylist()
     assert {row["dead_letter"]["source"] for row in letters} <= {"partition-0", "partition-1", "partition-2"}
+    assert (found.tagged is not None and found.tagged.is_cached) is persist
     found.unpersist()
 
 
@@ -140,6 +149,13 @@ def test_functions_and_types(spark: SparkSession, model: ModelDir, rows: Path) -
     predictions = records(found.predictions)
     assert [row["id"] for row in predictions] == [number for number in range(0, ROWS, 2) if number not in BAD]
     assert all(row["half"] == row["id"] // 2 for row in predictions)
+
+
+def test_row_numbers_go_on_over_chunks(spark: SparkSession, model: ModelDir, rows: Path) -> None:
+    """2,000 rows in one partition, in batches of 300 of which the first is a chunk of its own."""
+    found = torchbeam.spark.score(spark.read.parquet(str(rows)).coalesce(1), model)
+    letters = found.dead_letters.select("id", "dead_letter.row", "dead_letter.source").collect()
+    assert sorted(tuple(row) for row in letters) == [(number, number, "partition-0") for number in BAD]
 
 
 def test_no_rows(spark: SparkSession, model: ModelDir, rows: Path) -> None:

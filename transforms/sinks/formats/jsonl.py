@@ -25,15 +25,21 @@ class _Encoder:
     """
 
     def __init__(self, file: pa.NativeFile, schema: pa.Schema) -> None:
+        del schema
         self._file = file
-        self._fast = all(is_binary(column.type) or _polars_writes(column.type) for column in schema)
 
     def write(self, table: pa.Table) -> None:
         if table.num_rows:
-            self._file.write(_by_polars(table) if self._fast else _by_python(table))
+            self._file.write(json_lines(table))
 
     def close(self) -> None:
         pass
+
+
+def json_lines(table: pa.Table) -> bytes:
+    """A line for each row of `table`, in the format of JSON lines files."""
+    fast = all(is_binary(column.type) or _polars_writes(column.type) for column in table.schema)
+    return _by_polars(table) if fast else _by_python(table)
 
 
 def _check(schema: pa.Schema) -> None:
@@ -65,7 +71,7 @@ def _polars_writes(kind: pa.DataType, *, nested: bool = False) -> bool:
     )
 
 
-def _by_polars(table: pa.Table) -> memoryview:
+def _by_polars(table: pa.Table) -> bytes:
     for index, column in enumerate(table.schema):
         if is_binary(column.type):
             table = table.set_column(index, column.name, _base64(table.column(index)))
@@ -73,7 +79,7 @@ def _by_polars(table: pa.Table) -> memoryview:
     iso = cs.datetime(time_zone=None).dt.to_string("iso:strict")
     lines = io.BytesIO()
     frame.with_columns(iso).write_ndjson(lines)
-    return lines.getbuffer()
+    return lines.getvalue()
 
 
 def _base64(column: pa.ChunkedArray) -> pa.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -125,10 +125,10 @@ def _is_unknown(value: object, kind: pa.DataType | None) -> bool:
     return False
 
 
-def load(line: bytes) -> dict[str, Any] | Exception:
-    """The object that a line is, or why it is none."""
+def load(line: bytes, read: Callable[[bytes], Any] = loads) -> dict[str, Any] | Exception:
+    """The object that a line is, or why it is none; `read` reads JSON, by default with all digits."""
     try:
-        row = loads(line)
+        row = read(line)
     except (ValueError, RecursionError) as error:
         return error
     return row if isinstance(row, dict) else ValueError("it is no JSON object")

@@ -132,13 +132,23 @@ def blocks(split: Split, schema: pa.Schema, _options: ReadOptions) -> Iterator[B
         if number == 0 and _opens_array(lines[0]):
             raise BrokenFileError(f"{split.name} is a JSON array; write one JSON object a line instead")
         numbers = np.arange(number, number + len(lines), dtype=np.int64)
-        batches, errors = _sift(lines, schema, split.untyped)
-        bad = sorted(errors)
-        if batches:
-            yield Block(pa.concat_batches(batches), np.delete(numbers, bad))
-        if bad:
-            failed = [errors[row] for row in bad]
-            yield _refused([lines[row] for row in bad], numbers[bad], failed, schema, split)
+        yield from rows_of(lines, numbers, schema, split)
+
+
+def rows_of(
+    lines: list[bytes], numbers: np.ndarray, schema: pa.Schema, split: Split, *, strict: bool = True
+) -> Iterator[Block]:
+    """The rows of `lines`, which have no space around them: those that fit `schema`, then those that do not, as refused.
+
+    A field without a column is refused only if `strict`.
+    """
+    batches, errors = _sift(lines, schema, split.untyped, strict=strict)
+    bad = sorted(errors)
+    if batches:
+        yield Block(pa.concat_batches(batches), np.delete(numbers, bad))
+    if bad:
+        failed = [errors[row] for row in bad]
+        yield _refused([lines[row] for row in bad], numbers[bad], failed, schema, split, strict=strict)
 
 
 def _opens_array(line: bytes) -> bool:
@@ -151,13 +161,13 @@ def _opens_array(line: bytes) -> bool:
 
 
 def _sift(
-    lines: list[bytes], schema: pa.Schema, untyped: Collection[str]
+    lines: list[bytes], schema: pa.Schema, untyped: Collection[str], *, strict: bool
 ) -> tuple[list[pa.RecordBatch], dict[int, Exception]]:
     """The rows of those `lines` that fit `schema`, in order, and by position why the others do not."""
     try:
-        return [parse(lines, schema, untyped)], {}
+        return [parse(lines, schema, untyped, strict=strict)], {}
     except Exception:
-        rows = [load(line) for line in lines]
+        rows = [load(line, json.loads) for line in lines]
     # What surely does not fit is set apart in one go, since halving takes long where many lines are bad.
     kinds = _kinds(schema, untyped)
     errors: dict[int, Exception] = {}
@@ -166,13 +176,22 @@ def _sift(
             errors[position] = row
         elif any(type(row.get(name)) not in fitting for name, fitting in kinds.items()):
             errors[position] = ValueError("a value does not fit its column")
-        elif not all(keeps_digits(row.get(each.name), each.type) for each in schema):
-            errors[position] = ValueError("float64 does not hold all digits")
         elif not_utf8(lines[position], row) is not None:
             errors[position] = ValueError("it is not valid UTF-8")
-        elif any(unknown_fields(row, schema, untyped)):
-            errors[position] = ValueError("it has a field without a column")
     rest = [position for position in range(len(lines)) if position not in errors]
+    try:
+        return [parse([lines[each] for each in rest], schema, untyped, strict=strict)], errors
+    except Exception:
+        # A look at every digit takes much longer, so it comes after all that is quick.
+        for position in rest:
+            row = load(lines[position])
+            if isinstance(row, Exception):
+                errors[position] = row
+            elif not all(keeps_digits(row.get(each.name), each.type) for each in schema):
+                errors[position] = ValueError("float64 does not hold all digits")
+            elif strict and any(unknown_fields(row, schema, untyped)):
+                errors[position] = ValueError("it has a field without a column")
+    rest = [position for position in rest if position not in errors]
     found = isolate(
         lambda start, stop: parse([lines[each] for each in rest[start:stop]], schema, untyped, strict=False),
         0,
@@ -202,7 +221,7 @@ def _python_types(kind: pa.DataType) -> set[type]:
 
 
 def _refused(
-    lines: list[bytes], numbers: np.ndarray, errors: list[Exception], schema: pa.Schema, split: Split
+    lines: list[bytes], numbers: np.ndarray, errors: list[Exception], schema: pa.Schema, split: Split, *, strict: bool
 ) -> Block:
     """The rows of `lines`, none of which fits `schema` whole, with those values that do fit."""
     loaded = [row if isinstance(row, dict) else {} for row in map(load, lines)]
@@ -235,7 +254,7 @@ def _refused(
             refusals[position] = _surrogate(name, loaded[position], numbers[position], split, text)
         elif (field := next(wrong, misfits.get(position))) is not None:
             refusals[position] = misfit(field, row.get(field.name), numbers[position], split, text)
-        elif (name := next(unknown_fields(row, schema, split.untyped), None)) is not None:
+        elif strict and (name := next(unknown_fields(row, schema, split.untyped), None)) is not None:
             refusals[position] = _without_column(name, name in kinds, numbers[position], split, text)
         else:
             error = errors[position]

@@ -1,4 +1,4 @@
-"""How a model directory reaches Spark's executors: as a zip file that Spark distributes, or by a path that all can read."""
+"""How a model directory reaches the workers of Spark and Ray: as a zip file that they distribute."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from handlers.model.trust import Trust
 
 @dataclass(frozen=True)
 class Shipped:
-    """A model in a zip file among the files of Spark. Picklable; it travels to the workers.
+    """A model in a zip file that the engine distributes. Picklable; it travels to the workers.
 
     Attributes:
         name: of the zip file.
@@ -33,14 +33,14 @@ class Shipped:
     trust: Trust
 
     def open(self, root: Path) -> ModelDir:
-        """The model on this executor, unpacked once below `root`, the folder of Spark's files.
+        """The model on this machine, unpacked once below `root`, the folder of the zip file.
 
         Raises:
             UsageError: where the zip file or the model is not the one that was shipped.
         """
         zipped = root / self.name
         if not zipped.is_file() or files.sha256(zipped) != self.sha256:
-            raise UsageError(f"{zipped} is missing on this executor, or is not the model that was shipped")
+            raise UsageError(f"{zipped} is missing here, or is not the model that was shipped")
         folder = zipped.with_suffix("")
         if not folder.is_dir():
             # Several processes may do this at once. The first one wins, and a killed one leaves no half of a model.
