@@ -1,5 +1,6 @@
 # make score    set up, train the example model, score a table with it and evaluate the predictions
 # make pipeline    set up, then prepare, train, score and evaluate from one file (examples/breast_cancer)
+# make stream   score a live stream of images over a real Kafka broker, for half a minute (needs Java and Maven)
 # make test     set up, then lint, types and all tests (JOBS=2 at a time)
 # make check    the same without the slow tests, for use while writing
 # make fuzz     property tests with random seeds until FUZZ_SECONDS=300 are over or one fails
@@ -17,7 +18,7 @@
 
 .DEFAULT_GOAL := help
 .PHONY: help setup score pipeline test check fuzz services lint types format lock bench bench-table bench-search bench-lock \
-  kafka spark-job-server prism clean template template-metadata api \
+  kafka spark-job-server prism clean template template-metadata api stream \
   check-image
 SHELL := /bin/bash
 
@@ -71,6 +72,9 @@ score: $(STAMP)
 pipeline: $(STAMP)
 	$(BIN)/python examples/breast_cancer/tables.py out/breast_cancer/data
 	$(BIN)/python -m torchbeam run --config=examples/breast_cancer/config.yaml
+
+stream: $(STAMP) kafka
+	@$(BIN)/python examples/stream/run.py out/stream
 
 # Files are handed out whole, since tests of a file share what they set up, and in the order of tests/conftest.py.
 JOBS ?= 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -42,11 +43,12 @@ def _run(options: ScoreOptions) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if options.run.runner == dataflow.RUNNER:
         dataflow.check_credentials(options.beam)
-    with shared_s3():  # imports Beam, which is slow, so usage is checked before
-        return _score(options)
+    # These import Beam and torch, which is slow, so usage is checked before.
+    with process.imports_without_collection() as imported, shared_s3():
+        return _score(options, imported)
 
 
-def _score(options: ScoreOptions) -> int:
+def _score(options: ScoreOptions, imported: Callable[[], None]) -> int:
     connect(options)
     several = None
     if options.has_several:
@@ -64,6 +66,7 @@ def _score(options: ScoreOptions) -> int:
     from pipelines.jobs import scoring as score_job
     from pipelines.jobs.outputs import claimed_output
 
+    imported()
     with claimed_output(options, _tell) as output:
         job = score_job.prepare_models(several, output) if several else score_job.prepare(options, model, output)
         for line in ignored_options(options.run, options.model, options.beam):

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "stream"))
-from broker import Broker, NoBrokerError, broker
+from broker import Broker, NoBrokerError, broker, find_jars, find_java
 
 USER, PASSWORD = "alice", "looking-glass"  # of the listeners with passwords
 
@@ -127,15 +127,21 @@ class TestBroker:
             consumer.close()
 
 
+def skip_without_broker() -> None:
+    """Skips a test where no broker can be started."""
+    try:
+        find_java()
+        find_jars()
+    except NoBrokerError as error:
+        pytest.skip(str(error))
+
+
 @contextmanager
 def started_broker(folder: Path) -> Iterator[TestBroker]:
     """A broker with listeners with and without passwords and TLS; skips where there can be none."""
-    certificate = _certificate(folder)
-    try:
-        with broker(folder / "broker", {USER: PASSWORD}, certificate) as made:
-            yield TestBroker(made, folder / "authority.pem")
-    except NoBrokerError as error:
-        pytest.skip(str(error))
+    skip_without_broker()
+    with broker(folder / "broker", {USER: PASSWORD}, _certificate(folder)) as made:
+        yield TestBroker(made, folder / "authority.pem")
 
 
 def _certificate(folder: Path) -> Path:

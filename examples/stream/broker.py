@@ -132,6 +132,13 @@ class Broker:
         """Whether its process is there."""
         return self._process is not None and self._process.poll() is None
 
+    def cpu_seconds(self) -> float:
+        """CPU time that its process has taken; Linux only."""
+        assert self._process is not None  # noqa: S101 - it runs
+        (child,) = _children(self._process.pid)
+        user, system = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
     def create(self, *topics: str, partitions: int = 1, config: Mapping[str, str] | None = None) -> None:
         """Creates topics with a configuration, and waits until they are there."""
         admin = self.admin()
@@ -139,6 +146,8 @@ class Broker:
             [NewTopic(topic, partitions, 1, config=dict(config or {})) for topic in topics]
         ).values():
             created.result(START_SECONDS)
+        while not set(topics) <= set(admin.list_topics(timeout=START_SECONDS).topics):
+            time.sleep(0.05)
 
 
 @contextmanager

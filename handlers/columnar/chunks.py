@@ -120,6 +120,13 @@ def refusals(chunk: pa.RecordBatch) -> RowFailures:
     return {int(row): RowFailure(**mark) for row, mark in zip(rows, found, strict=True)}
 
 
+def other_rows(count: int, rows: Iterable[int]) -> np.ndarray:
+    """int64: which of the rows 0 … count-1 are not among `rows`, in order."""
+    others = np.ones(count, dtype=bool)
+    others[list(rows)] = False
+    return np.flatnonzero(others)
+
+
 def chunk_schema(schema: pa.Schema) -> pa.Schema:
     """The schema of a chunk whose input columns have the schema `schema`."""
     return schema.append(SOURCE_FIELD).append(ROW_FIELD)

@@ -152,7 +152,8 @@ class ColumnarModelHandler(ChunkHandler[Scored, Scorer]):
         if model_path and model_path != self._model.path:
             raise UsageError(
                 f"ColumnarModelHandler cannot change from {self._model.path} to {model_path} while it runs: the columns "
-                "are settled for the first; give it a refresh, which looks for newer models itself"
+                "are settled for the first; start a new run, or use TorchModelHandler; with a refresh it looks for newer models "
+                "itself"
             )
 
     def current(self, model: Any, chunks: Sequence[pa.RecordBatch]) -> Scorer:

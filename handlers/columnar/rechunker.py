@@ -12,8 +12,9 @@ from handlers.columnar.chunks import merge, rows_within
 class Rechunker:
     """Turns chunks of any size into chunks of `rows` rows, the last one smaller; keeps the order of rows.
 
-    A chunk has fewer rows if it would otherwise exceed `max_bytes`, which only a single row may, or if its schema cannot
-    be unified with that of the next chunk. Splitting is zero-copy; merging copies.
+    A chunk has fewer rows if it would otherwise exceed `max_bytes`, which only a single row may, if its schema cannot
+    be unified with that of the next chunk, or if the next one is full already: that one goes on as it is. Splitting is
+    zero-copy; merging copies.
     """
 
     def __init__(self, rows: int, max_bytes: int) -> None:
@@ -31,7 +32,8 @@ class Rechunker:
         """Adds `batch` and yields the chunks that are full."""
         if batch.num_rows == 0:
             return
-        if not self._fits_schema(batch.schema):
+        # Else all chunks of a file would be cut and merged after the last, smaller one of the file before.
+        if (self._pending and self._is_full(batch)) or not self._fits_schema(batch.schema):
             yield from self.flush()
             self._schema = batch.schema
         start = 0
@@ -57,6 +59,9 @@ class Rechunker:
         self._reset()
         if pending:
             yield from _merged(pending)
+
+    def _is_full(self, batch: pa.RecordBatch) -> bool:
+        return bool(batch.num_rows == self.rows or 0.9 * self.max_bytes <= batch.nbytes <= self.max_bytes)
 
     def _fits_schema(self, schema: pa.Schema) -> bool:
         """Whether rows of `schema` can be merged with the pending ones; if so, unifies the schemas."""

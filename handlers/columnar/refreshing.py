@@ -19,15 +19,15 @@ from handlers.predict.predictor import Predictor
 from handlers.refresh.refresher import Refresher
 from handlers.refresh.watch import Refresh
 
-WARM_UP_ROWS = 1000
+WARM_UP_ROWS = 100  # few: they are scored while the next chunk is
 
 
 class ScorerLoader:
     """Loads the scorers of a run whose model is refreshed.
 
     A model is refused if its output columns are not those of the run, and if it fails on a warm-up row that the running
-    model scores. Those are the rows of the driver's sample, so that all workers decide alike; where it is empty, the first
-    rows that this process scored.
+    model scores. Those are the first rows of the driver's sample, so that all workers decide alike; where it is empty, the
+    first rows that this process scored.
 
     Args:
         first: the model with which the run was planned.
@@ -49,7 +49,7 @@ class ScorerLoader:
         self._plan = plan
         self._placement = placement
         self._batch_size = batch_size
-        self._rows = sample
+        self._rows = None if sample is None else sample.slice(0, WARM_UP_ROWS)
 
     def __call__(self, model: ModelDir, running: Scorer | None) -> Scorer:
         """Loads a model and tries it.

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from handlers.columnar.chains import Rows, Step
-from handlers.columnar.chunks import NEXT_STEP, dead_letters, exact_cast, model_rows, refusals
+from handlers.columnar.chunks import NEXT_STEP, dead_letters, exact_cast, model_rows, other_rows, refusals
 from handlers.columnar.numbers import number_step
 from handlers.columnar.plan import Plan
 from handlers.columnar.stage import ModelStage
@@ -98,7 +98,7 @@ class Scorer:
         stats = Stats()
         failures = refusals(chunk)
         if failures:
-            rows = rows.take(np.setdiff1d(rows.ids, list(failures)))
+            rows = rows.take(other_rows(chunk.num_rows, failures))
         for step in self._before:
             rows, failed = step.run(rows)
             failures |= failed

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from handlers.columnar.chains import Rows
+from handlers.columnar.chunks import other_rows
 from handlers.encode.base import BoundInput, Tensors
 from handlers.errors import BrokenModelError, one_line
 from handlers.failures import RowFailure, RowFailures
@@ -168,7 +169,7 @@ class ModelStage:
         ids = rows.ids
         failures = {int(ids[index]): failure for index, failure in failed.items()}
         if failed:
-            good = np.setdiff1d(np.arange(len(ids)), list(failed))
+            good = other_rows(len(ids), failed)
             tensors = {name: take(tensor, good) for name, tensor in tensors.items()}
             ids = ids[good]
         return _Piece(ids, tensors, failures, counts, time.perf_counter() - started)

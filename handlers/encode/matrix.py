@@ -104,7 +104,7 @@ class BoundMatrix(BoundInput):
             tensor = tensor.T.contiguous()
         tensor = tensor.to(self.dtype)
         if self.dtype.is_floating_point and not self.spec.allows_nonfinite and not self._finite(tensor, buffer):
-            self._note_nonfinite(torch.isfinite(tensor).numpy(), batch, failures)
+            self._note_nonfinite(tensor, batch, failures)
         return Encoded({self.spec.name: tensor.reshape(rows, *self.shape)}, failures)
 
     @property
@@ -190,17 +190,20 @@ class BoundMatrix(BoundInput):
         if values.nulls is not None and self.spec.fill is not None:
             target[values.nulls.reshape(target.shape)] = self.fill_value
 
-    def _note_nonfinite(self, finite: np.ndarray, batch: pa.RecordBatch, failures: RowFailures) -> None:
+    def _note_nonfinite(self, tensor: torch.Tensor, batch: pa.RecordBatch, failures: RowFailures) -> None:
+        # A sum is finite only if all values are. It may overflow where they are, so those few rows are looked at.
+        rows = torch.nonzero(~torch.isfinite(tensor.sum(dim=1)))[:, 0].numpy()
+        finite = torch.isfinite(tensor[rows]).numpy()
+        bad = ~finite.all(axis=1)
+        rows, indices = rows[bad], finite[bad].argmin(axis=1)  # the first such value of each row
         edges = np.cumsum(self.widths)
-        for row in np.flatnonzero(~finite.all(axis=1)).tolist():
-            index = int(np.argmin(finite[row]))
-            column = int(np.searchsorted(edges, index, side="right"))
-            width = self.widths[column]
-            name = self.columns[column]
-            if row not in failures:
-                self._note(
-                    failures, "NotFinite", name, row, batch.column(name), index - int(edges[column]) + width, width
-                )
+        columns = np.searchsorted(edges, indices, side="right")
+        starts = edges - np.asarray(self.widths)
+        values = zip(rows.tolist(), columns.tolist(), (indices - starts[columns]).tolist(), strict=True)
+        for row, column, index in values:
+            if row not in failures:  # which all are where a column is missing
+                name = self.columns[column]
+                self._note(failures, "NotFinite", name, row, batch.column(name), index, self.widths[column])
 
     def _note(
         self, failures: RowFailures, kind: str, name: str, row: int, array: pa.Array, index: int | None, width: int

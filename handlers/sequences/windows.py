@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from handlers.columnar.chunks import ROW, SOURCE, with_refusals
+from handlers.columnar.chunks import ROW, SOURCE, other_rows, with_refusals
 from handlers.failures import RowFailure
 from handlers.sequences.computed import rolling, so_far
 from handlers.sequences.cutter import STAGE, WindowCutter
@@ -216,7 +216,7 @@ def sample_windows(rows: pa.RecordBatch, cutter: WindowCutter, max_windows: int)
     needs a window of the right length, and only rarely its values. Without any valid row the result is empty.
     """
     refused = cutter.refusals(rows)
-    valid = rows.take(pa.array(np.setdiff1d(np.arange(rows.num_rows), list(refused)), pa.int64()))
+    valid = rows.take(pa.array(other_rows(rows.num_rows, refused), pa.int64()))
     if not valid.num_rows:
         return cutter.hidden(valid)
     with KeyedRows() as keyed:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from handlers.columnar.chunks import other_rows
 from handlers.encode.base import BoundInput
 from handlers.errors import UsageError
 from handlers.failures import RowFailures
@@ -145,7 +146,7 @@ class RowTensors:
                     raise UsageError(f'the input "{name}" is a table, which no network can be trained on')
                 tensors[name] = value
             failures = encoded.failures | failures
-        indices = np.setdiff1d(np.arange(batch.num_rows), list(failures))
+        indices = other_rows(batch.num_rows, failures)
         if failures:
             tensors = _taken(tensors, indices)
         return indices, tensors, failures

@@ -13,6 +13,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from handlers.errors import UsageError, one_line
 from pipelines import runners
 from pipelines.command.errors import cause_of
+from pipelines.command.sampling import shorten_sampling
 from pipelines.command.watch import watch
 from pipelines.dataflow import settings as dataflow
 
@@ -50,6 +51,7 @@ def execute(build: Callable[[beam.Pipeline], None], run: Execution, *, wait: boo
     try:
         if run.runner == dataflow.RUNNER:
             return _on_dataflow(build, run, wait)
+        shorten_sampling()
         with (
             runners.session(run.launch, run.runner, run.run_id, verbose=run.verbose) as session,
             watch(session, run.rows, run.what),

@@ -17,6 +17,7 @@ from handlers.batching import ResourceHints
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
 from handlers.predict.placement import Placement
+from handlers.refresh.refresher import close_all
 from handlers.refresh.watch import Refresh
 from pipelines import runners
 from pipelines.dataflow import settings as dataflow
@@ -71,16 +72,42 @@ def prepare(options: StreamOptions, model: ModelDir, refresh: Refresh | None = N
         UsageError: for anything that the user must fix.
         BrokenModelError: if the model cannot score anything.
     """
+    launch = settle(options)
+    score = scoring(options, model, refresh)
+    score.check()
+    port = options.sink.metrics_port
+    if port is not None and runners.in_process(options.how.runner) and metrics_on(port) is None:
+        raise UsageError(f"--metrics_port {port} is in use on this machine; choose another")
+    return StreamJob(score, launch, options.how.runner, options.how.verbose)
+
+
+def settle(options: StreamOptions) -> runners.Launch:
+    """How the stream is started; raises `UsageError` for a runner that cannot run it."""
     check_runner(options)
     launch = runners.settle(options.run, options.beam)
     if not runners.in_process(options.how.runner):
         launch.options.view_as(StandardOptions).streaming = True
-    source, sink, run = options.source, options.sink, options.how
-    local = runners.in_process(run.runner)
+    return launch
+
+
+def settings(options: StreamOptions) -> Settings:
+    """What sources and sinks are made with, beside their address."""
+    source, sink = options.source, options.sink
+    return Settings(source.group, source.kafka_config, source.begin, sink.delivery == "exactly_once", sink.output)
+
+
+def scoring(options: StreamOptions, model: ModelDir, refresh: Refresh | None = None) -> ScoreStream:
+    """The transform of a stream.
+
+    Raises:
+        UsageError: for an address that cannot be.
+    """
+    source, sink = options.source, options.sink
+    local = runners.in_process(options.how.runner)
     placement = Placement(
         options.model.device, options.model.precision, options.model.compile, options.model.model_copies
     )
-    score = ScoreStream(
+    return ScoreStream(
         source.input,
         model,
         sink.output,
@@ -90,7 +117,7 @@ def prepare(options: StreamOptions, model: ModelDir, refresh: Refresh | None = N
             source.message_format, source.schema, source.sample, source.schema_registry, source.max_message_bytes
         ),
         batches=MicroBatches(source.max_batch_rows, source.max_batch_delay),
-        settings=Settings(source.group, source.kafka_config, source.begin, sink.delivery == "exactly_once"),
+        settings=settings(options),
         window_seconds=sink.window,
         metrics_port=sink.metrics_port,
         columns=sink.columns,
@@ -103,13 +130,8 @@ def prepare(options: StreamOptions, model: ModelDir, refresh: Refresh | None = N
         driver=placement if local else Placement("cpu"),
         run_id=uuid.uuid4().hex,
         stop_after=source.stop_after,
-        in_turn=local,
         refresh=refresh,
     )
-    score.check()
-    if sink.metrics_port is not None and local and metrics_on(sink.metrics_port) is None:
-        raise UsageError(f"--metrics_port {sink.metrics_port} is in use on this machine; choose another")
-    return StreamJob(score, launch, run.runner, run.verbose)
 
 
 def check_runner(options: StreamOptions) -> None:
@@ -137,6 +159,7 @@ def run(job: StreamJob, *, wait: bool = True) -> Ended | None:
             ended = execute(lambda pipeline: _build(pipeline, job), execution, wait=wait)
         finally:
             end_run(run_id)
+            close_all()
             log_rest(run_id)
     return Ended(progress.so_far(run_id), bool(signals)) if ended else None
 

@@ -207,6 +207,9 @@ def _run_worker(argv: Sequence[str]) -> None:
     from apache_beam.runners.worker import sdk_worker_main
     from google.protobuf import json_format  # type: ignore[import-untyped,unused-ignore]
 
+    from pipelines.command.sampling import shorten_sampling
+
+    shorten_sampling()
     info = _provision(boot)
     environment = {
         "WORKER_ID": boot.id,

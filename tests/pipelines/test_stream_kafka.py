@@ -193,10 +193,10 @@ def test_killed_in_the_middle(
             number = int(key or b"")
             assert (row["a"], row["prediction"]) == (number, number + 2 * (number % 7))
     dead = len(range(0, rows + 500, 1000))
+    expected = {"read": rows + 500, "scored": rows + 500 - dead, "dropped": 0, "dead": dead}
+    assert accounts(kafka, topics) == expected
     if delivery == "exactly_once":
         assert len(found) == len(ids)
-        expected = {"read": rows + 500, "scored": rows + 500 - dead, "dropped": 0, "dead": dead}
-        assert accounts(kafka, topics) == expected
 
 
 def config(folder: Path, text: str) -> str:

@@ -101,6 +101,7 @@ def run(tmp_path: Path, steps: dict[int, Callable[[], None]], model: str, *optio
             *options,
         ]
     )
+    assert not [thread for thread in threading.enumerate() if thread.name == "torchbeam-refresh"]
     feeder.join(60)
     assert feeder.error is None
     return code

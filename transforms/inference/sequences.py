@@ -14,7 +14,7 @@ import pyarrow as pa
 from apache_beam.pvalue import PCollection, TaggedOutput
 
 from handlers.batching import Batching
-from handlers.columnar.chunks import NEXT_STEP, REFUSED, dead_letters, model_rows, refusals, with_refusals
+from handlers.columnar.chunks import NEXT_STEP, REFUSED, dead_letters, model_rows, other_rows, refusals, with_refusals
 from handlers.model.sequences import SequencesSpec
 from handlers.model.spec import sequences_spec
 from handlers.predict.heads.head import FORECAST_FROM
@@ -138,7 +138,7 @@ class Sequences(beam.PTransform[Any, Any]):
 class _Split(beam.DoFn):
     def process(self, chunk: pa.RecordBatch) -> Iterator[Any]:
         failures = refusals(chunk)
-        good = np.setdiff1d(np.arange(chunk.num_rows), list(failures))
+        good = other_rows(chunk.num_rows, failures)
         errors = Counter(f"{failure.stage}/{failure.type}" for failure in failures.values())
         yield TaggedOutput(_COUNTS, Counts(rows_scored=len(good), rows_dead=len(failures), dead_by_error=dict(errors)))
         if failures:
@@ -168,7 +168,7 @@ class _Partition(beam.DoFn):
             yield TaggedOutput(
                 _REFUSED, with_refusals(marked, {index: failures[row] for index, row in enumerate(refused)})
             )
-            rows = rows.take(pa.array(np.setdiff1d(np.arange(rows.num_rows), refused), pa.int64()))
+            rows = rows.take(pa.array(other_rows(rows.num_rows, refused), pa.int64()))
         buckets = (self.cutter.keys.hashes(rows) % np.uint64(self.buckets)).astype(np.int64)
         order = np.argsort(buckets, kind="stable")
         rows = rows.take(pa.array(order))

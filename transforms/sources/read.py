@@ -11,6 +11,7 @@ import pyarrow as pa
 from apache_beam.pvalue import PBegin, PCollection, TaggedOutput
 
 from handlers.model.stores import SharesS3
+from transforms.sources.ahead import ahead
 from transforms.sources.blocks import CHUNK_ROWS, MAX_CHUNK_BYTES, ReadOptions, Split
 from transforms.sources.planning import Input, grouped
 from transforms.sources.splits import BadRows, FileRead, read_splits
@@ -73,7 +74,7 @@ class _ReadSplits(SharesS3, beam.DoFn):
 
     def process(self, splits: tuple[Split, ...]) -> Iterator[Any]:
         files: list[FileRead] = []
-        for piece in read_splits(splits, self.schema, self.options, self.model_version):
+        for piece in ahead(read_splits(splits, self.schema, self.options, self.model_version), _size):
             if isinstance(piece, FileRead):
                 files.append(piece)
             elif isinstance(piece, BadRows):
@@ -81,3 +82,7 @@ class _ReadSplits(SharesS3, beam.DoFn):
             else:
                 yield piece
         yield TaggedOutput(_FILES, files)
+
+
+def _size(piece: pa.RecordBatch | BadRows | FileRead) -> int:
+    return int(piece.nbytes) if isinstance(piece, pa.RecordBatch) else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -94,7 +94,7 @@ def read_split(
 
 def read_splits(
     splits: Iterable[Split], schema: pa.Schema, options: ReadOptions, model_version: str | None = None
-) -> Iterator[pa.RecordBatch | BadRows | FileRead]:
+) -> Generator[pa.RecordBatch | BadRows | FileRead]:
     """Reads splits one after the other. Rows of several small ones share a chunk, so that many files cost little more.
 
     Yields:

@@ -12,6 +12,7 @@ from typing import Any
 import apache_beam as beam
 from apache_beam.ml.inference.base import RunInference
 from apache_beam.pvalue import PBegin, PCollection
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 
 from handlers.batching import Batching, ResourceHints
 from handlers.errors import UsageError
@@ -27,7 +28,7 @@ from transforms.streams.encode import MESSAGE_ID
 from transforms.streams.endpoints import Settings, sink_of, source_of
 from transforms.streams.handler import StreamModelHandler
 from transforms.streams.messages import Sink, Source
-from transforms.streams.read import MicroBatches, Partitions, ReadMessages
+from transforms.streams.read import MicroBatches, Partitions, ReadInTurn, ReadMessages
 from transforms.streams.scored import ScoredMessages
 from transforms.streams.settle import MessageFormat, decoder_of, sample_of
 
@@ -66,7 +67,8 @@ class ScoreStream(beam.PTransform[Any, Any]):
         driver: where the model runs in this process, to determine the output columns.
         run_id: the key of the run in this process, for its progress and its end.
         stop_after: messages after which the run ends; None for no end.
-        in_turn: whether one thread reads all partitions, as in this process.
+        in_turn: whether one thread reads all partitions; by default on Beam's in-process runner. Otherwise each is read by a
+            splittable DoFn.
         refresh: where newer models are, which take the place of `model` between two chunks.
 
     Raises:
@@ -96,7 +98,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
     driver: Placement = Placement("cpu")
     run_id: str = ""
     stop_after: int | None = None
-    in_turn: bool = True
+    in_turn: bool | None = None
     refresh: Refresh | None = None
 
     def __post_init__(self) -> None:
@@ -167,12 +169,18 @@ class ScoreStream(beam.PTransform[Any, Any]):
         """Partitions → Read → Decode → RunInference → Deliver: all but the first are one fused stage."""
         self.check()
         handler = StreamModelHandler(self.score.handler)
-        reader = ReadMessages(self._source, self.batches, self.run_id, self.stop_after, in_turn=self.in_turn)
+        together = isinstance(begin.pipeline.runner, FnApiRunner) if self.in_turn is None else self.in_turn
+        read: beam.DoFn = (ReadInTurn if together else ReadMessages)(
+            self._source, self.batches, self.run_id, self.stop_after
+        )
         accounts: PCollection[Accounts] = (
             begin
             | "Start" >> beam.Impulse()
-            | "Partitions" >> beam.ParDo(Partitions(self._source))
-            | "Read" >> beam.ParDo(reader)
+            | "Partitions"
+            >> beam.ParDo(Partitions(self._source, together=together)).with_output_types(
+                tuple[str, ...] if together else str
+            )
+            | "Read" >> beam.ParDo(read)
             | "Decode" >> beam.ParDo(Decode(self.decoder, self.form.max_bytes)).with_output_types(Decoded)
             | "RunInference" >> RunInference(handler, model_identifier=handler.tag).with_output_types(ScoredMessages)
             | "Deliver" >> beam.ParDo(Deliver(self._delivery, self.window_seconds, self.run_id, self.metrics_port))

@@ -358,6 +358,21 @@ class TestCategories:
         assert encode(pa.nulls(1, pa.string()), encoder="categorical", num_categories=2, fill=1)[0].item() == 1
 
 
+def test_rows_with_a_value_that_is_not_finite_and_no_others() -> None:
+    # Sums of float32 overflow in row 0, and are not numbers in row 3.
+    batch = pa.record_batch(
+        {"a": [3e38, 1.0, 1.0, np.inf], "b": [3e38, -np.inf, 1.0, -np.inf], "c": [1.0, 1.0, 1e39, np.nan]}
+    )
+
+    encoded = bound(batch, columns=["a", "b", "c"]).encode(batch)
+
+    assert {row: (error.type, error.message.partition(" holds ")[0]) for row, error in encoded.failures.items()} == {
+        1: ("NotFinite", 'column "b"'),
+        2: ("NotFinite", 'column "c"'),
+        3: ("NotFinite", 'column "a"'),
+    }
+
+
 class TestChunksOfOtherSchemas:
     """A chunk may differ from the sample that was bound; that costs its rows, not the run."""
 
@@ -368,6 +383,7 @@ class TestChunksOfOtherSchemas:
 
     def test_a_column_that_is_not_there(self) -> None:
         assert self.errors(a=[1.0, 2.0]) == {0: "MissingColumn", 1: "MissingColumn"}
+        assert self.errors(a=[1.0, float("inf")]) == {0: "MissingColumn", 1: "MissingColumn"}
 
     def test_single_values_for_lists_and_lists_for_single_values(self) -> None:
         assert self.errors(a=[1.0], l=[3.0]) == {0: "WrongLength"}

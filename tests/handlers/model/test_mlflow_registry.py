@@ -22,6 +22,7 @@ from small_models import Save
 from handlers.errors import UsageError
 from handlers.model import mlflow_registry
 from handlers.model.directory import ModelDir
+from handlers.refresh.watch import ModelWatch
 from pipelines import models as command
 
 pytest.importorskip("mlflow.server", reason="no MLflow server (pip install mlflow)")
@@ -96,6 +97,7 @@ def test_versions_and_aliases(
     assert command.main(["promote", "--model=credit@1", "--alias=x", "--registry=models:/"]) == 2
     assert "only `models push` writes; use MLflow for the rest" in capsys.readouterr().err
     sent = pickle.dumps(opened)
+    watches = pickle.dumps([ModelWatch("models:/credit@champion"), ModelWatch("credit@champion", registry="models:/")])
     client.set_registered_model_alias("credit", "champion", 2)
     assert ModelDir("models:/credit@champion").version == second.version
     for text in ("models:/credit/9", "models:/credit@none", "models:/none/1", "models:/none/latest"):
@@ -111,6 +113,12 @@ def test_versions_and_aliases(
         ModelDir("models:/credit/1")
     worker = pickle.loads(sent)
     assert torch.equal(worker.load().module(X), small_models.Linear()(X))
+    for watch in pickle.loads(watches):
+        monkeypatch.delenv("MLFLOW_TRACKING_URI")
+        monkeypatch.setenv("MLFLOW_REGISTRY_URI", "")
+        target = watch.find()
+        assert target == watch.find() == ("models:/credit/2", ())
+        assert watch.open(target).version == second.version
 
 
 def test_artifacts_of_other_programs(save: Save, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from small_models import Linear
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
 from handlers.predict.predictor import Predictor
-from handlers.refresh.refresher import Refresher
+from handlers.refresh.refresher import Refresher, close_all
 from handlers.refresh.watch import ModelWatch, Refresh
 
 INPUTS = [{"name": "x", "columns": ["a", "b"]}]
@@ -232,8 +232,26 @@ def test_the_thread_takes_a_newer_model_and_ends_with_its_owner(versions: Callab
 
 
 def test_close_ends_the_thread(versions: Callable[..., ModelDir]) -> None:
-    refresher = begin(versions(1))
-    thread = thread_of(refresher)
+    refresher, other = begin(versions(1)), begin(versions(2))
+    threads = [thread_of(refresher), thread_of(other)]
     refresher.close()
-    assert not thread.is_alive()
+    assert [thread.is_alive() for thread in threads] == [False, True]
+    close_all()
+    assert not threads[1].is_alive()
     refresher.close()
+
+
+def test_code_of_a_model_that_exits(versions: Callable[..., ModelDir], caplog: pytest.LogCaptureFixture) -> None:
+    first = versions(1)
+
+    def leave(model: ModelDir, running: Loaded | None) -> Loaded:
+        if running is not None:
+            raise SystemExit("bye")
+        return Loaded(model)
+
+    refresher = Refresher(Refresh(ModelWatch(f"{Path(first.path).parent}/*"), NEVER), first, leave)
+    versions(2, 3.0)
+    refresher.look()
+    refresher.look()
+    assert "is refused: SystemExit: bye" in caplog.text
+    assert refresher.version == first.version

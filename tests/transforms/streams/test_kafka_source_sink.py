@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from pathlib import Path
@@ -338,6 +339,12 @@ def test_wrong_config(tmp_path: Path, text: str, error: str) -> None:
     assert f"--kafka_config={file}" in str(raised.value)
     assert "ecret-cat" not in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "confluent_kafka", None)
+    with pytest.raises(UsageError, match=r"^kafka:// needs confluent-kafka; pip install 'torchbeam\[stream\]'$"):
+        to_url("kafka://127.0.0.1:1/topic").check()
 
 
 def test_no_config_file(tmp_path: Path) -> None:
