@@ -69,7 +69,7 @@ def machine(entries: list[Entry]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items())
     return (
         f"Measured {when} on {found['cores']} cores of a virtual machine ({found['cpu']}, {found['memory_bytes'] / 1e9:.0f} GB, "
-        f"{found['system']}), Python {found['python']}, {packages}. Medians; the command is `make bench-table`."
+        f"{found['system']}), Python {found['python']}, {packages}. Medians."
     )
 
 

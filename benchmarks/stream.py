@@ -22,18 +22,18 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["OMP_NUM_THREADS"] = "1"  # here and in the command: figures are of one core for the worker
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "stream"))
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from bench_model import FEATURES, LABELS, BenchNet
-from broker import Broker, broker
+from broker import Broker, broker  # type: ignore[import-not-found]
 from confluent_kafka import Consumer, Message, TopicPartition
-from traffic import Meter, send
+from traffic import Meter, send  # type: ignore[import-not-found]
 
-from handlers.columnar.handler import ColumnarModelHandler
+from benchmarks.bench_model import FEATURES, LABELS, BenchNet
 from pipelines.command.supervisor import supervised_command
 from torchbeam import ModelDir
 from transforms.streams.accounts import accounts_of
@@ -54,12 +54,13 @@ def make(folder: Path, rows: int) -> tuple[Path, list[bytes]]:
     torch.manual_seed(0)
     inputs = [{"name": "x", "columns": NAMES}]
     code = [HERE / "bench_model.py"]
-    made = {"name": "bench", "task": "classification", "labels": LABELS, "inputs": inputs, "code": code}
-    model = ModelDir.save(BenchNet(), folder / "model", **made)
+    model = ModelDir.save(
+        BenchNet(), folder / "model", name="bench", task="classification", labels=LABELS, inputs=inputs, code=code
+    )
     values = np.random.default_rng(0).normal(size=(rows, FEATURES))
     table = pa.table({"number": np.arange(rows), **{name: values[:, at] for at, name in enumerate(NAMES)}})
     pq.write_table(table, folder / "rows.parquet")
-    return model.path, [json.dumps(dict(zip(NAMES, row, strict=True))).encode() for row in values.tolist()]
+    return Path(model.path), [json.dumps(dict(zip(NAMES, row, strict=True))).encode() for row in values.tolist()]
 
 
 def create(kafka: Broker, topic: str) -> dict[str, str]:
@@ -115,8 +116,8 @@ def check_equal(kafka: Broker, model: Path, rows: int, folder: Path) -> None:
     found: dict[int, tuple[str, float]] = {}
 
     def take(message: Message) -> None:
-        row = json.loads(message.value())
-        found[int(message.key())] = (row["predicted_class"], row["confidence"])
+        row = json.loads(message.value() or b"")
+        found[int(message.key() or b"")] = (row["predicted_class"], row["confidence"])
 
     with Meter(kafka.address, ["bulk0-scored"], take) as meter:
         while meter.total < rows:
@@ -139,8 +140,7 @@ def stages(kafka: Broker, model: Path, rows: int) -> dict[str, float]:
     source = source_of(f"kafka://{kafka.address}/bulk0", Settings("steps"))
     stream = ScoreStream(source, str(model), *(addresses[option] for option in OUTPUTS))
     stream.check()
-    inner = ColumnarModelHandler(stream._model, stream.score.plan, stream.placement, stream._batching, stream.hints)
-    handler = StreamModelHandler(inner)
+    handler = StreamModelHandler(stream.score.handler)
     scorer = handler.load_model()
     deliverer = stream._delivery.open()
     reader = source.reader("0", 0)
