@@ -1,7 +1,7 @@
 """`python -m pipelines.doctor`: finds problems before a run and says how to fix them.
 
-It takes the options of `score` and checks what is given: without `--input` it does not check columns. The checks are in
-`pipelines.checks.steps` and `pipelines.spark.checks`; this module has the command and the order of its checks.
+It takes the options of `score`, or after `doctor stream` those of `stream`, and checks what is given: without `--input` it does
+not check columns. The checks are in `pipelines.checks`; this module has the command and the order of its checks.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pipelines.command.errors import FINISHED, WRONG_USAGE
 from pipelines.command.options import Command
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.options import ScoreOptions, connect, open_model, remote_paths
+from pipelines.jobs.stream_options import StreamOptions
 
 if TYPE_CHECKING:
     from pipelines.jobs.models import SeveralModels
@@ -33,11 +34,19 @@ T = TypeVar("T")
 PROG = "torchbeam doctor"
 COMMAND = Command(
     prog=PROG,
-    description="Check for problems before a run and say how to fix them. Takes the options of score.",
+    description="Check for problems before a run and say how to fix them. Takes the options of score; doctor stream takes those "
+    "of stream.",
     usage="[--runner=…] [--model=…] [--input=…] [--output=…]",
     exit_codes="0 no problem was found, 2 a problem was found, 130 interrupted",
     strict=False,
     interrupted="",
+)
+
+STREAM = replace(
+    COMMAND,
+    prog=f"{PROG} stream",
+    description="Check for problems before a stream and say how to fix them. Takes the options of stream.",
+    usage="[--runner=…] [--model=…] [--input=…] [--output=…] [--dead_letters=…]",
 )
 
 _SHOWN = ("apache-beam", "torch", "pyarrow")
@@ -45,13 +54,24 @@ _SHOWN = ("apache-beam", "torch", "pyarrow")
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["stream"]:
+        return process.execute(STREAM, argv[1:], StreamOptions.parse, _run_stream)
     return process.execute(COMMAND, argv, ScoreOptions.parse, _run)
 
 
 def _run(options: ScoreOptions) -> int:
+    return _said(lambda: _examine(options))
+
+
+def _run_stream(options: StreamOptions) -> int:
+    return _said(lambda: _examine_stream(options))
+
+
+def _said(examine: Callable[[], int]) -> int:
     try:
         with shared_s3():
-            return _examine(options)
+            return examine()
     except OSError as error:  # checks catch their errors; this one is of stdout
         raise TorchbeamError(f"the output of this command cannot be written: {error.strerror}") from error
 
@@ -87,14 +107,30 @@ def _examine(options: ScoreOptions) -> int:
         from pipelines.checks.spark import examine
 
         examine(checkup, runner, options.run, options.beam)
-    checkup.check("device", lambda: checks.device(options))
+    checkup.check("device", lambda: checks.device(options.model, options.run.runner))
     if opened is not None:
         _examine_several(checkup, options, opened, stores)
     elif model is not None:
         _examine_one(checkup, options, model, stores)
+    return _sum_up(checkup)
+
+
+def _sum_up(checkup: Checkup) -> int:
     problems, warnings = checkup.counts[State.PROBLEM], checkup.counts[State.WARNING]
     print(f"\n{_count(problems, 'problem')}, {_count(warnings, 'warning')}")
     return WRONG_USAGE if problems else FINISHED
+
+
+def _examine_stream(options: StreamOptions) -> int:
+    checkup = Checkup()
+    checkup.check("versions", _versions)
+    if options.how.runner == dataflow.RUNNER:
+        checkup.check("credentials", lambda: _credentials(options.beam))
+
+    from pipelines.checks.stream import examine
+
+    examine(checkup, options)
+    return _sum_up(checkup)
 
 
 def _examine_one(

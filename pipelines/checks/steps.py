@@ -25,6 +25,7 @@ from handlers.tensors import Value
 from pipelines import runners
 from pipelines.checks.checkup import Finding, Outcome, SkipError
 from pipelines.command.ignored import ignored_options
+from pipelines.command.options import ModelOptions
 from pipelines.command.values import size
 from pipelines.jobs import scoring as score_job
 from pipelines.jobs.options import ScoreOptions, model_paths
@@ -66,14 +67,14 @@ def paths(options: ScoreOptions) -> Finding[None]:
     return Finding("the workers reach them", None)
 
 
-def device(options: ScoreOptions) -> Finding[None]:
+def device(model: ModelOptions, runner: str) -> Finding[None]:
     """The GPUs of this machine, and whether the device of --device is available."""
     names = [torch.cuda.get_device_name(gpu) for gpu in range(visible_gpus())]
     seen = f"{len(names)} GPU(s) here: {', '.join(sorted(set(names)))}" if names else "no GPU here"
-    placement = score_job.placement(options.model)
-    if runners.in_process(options.run.runner):
+    placement = score_job.placement(model)
+    if runners.in_process(runner):
         return Finding(f"{placement.resolve()} ({seen})", None)
-    return Finding(f"{options.model.device}, settled by each worker ({seen})", None)
+    return Finding(f"{model.device}, settled by each worker ({seen})", None)
 
 
 def load(options: ScoreOptions, model: ModelDir) -> Finding[Predictor]:

@@ -328,7 +328,7 @@ def _client(kind: Callable[..., Any], **options: Any) -> Any:
         return kind(**options)
     except GoogleAuthError as error:
         raise UsageError(
-            f"Pub/Sub needs credentials of Google Cloud: {one_line(error)}; see gcloud auth application-default login"
+            f"Pub/Sub needs credentials of Google Cloud (gcloud auth application-default login): {one_line(error)}"
         ) from None
 
 

@@ -17,6 +17,7 @@ from handlers.errors import (
     PublishError,
     RowsFailedError,
     ServiceError,
+    StreamError,
     TorchbeamError,
     TrainingError,
     UsageError,
@@ -29,7 +30,7 @@ from pipelines.spark.job_server import JobServerError
 
 OURS = [
     *(TorchbeamError, UsageError, BrokenModelError, BrokenFileError, ServiceError, DeviceLostError),
-    *(AccountingError, PublishError, TrainingError, RowsFailedError, JobServerError, NotFollowedError),
+    *(AccountingError, PublishError, TrainingError, RowsFailedError, StreamError, JobServerError, NotFollowedError),
 ]
 
 
