@@ -11,7 +11,7 @@
 # make spark-job-server SPARK_VERSION=3.5.7    the job server for Spark of that version (needs Java and Maven)
 # make prism    the Prism runner for streams on one machine (needs Go)
 # make clean    remove what the targets made, the virtual environment too
-# make template PROJECT=… BUCKET=… [REGION=…] [GPU=1] [RUN=1]    print, or build, the Flex Template for Dataflow
+# make template PROJECT=… BUCKET=… [TEMPLATE=stream] [REGION=…] [GPU=1] [RUN=1]    print, or build, the Flex Template for Dataflow
 # make template-metadata    write its metadata.json anew
 # make api                  write docs/api.md anew from the docstrings
 # make check-image          execute its Dockerfile with stand-ins for the public images (root, buildah, debootstrap)
@@ -111,7 +111,7 @@ lock: $(STAMP)
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --extra dev \
 	  pyproject.toml -o requirements.lock
 	$(BIN)/uv pip compile --universal --python-version 3.11 --generate-hashes --no-header -c requirements.lock \
-	  pyproject.toml -o templates/requirements.lock
+	  --extra stream pyproject.toml -o templates/requirements.lock
 
 # An environment of its own, so that the peers (Spark, Ray, Daft, …) are not in that of the package, which runs from the clone.
 BENCH_VENV := .venv-bench
@@ -194,7 +194,7 @@ bench-lock: $(STAMP)
 	  pyproject.toml benchmarks/requirements.in -o benchmarks/requirements.lock
 
 template:
-	@templates/flex_template.sh score
+	@templates/flex_template.sh $(or $(TEMPLATE),score)
 
 template-metadata: $(STAMP)
 	$(BIN)/python templates/metadata.py

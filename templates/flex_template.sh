@@ -26,7 +26,7 @@ spec=gs://$bucket/templates/$name-$version-$kind.json
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 config=$folder/cloudbuild.yaml
-args=$(printf '"%s", ' build -f "templates/$name/Dockerfile" -t "$image" ${build_args[@]+"${build_args[@]}"} .)
+args=$(printf '"%s", ' build -f templates/score/Dockerfile --build-arg "TEMPLATE=$name" -t "$image" ${build_args[@]+"${build_args[@]}"} .)
 cat >"$config" <<EOF
 steps: [{name: gcr.io/cloud-builders/docker, args: [${args%, }]}]
 images: ["$image"]
@@ -65,6 +65,11 @@ step gcloud dataflow flex-template build "$spec" --image="$image" --sdk-language
   --metadata-file="templates/$name/metadata.json" --project="$PROJECT"
 say "# A launch. Between ^ and ^ is what separates parameters, since values have commas in them:"
 parameters="^~^input=gs://$bucket/data/*.parquet~model=gs://$bucket/models/my-model~output=gs://$bucket/scored~sdk_container_image=$image"
+if [ "$name" = stream ]; then
+  topics=pubsub://$PROJECT/topics
+  parameters="^~^input=pubsub://$PROJECT/subscriptions/rows~model=gs://$bucket/models/my-model~output=$topics/scored"
+  parameters+="~dead_letters=$topics/dead~sdk_container_image=$image"
+fi
 [ "${GPU:-0}" != 1 ] || parameters+="~accelerator=type:nvidia-l4;count:1;machine_type:g2-standard-4;install-nvidia-driver"
 show gcloud dataflow flex-template run "$name-$(date +%Y%m%d-%H%M%S)" --template-file-gcs-location="$spec" \
   --project="$PROJECT" --region="$region" --temp-location="gs://$bucket/tmp" --staging-location="gs://$bucket/staging" \

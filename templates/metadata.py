@@ -17,6 +17,12 @@ from typing import Any
 
 from pipelines.command.options import ModelOptions, RunOptions, SinkOptions, SourceOptions
 from pipelines.command.several import SeveralModelsOptions
+from pipelines.jobs.stream_options import (
+    StreamModelOptions,
+    StreamRunOptions,
+    StreamSinkOptions,
+    StreamSourceOptions,
+)
 
 # Paths on a launcher are those of Cloud Storage (the image has no client of S3); a table of BigQuery is `bigquery:…`.
 PATH = r"gs://[^/\s]+(/.*)?"
@@ -26,6 +32,22 @@ RAM = r"[0-9]+(\.[0-9]+)?\s?([KMGTP]i?B)"
 FUNCTION = r"[A-Za-z_][\w.]*:[A-Za-z_]\w*"
 REGISTERED = r"[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9_-]+|models:/.+"
 NUMBER = r"[1-9][0-9]*"
+DURATION = r"[0-9]+(\.[0-9]+)?(ms|s|m|h)"
+TOPIC = r"(kafka://[^/\s]+/[^/\s]+|pubsub://[^/\s]+/topics/[^/\s]+)"
+SOURCE = r"(kafka://[^/\s]+/[^/\s]+|pubsub://[^/\s]+/(topics|subscriptions)/[^/\s]+)"
+
+OF_MODEL = {
+    "registry": PATH,
+    "batch_size": f"auto|{NUMBER}",
+    "device": r"auto|cpu|cuda(:[0-9]+)?",
+    "model_copies": NUMBER,
+    "accelerator": ACCELERATOR,
+    "min_ram": RAM,
+    "model_version": r"[0-9a-f]{12,64}",
+    "allow_env": r"[A-Za-z_][A-Za-z0-9_]*",
+    "preprocess": FUNCTION,
+    "postprocess": FUNCTION,
+}
 
 
 @dataclass(frozen=True)
@@ -35,6 +57,7 @@ class Template:
     Attributes:
         left_out: options that make no sense for a job that a launcher submits.
         values: the pattern of each option whose text has a form.
+        streaming: whether its job runs until it is drained.
     """
 
     name: str
@@ -42,6 +65,7 @@ class Template:
     groups: tuple[type, ...]
     left_out: frozenset[str]
     values: Mapping[str, str]
+    streaming: bool = False
 
 
 TEMPLATES = {
@@ -61,22 +85,44 @@ TEMPLATES = {
             "limit": NUMBER,
             "model": f"{PATH}|{REGISTERED}",
             "models": PATH,
-            "registry": PATH,
-            "batch_size": f"auto|{NUMBER}",
-            "device": r"auto|cpu|cuda(:[0-9]+)?",
-            "model_copies": NUMBER,
-            "accelerator": ACCELERATOR,
-            "min_ram": RAM,
+            **OF_MODEL,
             "chunk_bytes": RAM,
-            "model_version": r"[0-9a-f]{12,64}",
-            "allow_env": r"[A-Za-z_][A-Za-z0-9_]*",
-            "preprocess": FUNCTION,
-            "postprocess": FUNCTION,
             "output": f"{PATH}|{TABLE}",
             "columns": r"[^,]+(,[^,]+)*",
             "report": PATH,
         },
-    )
+    ),
+    "stream": Template(
+        name="Score a stream with a PyTorch model",
+        description="Scores the messages of Kafka or Pub/Sub with a PyTorch model through RunInference, in micro-batches.",
+        groups=(StreamSourceOptions, StreamModelOptions, StreamSinkOptions, StreamRunOptions),
+        left_out=frozenset(
+            {
+                *("runner", "wait", "shared_filesystem", "verbose", "device_map"),
+                *("stop_after", "metrics_port"),  # of a process on one machine
+            }
+        ),
+        values={
+            "input": SOURCE,
+            "group": r"[A-Za-z0-9._-]+",
+            "kafka_config": PATH,
+            "schema": PATH,
+            "sample": PATH,
+            "schema_registry": r"https?://.+",
+            "max_message_bytes": r"[0-9]+(\.[0-9]+)?\s?([KMG]i?)?B",
+            "max_batch_rows": NUMBER,
+            "max_batch_delay": DURATION,
+            "model": f"{PATH}|{REGISTERED}",
+            "refresh_every": DURATION,
+            **OF_MODEL,
+            "output": TOPIC,
+            "dead_letters": TOPIC,
+            "accounts": TOPIC,
+            "columns": r"[^,]+(,[^,]+)*",
+            "window": DURATION,
+        },
+        streaming=True,
+    ),
 }
 
 
@@ -88,10 +134,12 @@ def metadata(template: Template) -> dict[str, Any]:
         for item in dataclasses.fields(group)
         if item.name not in template.left_out
     ]
+    modes = {"supportsAtLeastOnce": True, "supportsExactlyOnce": True} if template.streaming else {}
     return {
         "name": template.name,
         "description": template.description,
-        "streaming": False,
+        "streaming": template.streaming,
+        **modes,
         "parameters": parameters,
     }
 
@@ -100,7 +148,7 @@ def _parameter(item: dataclasses.Field[Any], group: str, template: Template) -> 
     about = item.metadata
     text = about["help"].replace("local, gs:// or s3://", "gs://")
     made: dict[str, Any] = {
-        "name": item.name,
+        "name": about.get("flag") or item.name,
         "label": item.name.replace("_", " ").capitalize(),
         "helpText": text[0].upper() + text[1:] + ".",
         "groupName": group.capitalize(),

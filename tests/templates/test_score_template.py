@@ -186,7 +186,8 @@ class TestImage:
         assert "--require-hashes -r templates/requirements.lock" in self.DOCKERFILE
         assert 'ENTRYPOINT ["/opt/apache/beam/boot"]' in self.DOCKERFILE
         (script,) = re.findall(r"FLEX_TEMPLATE_PYTHON_PY_FILE=/torchbeam/(\S+)", self.DOCKERFILE)
-        assert (ROOT / script).exists()
+        for template in template_metadata.TEMPLATES:
+            assert (ROOT / script.replace("${TEMPLATE}", template)).exists()
         assert "FLEX_TEMPLATE_PYTHON_REQUIREMENTS_FILE=" not in self.DOCKERFILE
         assert "FLEX_TEMPLATE_PYTHON_SETUP_FILE=" not in self.DOCKERFILE
 
