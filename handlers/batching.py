@@ -31,8 +31,8 @@ class Batching:
     def __post_init__(self) -> None:
         for name in ("chunk_rows", "chunk_bytes", "batch_size"):
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{name} must be 1 or more, not {value}")
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise UsageError(f"{name} must be a whole number of 1 or more, not {value!r}")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from handlers.model.directory import ModelDir
 from pipelines.command import process
 from pipelines.command.errors import FINISHED
 from pipelines.command.options import Command, TrustedModel, flag, parse_one
+from pipelines.command.values import size
 
 PROG = "torchbeam describe"
 COMMAND = Command(
@@ -79,7 +80,7 @@ def lines_of(found: dict[str, Any]) -> list[str]:
         lines.append(("parameters", f"{found['parameters']:,} ({found['trainable_parameters']:,} trainable)"))
         lines += [(f"  {name}", f"{count:,}") for name, count in found["parameters_by_module"].items()]
     if "bytes" in found:
-        lines.append(("memory", f"{found['bytes'] / 1e6:,.1f} MB"))
+        lines.append(("memory", size(found["bytes"])))
     flops = found["flops_per_row"]
     lines.append(("FLOPs a row", "unknown" if flops is None else f"{flops:,}"))
     lines += [(f"input {each['name']}", _input(each)) for each in found["inputs"]]

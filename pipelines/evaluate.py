@@ -9,7 +9,8 @@ import os
 import sys
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from itertools import product
+from typing import TYPE_CHECKING, Any
 
 from handlers.model.stores import shared_s3
 from pipelines.command import process
@@ -18,6 +19,9 @@ from pipelines.command.options import Command
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.evaluate_options import EvaluateOptions
 from pipelines.jobs.options import connect, open_model
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 PROG = "torchbeam evaluate"
 COMMAND = Command(
@@ -65,6 +69,20 @@ def _run(options: EvaluateOptions) -> int:
 def _show(metrics: dict[str, Any], output: str) -> None:
     """Prints the headline numbers and the paths of the results on stdout."""
     from rich.console import Console
+
+    console = Console(highlight=False)
+    for name, each in _models(metrics):
+        if name:
+            console.print(name, style="bold")
+        console.print(_table(each))
+        for warning in each["warnings"]:
+            print(f"{PROG}: warning: {f'{name}: ' if name else ''}{warning}", file=sys.stderr)
+    for warning in metrics["warnings"] if "models" in metrics else ():
+        print(f"{PROG}: warning: {warning}", file=sys.stderr)
+    print(f"\nmetrics  {output}/metrics.json\nreport   {output}/report.html")
+
+
+def _table(metrics: dict[str, Any]) -> Table:
     from rich.table import Table
 
     from transforms.evaluation.names import HEADLINE
@@ -78,10 +96,12 @@ def _show(metrics: dict[str, Any], output: str) -> None:
         if value is not None:
             limits = metrics["intervals"].get(name)
             table.add_row(name, f"{value:.4g}", f"{limits[0]:.4g} – {limits[1]:.4g}" if limits else "")
-    Console(highlight=False).print(table)
-    for warning in metrics["warnings"]:
-        print(f"{PROG}: warning: {warning}", file=sys.stderr)
-    print(f"\nmetrics  {output}/metrics.json\nreport   {output}/report.html")
+    return table
+
+
+def _models(metrics: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The metrics of each model; of a run of one with an empty name."""
+    return list(metrics["models"].items()) if "models" in metrics else [("", metrics)]
 
 
 def _exit_code(metrics: dict[str, Any], options: EvaluateOptions) -> int:
@@ -90,11 +110,12 @@ def _exit_code(metrics: dict[str, Any], options: EvaluateOptions) -> int:
         (options.evaluation.fail_below, 1, "below"),
         (options.evaluation.fail_above, -1, "above"),
     ):
-        for name, limit in limits:
-            value = metrics[name]
+        for (name, limit), (model, each) in product(limits, _models(metrics)):
+            value = each[name]
             if value is None or sign * value < sign * limit:
                 shown = "undefined" if value is None else f"{value:.6g}"
-                print(f"{PROG}: {name} is {shown}, {word} --fail_{word}={name}={limit:g}", file=sys.stderr)
+                of_model = f" of {model}" if model else ""
+                print(f"{PROG}: {name}{of_model} is {shown}, {word} --fail_{word}={name}={limit:g}", file=sys.stderr)
                 code = NOT_SCORED
     read, dead, rate = metrics["rows_read"], metrics["rows_dead"], options.score.run.max_failure_rate
     if read and dead / read > rate:

@@ -18,7 +18,7 @@ from handlers.model.stores import shared_s3
 from handlers.paths import is_mlflow, scheme_of
 from handlers.redact import redact
 from pipelines.command import process
-from pipelines.command.errors import FINISHED
+from pipelines.command.errors import FAILED, FINISHED
 from pipelines.command.options import IN_PROCESS, Command, TrustedModel, flag, option, parser, pick
 from pipelines.command.values import path
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from transforms.registry.registry import ModelRegistry, RegisteredModel
 
 PROG = "torchbeam models"
-_EXIT_CODES = "0 done, 1 the registry cannot be written or was changed at the same time, 2 wrong usage, 130 interrupted"
+_EXIT_CODES = "0 done, 1 the registry is damaged, cannot be written or was changed at the same time, 2 wrong usage, 130 interrupted"
 _NAME = "name of the model in the registry"
 _ALIAS = "alias, such as champion or challenger"
 
@@ -125,7 +125,7 @@ class _Action:
     what: str
     usage: str
     kind: type[RegistryOptions]
-    run: Callable[[Any], None]
+    run: Callable[[Any], int | None]  # gives the exit code, if it may be another than 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -159,10 +159,9 @@ def main(argv: list[str] | None = None) -> int:
         with shared_s3():
             _connect(given)
             try:
-                action.run(given.options)
+                return action.run(given.options) or FINISHED
             except OSError as error:
                 raise TorchbeamError(f"the registry cannot be used: {error}") from error
-        return FINISHED
 
     return process.execute(command, arguments[1:], parse, run)
 
@@ -181,11 +180,15 @@ def _connect(given: _Given) -> None:
     stores.connect(remote, runners.pipeline_options(IN_PROCESS[0], given.beam))
 
 
-def _list(options: ListOptions) -> None:
+def _list(options: ListOptions) -> int:
     found = _registry(options).models()
+    damaged = [model.error for model in found if model.error]
+    for line in damaged:
+        print(f"{PROG} list: error: {redact(line)}", file=sys.stderr)
+    code = FAILED if damaged else FINISHED
     if options.json:
         print(json.dumps([_as_json(model) for model in found], indent=2))
-        return
+        return code
     from rich.console import Console
     from rich.table import Table
 
@@ -194,8 +197,10 @@ def _list(options: ListOptions) -> None:
         table.add_column(title, justify=justify)  # type: ignore[arg-type]
     for model in found:
         aliases = ", ".join(f"{alias}: {version}" for alias, version in model.aliases.items())
-        table.add_row(model.name, str(len(model.versions)), str(model.versions[-1]), aliases)
+        shown = "(damaged)" if model.error else aliases
+        table.add_row(model.name, str(len(model.versions)), str(model.versions[-1]), shown)
     Console(highlight=False).print(table)
+    return code
 
 
 def _show(options: ShowOptions) -> None:
@@ -206,6 +211,8 @@ def _show(options: ShowOptions) -> None:
     name, _, version = model.registered.rpartition("@")
     recorded = bool(registry.version_at(models.folder, name, int(version)).digest)
     about = next(each for each in models.models() if each.name == name)
+    if about.error:
+        raise UsageError(about.error)
     found = summary_of(model) | {"path": model.path, "sha256": model.digest, "as_pushed": True if recorded else None}
     if options.json:
         print(json.dumps(found | {"model": _as_json(about)}, indent=2, ensure_ascii=False))
@@ -234,7 +241,11 @@ def _push(options: PushOptions) -> None:
         model = _opened(replace(options, registry=None))
         print(mlflow_registry.push(model.local(), options.name, model.digest))
         return
-    print(_registry(options).push(_opened(options), options.name))
+    print(_registry(options).push(_opened(options), options.name, _tell))
+
+
+def _tell(line: str) -> None:
+    print(f"{PROG} push: {redact(line)}", file=sys.stderr)
 
 
 def _promote(options: PromoteOptions) -> None:
@@ -268,6 +279,7 @@ def _as_json(model: RegisteredModel) -> Mapping[str, Any]:
         "latest": model.versions[-1],
         "aliases": model.aliases,
         "previous": {alias: list(versions) for alias, versions in model.previous.items()},
+        **({"error": model.error} if model.error else {}),
     }
 
 
@@ -286,13 +298,13 @@ ACTIONS = {
         _push,
     ),
     "promote": _Action(
-        "Make an alias stand for a version.",
+        "Point an alias to a version.",
         "--model=NAME@VERSION --alias=ALIAS [--registry=DIR]",
         PromoteOptions,
         _promote,
     ),
     "rollback": _Action(
-        "Make an alias stand for the version before its last promotion.",
+        "Point an alias to the version before its last promotion.",
         "--name=NAME --alias=ALIAS [--registry=DIR]",
         RollbackOptions,
         _rollback,

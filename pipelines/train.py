@@ -48,10 +48,11 @@ def _trained(options: TrainOptions) -> Trained:
     options = options.settled()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as in `score`
     os.environ.update(options.config.spec.env_vars)
-    import handlers.train.fit  # noqa: F401 - a missing extra is noticed before rows are read
+    from handlers.train.fit import check_logger  # a missing extra is noticed before rows are read
     from pipelines.command.training_watch import TrainingWatch
     from pipelines.jobs import training
 
+    check_logger(options.training.logger)
     with TrainingWatch(options.training.epochs or training.default_epochs(options.architecture)) as watch:
         return training.train(options, _tell, watch)
 

@@ -5,14 +5,17 @@ The counts come from the data itself, combined in the pipeline: metrics count a 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, Protocol
 
 import apache_beam as beam
+import pyarrow as pa
 from apache_beam.pvalue import PCollection, TaggedOutput
 
+from handlers.columnar.chunks import DEAD_LETTER
 from handlers.errors import AccountingError
 from handlers.graph.result import ModelCounts
 from handlers.version import __version__
@@ -110,6 +113,22 @@ def file_outcome(path: str, records: Iterable[FileRecord]) -> FileOutcome:
     records = list(records)
     errors = sorted(record.error for record in records if record.error is not None)
     return FileOutcome(path, sum(record.rows for record in records), errors[0] if errors else None)
+
+
+def dead_at_read(letters: pa.RecordBatch) -> Counts:
+    """The counts of rows that could not be read, from their dead letters."""
+    errors = Counter(f"read/{kind}" for kind in letters.column(DEAD_LETTER).field("type").to_pylist())
+    return Counts(rows_dead=letters.num_rows, dead_by_error=errors)
+
+
+def outcomes_of(records: Iterable[FileRecord]) -> tuple[Counts, list[FileOutcome]]:
+    """The counts of files, whose splits are all in `records`, and of the rows read from them; and the files with an error."""
+    by_path: dict[str, list[FileRecord]] = {}
+    for record in records:
+        by_path.setdefault(record.path, []).append(record)
+    outcomes = [file_outcome(path, found) for path, found in by_path.items()]
+    rows = sum(outcome.rows for outcome in outcomes)
+    return replace(_file_counts(outcomes), rows_read=rows), [each for each in outcomes if each.error is not None]
 
 
 class FileAccounts(NamedTuple):

@@ -18,6 +18,7 @@ import torch
 
 from handlers.columnar.chains import Rows
 from handlers.columnar.chunks import single_batch
+from handlers.columnar.hashes import as_texts
 from handlers.columnar.plan import Plan
 from handlers.columnar.planning import make_plan
 from handlers.columnar.scorer import Scorer
@@ -25,7 +26,6 @@ from handlers.errors import BrokenModelError, UsageError, one_line
 from handlers.failures import RowFailure, RowFailures
 from handlers.graph.plan import ByKey, Node
 from handlers.graph.scorer import Answered
-from handlers.graph.split import as_texts
 from handlers.model.directory import ModelDir
 from handlers.predict.predictor import Predictor
 from handlers.stats import Stats
@@ -166,7 +166,7 @@ class KeyedModels:
 
     def _opened(self, path: str) -> _Loaded:
         settings, by_key = self._node.settings, self._by_key
-        model = self._known[path][0] if path in self._known else ModelDir(path, by_key.trust)
+        model = self._known[path][0] if path in self._known else ModelDir(path, by_key.trust, by_key.registry)
         if model.spec.env_vars != settings.model.spec.env_vars:
             raise UsageError(f"{path} has other env_vars than {settings.model.path}; models of one process share them")
         if model.spec.sequences is not None:

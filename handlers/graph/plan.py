@@ -36,6 +36,7 @@ class ByKey:
         default: the path of the model of all other rows; None makes them dead letters.
         memory: the most bytes of parameters and buffers that are held in a process.
         trust: how far the models are trusted.
+        registry: the folder of the registry that the models may be in; empty for the one of the environment.
         sample: rows that each model is planned with; settled by the plan of the run.
     """
 
@@ -45,6 +46,7 @@ class ByKey:
     default: str | None
     memory: int
     trust: Trust | None = None
+    registry: str = ""
     sample: pa.RecordBatch | None = None
 
     def path_of(self, key: str | None) -> str | None:

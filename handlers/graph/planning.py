@@ -76,7 +76,7 @@ def plan_graph(
         raise UsageError(f'column "{FAILURE}" has a reserved name; rename it')
     if split is not None and split.by not in inputs.names and inputs.names:
         raise UsageError(f'split by "{split.by}": the input has no such column; there are: {_some(inputs.names)}')
-    _check_names(settings)
+    check_models(settings)
     _check_env(settings)
     found = _Sample(sample, {})
     nodes: list[Node] = []
@@ -252,7 +252,7 @@ def _output(inputs: pa.Schema, carried: Sequence[str], nodes: Sequence[Node], sp
     whose = dict.fromkeys(inputs.names, "the input")  # carried or not: later models and dead letters have them all
     made = [(CHOSEN_FIELD, "split")] if split is not None else []
     for node in nodes:
-        own = [node.schema.field(source).with_name(name) for name, source in node.outputs]
+        own = [_nullable(node.schema.field(source)).with_name(name) for name, source in node.outputs]
         own += [pa.field(node.error, pa.string())] if node.error else []
         made += [(field, f'model "{node.name}"') for field in own]
     for field, owner in made:
@@ -267,7 +267,15 @@ def _output(inputs: pa.Schema, carried: Sequence[str], nodes: Sequence[Node], sp
     return pa.schema(fields)
 
 
-def _check_names(settings: Sequence[ModelSettings]) -> None:
+def _nullable(field: pa.Field) -> pa.Field:
+    """A column that may have nulls: Arrow cannot read a Parquet file back in which a list of fixed size is null."""
+    if not pa.types.is_fixed_size_list(field.type):
+        return field
+    return field.with_type(pa.list_(field.type.value_type))
+
+
+def check_models(settings: Sequence[ModelSettings]) -> None:
+    """Refuses names that a run cannot have, unknown `inputs_from`, and models of different windows; raises `UsageError`."""
     names: list[str] = []
     for each in settings:
         if not NAME.fullmatch(each.name):
@@ -276,10 +284,15 @@ def _check_names(settings: Sequence[ModelSettings]) -> None:
             raise UsageError(f'two models have the name "{each.name}"')
         if unknown := [name for name in each.inputs_from if name not in names]:
             raise UsageError(f'model "{each.name}" has inputs_from "{unknown[0]}", which is no model before it')
-        if each.model.spec.sequences is not None:
+        windows = each.model.spec.sequences
+        if windows is not None and each.by_key is not None:
             raise UsageError(
-                f'model "{each.name}" takes windows (sequences in its model.yaml), which a run of several models does not '
-                "cut; score with it alone"
+                f'model "{each.name}" takes windows (sequences in its model.yaml), which are not cut for by_key'
+            )
+        if windows != settings[0].model.spec.sequences:
+            raise UsageError(
+                f'models "{settings[0].name}" and "{each.name}" have other sequences in their model.yaml; windows are cut once, '
+                "for models that take the same: score the others in a run of their own"
             )
         names.append(each.name)
     if not names:

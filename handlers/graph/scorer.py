@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from handlers.columnar.chains import Rows, Step
-from handlers.columnar.chunks import PROVENANCE, REFUSED, ROW, dead_letters, refusals
+from handlers.columnar.chunks import NEXT_STEP, PROVENANCE, REFUSED, ROW, WINDOW, dead_letters, refusals
 from handlers.columnar.features import feature_step
 from handlers.columnar.numbers import number_step
 from handlers.columnar.scorer import Scorer
@@ -150,7 +150,8 @@ class GraphScorer:
         scored = dropped = loads = peak = 0
         seconds = 0.0
         if len(rows):
-            answered = self._models[node.name].answer(work.of(self._taken[node.name], rows))
+            windows = {name: name for name in (WINDOW, NEXT_STEP) if name in work.columns}
+            answered = self._models[node.name].answer(work.of(self._taken[node.name] | windows, rows))
             scored = len(answered.rows.ids)
             dropped = len(rows) - scored - len(answered.failures)
             for index, failure in answered.failures.items():
@@ -215,7 +216,7 @@ class GraphScorer:
             indices = pa.array(positions, mask=positions < 0)
         for name, source in node.outputs:
             if batch is None or not len(rows):
-                work.columns[name] = pa.nulls(count, self.plan.output.field(name).type)
+                work.columns[name] = pa.nulls(count, node.schema.field(source).type)
             else:
                 column = batch.column(source)
                 work.columns[name] = column if indices is None else column.take(indices)
@@ -247,7 +248,8 @@ class GraphScorer:
 
     def _predictions(self, work: _Work) -> pa.RecordBatch:
         output = self.plan.output
-        batch = pa.RecordBatch.from_arrays([work.columns[name] for name in output.names], schema=output)
+        arrays = [work.columns[field.name].cast(field.type) for field in output]
+        batch = pa.RecordBatch.from_arrays(arrays, schema=output)
         return _filtered(batch, work.alive)
 
     def _state(self, work: _Work) -> pa.RecordBatch:

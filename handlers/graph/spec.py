@@ -12,9 +12,11 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from handlers.batching import ResourceHints, in_bytes
 from handlers.errors import UsageError
+from handlers.model.spec import message_of, not_yaml
 
 MAX_CHARACTERS = 1_000_000
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
+_NAME_PART = r"[A-Za-z0-9._-]*"
 
 
 def _name(value: str) -> str:
@@ -69,27 +71,43 @@ class ByKeySpec(_Strict):
 
     Attributes:
         column: the column of the key.
-        models: a folder of model directories and, as its last part, the name of the column in braces.
+        models: a folder of model directories and, as its last part, the name of the column in braces; or names in the
+            registry with the name of the column in braces; or the model of each key.
         default: the model of rows whose key has none; without it they become dead letters.
         memory: bytes of parameters that are held at once in a process, with a unit.
     """
 
     column: Text
-    models: Text
+    models: Text | Annotated[dict[str, Text], Field(min_length=1)]
     default: Text | None = None
     memory: Annotated[str, AfterValidator(_memory)] = "4GB"
 
     @model_validator(mode="after")
     def _template(self) -> ByKeySpec:
-        folder, _, last = self.models.rpartition("/")
-        if last != f"{{{self.column}}}" or not folder or "{" in folder:
-            raise ValueError(f'models must be a folder and the key as its last part, as "models/{{{self.column}}}"')
+        if isinstance(self.models, str) and self.names is None:
+            key = f"{{{self.column}}}"
+            folder, _, last = self.models.rpartition("/")
+            if last != key or not folder or "{" in folder:
+                raise ValueError(
+                    f'models must be a folder and the key as its last part, as "models/{key}"; or names in the registry, as '
+                    f'"credit-{key}@champion"; or a mapping from keys to models'
+                )
         return self
 
     @property
+    def names(self) -> tuple[str, str, str] | None:
+        """Of names in the registry the parts before and after the key, and the version or alias; else None."""
+        if not isinstance(self.models, str):
+            return None
+        found = re.fullmatch(
+            rf"({_NAME_PART})\{{{re.escape(self.column)}\}}({_NAME_PART})@([A-Za-z0-9_-]+)", self.models, re.ASCII
+        )
+        return (found[1], found[2], found[3]) if found else None
+
+    @property
     def folder(self) -> str:
-        """The folder whose subfolders are the models."""
-        return self.models.rpartition("/")[0]
+        """The folder whose subfolders are the models; of others what messages call it."""
+        return self.models.rpartition("/")[0] if isinstance(self.models, str) and self.names is None else "by_key"
 
     @property
     def memory_bytes(self) -> int:
@@ -192,7 +210,7 @@ def parse_models(text: str, path: str) -> ModelsSpec:
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise not_yaml(path, error) from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must be a mapping with models, and optionally split and compare")
     try:
@@ -227,7 +245,7 @@ def _explain(error: ValidationError, content: dict[str, Any]) -> str:
         return f'unknown field "{where}"{whose}; see docs/several-models.md for the fields there are'
     if first["type"] == "missing":
         return f'field "{where}"{whose} is missing'
-    message = first["msg"].removeprefix("Value error, ")
+    message = message_of(first)
     if not where:
         return f"model {entry_name}: {message}" if (entry_name := whose.removeprefix(" of model ")) else message
     given = first["input"]

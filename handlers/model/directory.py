@@ -258,7 +258,11 @@ class ModelDir:
                     part.save_pretrained(folder)
             whole = FORMATS[kind].is_directory
             if FORMATS[kind].extensions:
-                found = task_of(kind, weights)  # loads it, so that a directory that cannot be used is not written
+                try:
+                    found = task_of(kind, weights)  # loads it, so that a directory that cannot be used is not written
+                except UsageError as error:
+                    shown = str(module) if isinstance(module, str | Path) else "the model"
+                    raise UsageError(str(error).replace(str(weights), shown)) from None
                 task = task or found
             content = {
                 "name": name or target.name,

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -125,17 +125,26 @@ def find_version(root: str, name: str, wanted: str) -> int:
     if not versions:
         known = ", ".join(sorted(all_versions(root))[:20])
         raise UsageError(f'registry {root} has no model "{name}"; {f"it has: {known}" if known else "it is empty"}')
+    return choose_version(root, name, wanted, versions)
+
+
+class NoVersionError(UsageError):
+    """A model has no such version or alias."""
+
+
+def choose_version(root: str, name: str, wanted: str, versions: Sequence[int]) -> int:
+    """The same among the `versions` that there are; raises `NoVersionError` where there is none."""
     if wanted == LATEST:
         return versions[-1]
     if wanted.isdecimal():
         if int(wanted) not in versions:
             shown = ", ".join(map(str, versions[-20:]))
-            raise UsageError(f'registry {root} has no version {wanted} of "{name}"; it has: {shown}')
+            raise NoVersionError(f'registry {root} has no version {wanted} of "{name}"; it has: {shown}')
         return int(wanted)
     aliases = read_aliases(root, name)
     if wanted not in aliases:
         known = ", ".join([*sorted(aliases)[:20], LATEST])
-        raise UsageError(f'model "{name}" of registry {root} has no alias "{wanted}"; it has: {known}')
+        raise NoVersionError(f'model "{name}" of registry {root} has no alias "{wanted}"; it has: {known}')
     if (version := aliases[wanted].version) not in versions:
         raise UsageError(
             f"{name}@{wanted} is version {version}, which is no longer in registry {root}; promote another"
@@ -214,16 +223,25 @@ def split_reference(text: str) -> tuple[str, str]:
     return match.group(1), match.group(2)
 
 
-def _located(path: str, root: str) -> Resolved:
-    """A path, with its name and version where it is a version in the registry."""
+def registered_name(path: str, root: str) -> str:
+    """The name of the version whose folder `path` is in the registry `root`, as credit@3; empty for any other path."""
+    if is_mlflow(path):
+        return path
     if not root or is_remote(path) != is_remote(root):
-        return Resolved(path)
+        return ""
     place, base = (path, root) if is_remote(path) else (os.path.abspath(path), os.path.abspath(root))  # noqa: PTH100
     inside = place.rstrip("/").removeprefix(f"{base.rstrip('/')}/")
     match = re.fullmatch(rf"({_NAME})/({_VERSION})", inside, re.ASCII)
-    if match is None:
+    return f"{match[1]}@{match[2]}" if match else ""
+
+
+def _located(path: str, root: str) -> Resolved:
+    """A path, with its name and version where it is a version in the registry."""
+    registered = registered_name(path, root)
+    if not registered:
         return Resolved(path)
-    found = version_at(root, match.group(1), int(match.group(2)))
+    name, _, version = registered.rpartition("@")
+    found = version_at(root, name, int(version))
     return Resolved(path, found.registered, found.digest)
 
 

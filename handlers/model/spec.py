@@ -17,6 +17,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 
 from handlers.encode.specs import SPECS, AnyInput
 from handlers.errors import UsageError
@@ -151,12 +152,20 @@ def parse_spec(text: str, path: str) -> ModelSpec:
     return spec_of(parse_yaml(text, path), path)
 
 
+def not_yaml(path: str, error: Exception) -> UsageError:
+    """The error of a file that is not YAML, with the line and column where it breaks off."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is not None and problem:
+        return UsageError(f"{path} is not YAML: line {mark.line + 1}, column {mark.column + 1}: {problem}")
+    return UsageError(f"{path} is not YAML: {' '.join(str(error).split())}")
+
+
 def parse_yaml(text: str, path: str) -> dict[str, Any]:
     """The fields in the text of a `model.yaml`, not validated yet; raises `UsageError` where it is not a mapping."""
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
-        raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise not_yaml(path, error) from None
     if not isinstance(content, dict):
         raise UsageError(f"{path} must be a mapping of fields such as name, format and weights")
     return content
@@ -176,6 +185,23 @@ def sequences_spec(content: Mapping[str, Any]) -> SequencesSpec:
         return SequencesSpec.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"sequences: {explain(error)}") from None
+
+
+# Pydantic speaks of Python's types, which the author of a YAML file need not know.
+_IN_YAML = {
+    "tuple_type": "must be a list",
+    "list_type": "must be a list",
+    "dict_type": "must be a mapping",
+    "model_type": "must be a mapping",
+    "string_type": "must be text",
+    "bool_type": "must be true or false",
+    "too_short": "must not be empty",
+}
+
+
+def message_of(error: ErrorDetails) -> str:
+    """The message of an error of pydantic, in the words of YAML."""
+    return _IN_YAML.get(error["type"]) or error["msg"].removeprefix("Value error, ")
 
 
 def explain(error: ValidationError) -> str:
@@ -198,7 +224,7 @@ def explain(error: ValidationError) -> str:
         return f'field "{where}.encoder": must be one of {", ".join(SPECS)}, not {str(first["input"].get("encoder"))[:80]!r}'
     if first["type"] == "missing":
         return f'field "{where}" is missing'
-    message = first["msg"].removeprefix("Value error, ")
+    message = message_of(first)
     if not where:
         return message
     given = first["input"]

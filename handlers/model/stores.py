@@ -36,29 +36,44 @@ def connect(paths: Mapping[str, str], options: PipelineOptions) -> None:
 
     FileSystems.set_options(options)
     for flag, path in paths.items():
-        scheme = FileSystems.get_scheme(path)
-        if scheme is None:
-            continue
-        if scheme not in _LIST:  # Beam has others, and users may have their own
-            try:
-                FileSystems.get_filesystem(path)
-            except ValueError:
-                raise UsageError(
-                    f"--{flag} {path}: paths of {scheme}:// are not read here; use a local path, gs:// or s3://"
-                ) from None
-            continue
-        if not path.partition("://")[2].strip("/"):
-            raise UsageError(f"--{flag} {path} names no bucket")
-        if scheme == "s3" and importlib.util.find_spec("boto3") is None:
-            raise UsageError(f"--{flag} {path}: s3:// needs boto3; pip install 'torchbeam[aws]'")
+        _reach(path, f"--{flag} {path}", options)
+
+
+def reach(path: str, what: str) -> None:
+    """The same for one path where no pipeline exists, with the options that Beam's filesystems have; `what` names it."""
+    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    prepare()
+    _reach(path, what, FileSystems._pipeline_options or PipelineOptions([]))
+
+
+def _reach(path: str, what: str, options: PipelineOptions) -> None:
+    from apache_beam.io.filesystems import FileSystems
+
+    scheme = FileSystems.get_scheme(path)
+    if scheme is None:
+        return
+    if scheme not in _LIST:  # Beam has others, and users may have their own
         try:
             FileSystems.get_filesystem(path)
-            bucket, _, prefix = path.partition("://")[2].partition("/")
-            _LIST[scheme](bucket, prefix.split("*")[0].split("?")[0].split("[")[0], options)
-        except Exception as error:
+        except ValueError:
             raise UsageError(
-                f"--{flag} {path} cannot be reached: {explain(error)}; check the bucket and your access to it"
-            ) from error
+                f"{what}: paths of {scheme}:// are not read here; use a local path, gs:// or s3://"
+            ) from None
+        return
+    if not path.partition("://")[2].strip("/"):
+        raise UsageError(f"{what} names no bucket")
+    if scheme == "s3" and importlib.util.find_spec("boto3") is None:
+        raise UsageError(f"{what}: s3:// needs boto3; pip install 'torchbeam[aws]'")
+    try:
+        FileSystems.get_filesystem(path)
+        bucket, _, prefix = path.partition("://")[2].partition("/")
+        _LIST[scheme](bucket, prefix.split("*")[0].split("?")[0].split("[")[0], options)
+    except Exception as error:
+        raise UsageError(
+            f"{what} cannot be reached: {explain(error)}; check the bucket and your access to it"
+        ) from error
 
 
 def prepare() -> None:

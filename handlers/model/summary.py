@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy  # noqa: F401 - before torch, which ignores every error while it imports numpy, Ctrl-C included
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 

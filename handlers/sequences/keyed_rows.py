@@ -12,11 +12,11 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from handlers.columnar.chunks import merge
+from handlers.columnar.hashes import row_hashes
 from handlers.errors import TorchbeamError
 from handlers.private import private_folder
 
@@ -132,16 +132,7 @@ class Keys:
 
     def hashes(self, rows: pa.RecordBatch) -> np.ndarray:
         """uint64 of (rows,): equal for equal keys, on every machine. The key has no null."""
-        found = np.zeros(rows.num_rows, np.uint64)
-        for array in self._arrays(rows.column(name) for name in self.by):
-            encoded = array.dictionary_encode()
-            values = encoded.dictionary
-            kind = values.type
-            plain = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
-            unique = values.to_numpy(zero_copy_only=False) if plain else np.array(_texts(values), dtype=object)
-            codes = encoded.indices.to_numpy(zero_copy_only=False)
-            found = found * np.uint64(0x9E3779B97F4A7C15) + pd.util.hash_array(unique)[codes]
-        return found
+        return row_hashes((rows.column(name) for name in self.by), as_text=False)
 
     def valid(self, rows: pa.RecordBatch) -> dict[str, np.ndarray]:
         """For each column of the key the mask of the rows in which it has a value; NaN is none."""
@@ -168,8 +159,3 @@ class Keys:
             if pa.types.is_dictionary(column.type):
                 column = column.cast(column.type.value_type)
             yield pc.add(column, 0.0) if pa.types.is_floating(column.type) else column
-
-
-def _texts(values: pa.Array) -> list[str]:
-    """Values as text for a hash; bytes as they are."""
-    return [each if isinstance(each, str) else repr(each) for each in values.to_pylist()]

@@ -105,7 +105,9 @@ def plan_cleaning(config: ModelConfig, label: str, sample: pa.RecordBatch, where
 def near(name: str, known: Sequence[str]) -> str:
     """Which column may be meant by `name`, for a message."""
     known = list(dict.fromkeys(known))
-    if found := difflib.get_close_matches(name, known, 1):
+    if not known:
+        return "there are no columns"
+    if found := difflib.get_close_matches(name, known, 1, 0.7):
         return f'did you mean "{found[0]}"?'
     folded = [each for each in known if each.casefold() == name.casefold()]
     if folded:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import math
 import os
@@ -311,10 +312,16 @@ def _table(history: list[Epoch]) -> str:
 def _logger(name: str, folder: Path) -> Any:
     if name == "csv":  # which `_Keeper` writes; Lightning's logger deletes what an interrupted training has logged
         return False
-    try:
-        return TensorBoardLogger(folder, name="logs", version="")
-    except ModuleNotFoundError:
-        raise UsageError("--logger=tensorboard needs tensorboard; pip install 'torchbeam[train]'") from None
+    return TensorBoardLogger(folder, name="logs", version="")
+
+
+def check_logger(name: str) -> None:
+    """Raises `UsageError` where the logger `name` is not installed."""
+    if name == "tensorboard":
+        try:
+            importlib.import_module("torch.utils.tensorboard")
+        except ImportError:
+            raise UsageError("--logger=tensorboard needs tensorboard; pip install 'torchbeam[train]'") from None
 
 
 @contextmanager

@@ -155,10 +155,22 @@ def _useless(column: Column) -> str | None:
         return "has no values"
     if len(column.values) == 1 or column.least == column.greatest:
         return "has the same value in every row" if not column.missing else None
-    named_id = column.name.lower().rsplit("_", 1)[-1] in _ID_NAMES
-    if named_id and pa.types.is_integer(column.kind) and len(column.values) >= min(column.rows, MAX_CATEGORIES + 1):
+    if is_id(column.name, column.kind, len(column.values), column.rows):
         return f"is named like an id, and has {_count(column)} values"
     return None
+
+
+def is_id(name: str, kind: pa.DataType, values: int, rows: int) -> bool:
+    """Whether a column identifies rows: integers under the name of an id, (nearly) all of them different.
+
+    Args:
+        name: of the column.
+        kind: its type.
+        values: how many different ones there are, counted up to a thousand or more.
+        rows: how many rows there are.
+    """
+    named = name.lower().rsplit("_", 1)[-1] in _ID_NAMES
+    return named and pa.types.is_integer(kind) and values >= min(rows, MAX_CATEGORIES + 1)
 
 
 def _too_many(column: Column) -> bool:

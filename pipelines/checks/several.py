@@ -7,11 +7,14 @@ from collections import Counter
 import pyarrow as pa
 
 from handlers.graph.handler import GraphModelHandler
+from handlers.sequences.cutter import WindowCutter
+from handlers.sequences.windows import sample_windows
 from pipelines.checks.checkup import Finding
 from pipelines.checks.steps import Source, names
 from pipelines.jobs import scoring as score_job
 from pipelines.jobs.models import SeveralModels
 from transforms.evaluation.agreement import AgreementPlan
+from transforms.inference.score import SAMPLE_ROWS
 from transforms.inference.score_models import ScoreModels
 
 
@@ -38,6 +41,9 @@ def score_rows(score: ScoreModels, source: Source) -> Finding[None]:
     rows = source.sample.slice(
         0, min((bound.sample_rows for node in plan.nodes for bound in node.plan.inputs), default=None)
     )
+    sequences = plan.nodes[0].settings.model.spec.sequences
+    if sequences is not None and rows.num_rows:
+        rows = sample_windows(rows, WindowCutter(sequences, score.schema), SAMPLE_ROWS)
     count = rows.num_rows
     if not count:
         return Finding("there are no rows; the models score rows of zeros", None)

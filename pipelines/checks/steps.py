@@ -25,6 +25,7 @@ from handlers.tensors import Value
 from pipelines import runners
 from pipelines.checks.checkup import Finding, Outcome, SkipError
 from pipelines.command.ignored import ignored_options
+from pipelines.command.values import size
 from pipelines.jobs import scoring as score_job
 from pipelines.jobs.options import ScoreOptions, model_paths
 from pipelines.jobs.outputs import check_apart, check_free, check_writable, settle_output
@@ -95,7 +96,7 @@ def read_input(options: ScoreOptions, specs: Sequence[ModelSpec]) -> Finding[Sou
     sample = sample_rows(source, options.run.chunk_bytes)
     rows = f"{source.rows:,} rows" if source.rows is not None else "rows not counted yet"
     what = (
-        f"{source.files:,} {source.format} file{'s' * (source.files != 1)} of {_size(source.bytes)}, {rows}, "
+        f"{source.files:,} {source.format} file{'s' * (source.files != 1)} of {size(source.bytes)}, {rows}, "
         f"{len(source.schema.names)} columns"
     )
     if not sample.num_rows:
@@ -197,11 +198,3 @@ def names(columns: Sequence[str]) -> str:
     return (
         ", ".join(columns) if len(columns) <= _SHOWN else f"{len(columns)} columns ({', '.join(columns[:_SHOWN])}, …)"
     )
-
-
-def _size(count: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}"
-        count /= 1000
-    return f"{count:,.1f} GB"

@@ -342,6 +342,8 @@ def parse_one(kind: type[T], argv: Sequence[str], command: Command) -> T:
         UsageError: for an unknown option or an invalid value.
         SystemExit: for `--help`.
     """
+    if argv and not argv[0].startswith("-"):
+        raise UsageError(f'unexpected argument "{argv[0]}"; write {command.usage}')
     values, unknown = parser(command, (kind,)).parse_known_args(argv)
     if unknown:
         raise UsageError(f'unknown option "{unknown[0]}"; see --help')

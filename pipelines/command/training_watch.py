@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from handlers.train.settings import Epoch
-from pipelines.command.watch import LOG_SECONDS
+from transforms.progress_bar import LOG_SECONDS
 
 
 class TrainingWatch:

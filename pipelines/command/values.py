@@ -1,4 +1,4 @@
-"""Parsers of the texts of options: each gives a value, or raises `ValueError` with the reason."""
+"""Values as text. Parsers of options give a value, or raise `ValueError` with the reason."""
 
 from __future__ import annotations
 
@@ -63,3 +63,12 @@ def spark_version(text: str) -> str | None:
     if not re.fullmatch(r"3\.\d+\.\d+\S*", text):
         raise ValueError(f'must be a full version of Spark 3, such as 3.5.7, not "{text}"')
     return text
+
+
+def size(count: float) -> str:
+    """A number of bytes for people, as `49 kB`."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} GB"

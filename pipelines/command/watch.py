@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-import time
-from types import TracebackType
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from transforms.accounting import COMPARISON_FILES, Counts
+from transforms.progress_bar import ProgressBar
 from transforms.sinks.publish import Publication
-
-LOG_SECONDS = 15.0
 
 
 class Watched(Protocol):
@@ -28,70 +22,9 @@ class Watched(Protocol):
         """The state in a few words; may be empty."""
 
 
-class Watch:
-    """Shows the progress of a run on stderr: a bar in a terminal, otherwise a line every 15 seconds.
-
-    Args:
-        run: the run.
-        total: the total number of rows, if known.
-        what: the name of the activity, for the display.
-    """
-
-    def __init__(self, run: Watched, total: int | None, what: str = "scoring") -> None:
-        self._run = run
-        self._total = total
-        self._what = what
-        self._console = Console(stderr=True)
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._show, name="watch", daemon=True)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _show(self) -> None:
-        if self._console.is_terminal:
-            self._show_bar()
-        else:
-            self._show_lines()
-
-    def _show_bar(self) -> None:
-        columns = (
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[what]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=self._console, transient=True) as progress:
-            task = progress.add_task(self._what, total=self._total, what="")
-            begin = time.monotonic()
-            while not self._done.wait(0.2):
-                rows, what = self._state(time.monotonic() - begin)
-                progress.update(task, completed=rows, what=what)
-
-    def _show_lines(self) -> None:
-        begin = time.monotonic()
-        while not self._done.wait(LOG_SECONDS):
-            rows, what = self._state(time.monotonic() - begin)
-            share = f" ({rows / self._total:.0%})" if self._total else ""
-            print(f"{self._what}: {what}{share}, {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
-
-    def _state(self, seconds: float) -> tuple[int, str]:
-        counts, state = self._run.so_far(), self._run.state()
-        if counts is None:
-            return 0, state or "running"
-        rows = counts.rows_scored + counts.rows_dropped + counts.rows_dead
-        dead = f", {counts.rows_dead:,} dead letters" if counts.rows_dead else ""
-        return rows, f"{rows:,} rows, {rows / max(seconds, 1e-9):,.0f} rows/s{dead}{state and f' ({state})'}"
+def watch(run: Watched, total: int | None, what: str = "scoring") -> ProgressBar:
+    """Shows the progress of `run` while it is used as a context; `total` is the number of all rows, if known."""
+    return ProgressBar(lambda: (run.so_far(), run.state()), total, what)
 
 
 def show_summary(report: dict[str, Any], publication: Publication) -> None:

@@ -19,7 +19,7 @@ from apache_beam.runners.runner import PipelineState
 
 from handlers.errors import TorchbeamError, one_line
 from handlers.metrics import NAMESPACE
-from pipelines.command.watch import Watch
+from pipelines.command.watch import watch
 from pipelines.dataflow.own_wheel import build_wheel
 from pipelines.dataflow.settings import NotFollowedError, StillRunning
 from transforms.accounting import Counts
@@ -104,7 +104,7 @@ def follow(submitted: Submitted, rows: int | None) -> None:
         NotFollowedError: if Dataflow stopped responding, so the state of the job is unknown.
     """
     try:
-        with Watch(_Progress(submitted.result), rows):
+        with watch(_Progress(submitted.result), rows):
             submitted.result.wait_until_finish()
     except KeyboardInterrupt:
         raise StillRunning(f"not followed any more; the job goes on: {submitted.console}") from None

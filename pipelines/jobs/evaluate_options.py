@@ -82,6 +82,11 @@ class EvaluationOptions:
 
     label: str = option("column of the true answers", parse=path, metavar="COLUMN")
     output: str = option("directory for metrics.json and report.html, local, gs:// or s3://", parse=path)
+    model_name: str | None = option(
+        "of a run of several models the one to evaluate (default: all, each in a folder of its name under --output)",
+        None,
+        metavar="NAME",
+    )
     slice_by: tuple[str, ...] = option(
         "columns, comma separated, for whose values the metrics are computed, too; numbers are cut into 5 bins by quantiles",
         (),
@@ -172,6 +177,8 @@ class EvaluateOptions:
         evaluation, model = pick(EvaluationOptions, values), pick(OnTheWayOptions, values)
         if evaluation.key is not None and evaluation.compare is None:
             raise UsageError("--key is for --compare=RUN, which is not given")
+        if evaluation.model_name is not None and model.model:
+            raise UsageError("--model_name is for an output of several models, not for --model; leave one of them out")
         if evaluation.order_by is None and not model.model:
             for name in ("by", "season", "actuals"):
                 if getattr(evaluation, name):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,35 +21,26 @@ from handlers.model.directory import ModelDir
 from handlers.paths import is_remote
 from pipelines import runners
 from pipelines.jobs.evaluate_options import EvaluateOptions, EvaluationOptions
+from pipelines.jobs.evaluation_input import Run, Scored, scored_output, settled_run, view_of
+from pipelines.jobs.evaluation_output import METRICS, PAGE, Target, write
 from pipelines.jobs.execution import Execution, execute
 from pipelines.jobs.outputs import check_writable
-from pipelines.jobs.scoring import dead_at_read, scoring, settle_input
-from transforms.accounting import Counts, FileOutcomes, model_entry, total
-from transforms.evaluation.compare import BUCKET_ROWS, ComparePairs, Pairs
-from transforms.evaluation.evaluate import Evaluate, Totals
+from pipelines.jobs.scoring import scoring, settle_input
+from transforms.accounting import Counts, FileOutcomes, dead_at_read, model_entry, total
+from transforms.evaluation.compare import BUCKET_ROWS, ComparePairs
+from transforms.evaluation.evaluate import Evaluate
 from transforms.evaluation.fingerprint import FILE, Fingerprint
 from transforms.evaluation.forecasts import JoinActuals, Series
 from transforms.evaluation.names import HIGHER, LOWER, OF_TWO_CLASSES, SKILLS
 from transforms.evaluation.plan import EvaluationPlan
-from transforms.evaluation.report import html
-from transforms.evaluation.result import Subject, evaluation
-from transforms.evaluation.settle import Wanted, match_columns, settle
+from transforms.evaluation.result import Subject
+from transforms.evaluation.settle import Wanted, match_columns
 from transforms.evaluation.slices import FindEdges, with_bins
-from transforms.file_ops import exists, join, read_text, remove, write_text
+from transforms.evaluation.views import View, models_of, view
+from transforms.file_ops import exists, join, read_text, remove
 from transforms.inference.sample import sample_rows
 from transforms.inference.score import Score
-from transforms.sinks.publish import PREDICTIONS, REPORT
 from transforms.sources import Input, ReadChunks, plan_input
-
-METRICS, PAGE = "metrics.json", "report.html"
-
-
-@dataclass(frozen=True)
-class Run:
-    """A scored run: its rows, and how labels and predictions are read from them."""
-
-    input: Input
-    plan: EvaluationPlan
 
 
 @dataclass(frozen=True)
@@ -62,27 +52,11 @@ class Future:
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where an evaluation goes; `run_id` is that of the evaluation itself."""
-
-    output: str
-    run_id: str
-    subject: Subject
-    runner: str
-    started: float = 0.0
-
-    @property
-    def refusal(self) -> str:
-        """The file that says why there are no metrics, read by the driver and removed."""
-        return join(self.output, f"_refused-{self.run_id}.json")
-
-
-@dataclass(frozen=True)
 class Job:
     """An evaluation whose every setting is known to be right, as far as the driver can tell.
 
     Attributes:
-        first: what is evaluated.
+        runs: what is evaluated; in a run of several models each of them, on the same input.
         score: scores the rows on the way; None where they are scored.
         other: the run that is compared with.
         match: what its rows are matched by, and whether that is a key.
@@ -90,7 +64,7 @@ class Job:
         chunk_bytes: bytes of a chunk at most.
     """
 
-    first: Run
+    runs: tuple[Run, ...]
     score: Score | None
     other: Run | None
     match: tuple[tuple[str, ...], bool]
@@ -99,6 +73,11 @@ class Job:
     future: Future | None = None
     chunk_bytes: int = Batching.chunk_bytes
     verbose: bool = False
+
+    @property
+    def first(self) -> Run:
+        """The run, or the first of its models."""
+        return self.runs[0]
 
 
 def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
@@ -123,16 +102,25 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
         actuals=future.input.schema if future and future.input else None,
     )
     run_id = uuid.uuid4().hex[:12]
+    where = f"--input {score.source.input}"
+    views: list[View | None] = [None]
     if model is None:
-        folder, subject = _scored(score.source.input)
-        source = plan_input(folder, score.source.input_format, limit=score.source.limit)
+        scored = scored_output(score.source.input)
+        source = plan_input(scored.path, score.source.input_format, limit=score.source.limit)
         schema, sample, transform = source.schema, sample_rows(source, score.run.chunk_bytes), None
+        subject, models = scored.subject, models_of(schema, tuple(scored.models))
+        if models and wanted.model_name is None:
+            views = [view(schema, name, models) for name in models]
+        elif models or (wanted.model_name is not None and wanted.compare is None):
+            views = [view_of(schema, models, wanted.model_name, where)]
+        if len(views) > 1 and wanted.compare is not None:
+            raise UsageError(
+                f"--compare takes one model, and {where} has several; add --model_name (one of {', '.join(models)})"
+            )
     else:
         source = settle_input(score, [model.spec])
         if any(name in source.schema.names for name in ("predicted_class", "prediction", "predicted_labels")):
-            raise UsageError(
-                f"--input {score.source.input} is scored already; leave out --model, or give the rows themselves"
-            )
+            raise UsageError(f"{where} is scored already; leave out --model, or give the rows themselves")
         subject = Subject(score.source.input, model_entry(model.spec.name, model.version, model.registered))
         transform = scoring(score, model, source, sample_rows(source, score.run.chunk_bytes), run_id)
         schema = transform.predictions_schema
@@ -141,8 +129,11 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
             raise UsageError(
                 f"--model {score.model.model} is of task {model.spec.task}, which has no labels to compare with"
             )
-    plan_of_run = settle(schema, sample, asked, f"--input {score.source.input}")
-    check_limits(options, plan_of_run)
+    runs = tuple(settled_run(source, schema, sample, asked, each, where) for each in views)
+    subjects = tuple(replace(subject, model=scored.model(each.name)) if each else subject for each in views)
+    for each in runs:
+        check_limits(options, each.plan)
+    plan_of_run = runs[0].plan
     if made := [name for name in plan_of_run.numeric_slices if name not in source.schema.names]:
         raise UsageError(
             f'--slice_by: column "{made[0]}" is made by a function; of numbers only input columns can be sliced by'
@@ -150,19 +141,20 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
     other = None
     match: tuple[tuple[str, ...], bool] = ((), False)
     if wanted.compare is not None:
-        folder, compared = _scored(wanted.compare)
-        other = _other(folder, asked, plan_of_run, wanted.compare)
-        match = match_columns(schema, other.input.schema, wanted.key)
-        subject = replace(subject, other=compared.input)
-    target = Target(wanted.output, run_id, subject, score.run.runner)
+        compared = scored_output(wanted.compare)
+        other = _other(compared, asked, plan_of_run, wanted)
+        match = match_columns(runs[0].seen(schema), other.seen(other.input.schema), wanted.key)
+        subjects = (replace(subjects[0], other=compared.subject.input),)
+    names = tuple(each.name if each and wanted.model_name is None else "" for each in views)
+    target = Target(wanted.output, run_id, tuple(zip(names, subjects, strict=True)), score.run.runner)
     return Job(
-        Run(source, plan_of_run),
+        runs,
         transform,
         other,
         match,
         target,
         launch,
-        future if plan_of_run.asked else None,
+        future if any(each.plan.asked for each in runs) else None,
         score.run.chunk_bytes,
         score.run.verbose,
     )
@@ -209,37 +201,17 @@ def _check_output(options: EvaluateOptions) -> None:
         check_writable("--output", output)
 
 
-def _scored(path: str) -> tuple[str, Subject]:
-    """The rows of a scored output, whose folder may hold more than them, and what its report says."""
-    folder = path.rstrip("/") or path
-    if folder.rpartition("/")[2] == PREDICTIONS:
-        report = join(folder.rpartition("/")[0] or ".", REPORT)
-    else:
-        report = join(folder, REPORT)
-        if exists(join(folder, PREDICTIONS)) or exists(report):
-            path = join(folder, PREDICTIONS)
-    found: dict[str, Any] = {}
-    with suppress(Exception):  # there may be none, or one of something else
-        found = json.loads(read_text(report)) if exists(report) else {}
-    if not isinstance(found, dict) or "rows_scored" not in found:
-        return path, Subject(path)
-    model = {name: str(value) for name, value in found.get("model", {}).items()}
-    return path, Subject(path, model, dead_by_error=found.get("dead_by_error", {}), failed=found.get("rows_dead", 0))
-
-
-def _other(folder: str, asked: Wanted, plan: EvaluationPlan, where: str) -> Run:
-    source = plan_input(folder)
-    found = settle(
-        source.schema,
-        sample_rows(source),
-        replace(asked, slice_by=(), positive_class=None, fingerprint=None),
-        f"--compare {where}",
-    )
-    if found.task != plan.task:
-        raise UsageError(f"--compare {where} is of task {found.task}, and --input of task {plan.task}")
-    if plan.positive in found.classes and found.positive is not None:
-        found = replace(found, positive=plan.positive)
-    return Run(source, found)
+def _other(compared: Scored, asked: Wanted, plan: EvaluationPlan, wanted: EvaluationOptions) -> Run:
+    source, where = plan_input(compared.path), f"--compare {wanted.compare}"
+    models = models_of(source.schema, tuple(compared.models))
+    seen = view_of(source.schema, models, wanted.model_name, where) if models else None
+    asked = replace(asked, slice_by=(), positive_class=None, fingerprint=None)
+    found = settled_run(source, source.schema, sample_rows(source), asked, seen, where)
+    if found.plan.task != plan.task:
+        raise UsageError(f"{where} is of task {found.plan.task}, and --input of task {plan.task}")
+    if plan.positive in found.plan.classes and found.plan.positive is not None:
+        found = replace(found, plan=replace(found.plan, positive=plan.positive))
+    return found
 
 
 def _fingerprint(path: str | None, model: str) -> Fingerprint | None:
@@ -261,29 +233,37 @@ def _fingerprint(path: str | None, model: str) -> Fingerprint | None:
 
 def build(pipeline: beam.Pipeline, job: Job) -> None:
     """Puts the pipeline of a job together."""
-    first, target = job.first, job.target
-    chunks, counts = _rows(pipeline, job)
-    if job.future is not None:
-        chunks = _with_actuals(pipeline, job, chunks, first, "Join")
-    if first.plan.numeric_slices:
-        chunks = chunks | "Bins" >> beam.Map(with_bins, AsSingleton(_edges(pipeline, job))).with_output_types(
-            pa.RecordBatch
-        )
-    totals = chunks | "Evaluate" >> Evaluate(first.plan, target.run_id if job.score is None else "")
-    sides: dict[str, Any] = {
-        "totals": AsSingleton(totals),
-        "counts": AsSingleton(counts | "Count" >> beam.CombineGlobally(total)),
-    }
+    target = job.target
+    rows, counts = _rows(pipeline, job)
+    sides: dict[str, Any] = {"counts": AsSingleton(counts | "Count" >> beam.CombineGlobally(total))}
+    edges = AsSingleton(_edges(pipeline, job)) if job.first.plan.numeric_slices else None
+    for index, run in enumerate(job.runs):
+        chunks = _seen(pipeline, job, rows, run, "")
+        if job.other is not None:
+            first = chunks
+        if edges is not None:
+            chunks = chunks | f"Bins{run.label}" >> beam.Map(with_bins, edges).with_output_types(pa.RecordBatch)
+        run_id = target.run_id if job.score is None and index == 0 else ""  # each row is counted once
+        totals = chunks | f"Evaluate{run.label}" >> Evaluate(run.plan, run_id)
+        sides[f"totals_{index}"] = AsSingleton(totals)
     if job.other is not None:
-        others = (pipeline | "ReadOther" >> ReadChunks(job.other.input, max_chunk_bytes=job.chunk_bytes)).chunks
-        if job.future is not None:
-            others = _with_actuals(pipeline, job, others, job.other, "JoinOther")
+        read = (pipeline | "ReadOther" >> ReadChunks(job.other.input, max_chunk_bytes=job.chunk_bytes)).chunks
+        others = _seen(pipeline, job, read, job.other, "Other")
         columns, unique = job.match
-        rows = max(first.input.rows or 0, job.other.input.rows or 0) or 16 * BUCKET_ROWS
-        compare = ComparePairs((first.plan, job.other.plan), columns, unique, rows // BUCKET_ROWS + 1)
-        sides["pairs"] = AsSingleton((chunks, others) | "Compare" >> compare)
+        most = max(job.first.input.rows or 0, job.other.input.rows or 0) or 16 * BUCKET_ROWS
+        compare = ComparePairs((job.first.plan, job.other.plan), columns, unique, most // BUCKET_ROWS + 1)
+        sides["pairs"] = AsSingleton((first, others) | "Compare" >> compare)
         sides["other"] = AsSingleton(others | "EvaluateOther" >> Evaluate(job.other.plan))
     _ = pipeline | "Once" >> beam.Create([target]) | "Write" >> beam.Map(write, **sides)
+
+
+def _seen(
+    pipeline: beam.Pipeline, job: Job, rows: PCollection[pa.RecordBatch], run: Run, which: str
+) -> PCollection[pa.RecordBatch]:
+    """The rows of a run, with the columns that its model sees, forecasts with their actual values."""
+    if run.view is not None:
+        rows = rows | f"View{which}{run.label}" >> beam.Map(run.view.rows).with_output_types(pa.RecordBatch)
+    return _with_actuals(pipeline, job, rows, run, f"Join{which}{run.label}") if run.plan.asked else rows
 
 
 def _rows(pipeline: beam.Pipeline, job: Job) -> tuple[PCollection[pa.RecordBatch], PCollection[Counts]]:
@@ -333,26 +313,6 @@ def _edges(pipeline: beam.Pipeline, job: Job) -> PCollection[Any]:
         pipeline | "ReadSliced" >> ReadChunks(narrow, max_chunk_bytes=job.chunk_bytes)
     ).chunks | "Edges" >> FindEdges(columns)
     return edges
-
-
-def write(
-    target: Target, totals: Totals, counts: Counts, other: Totals | None = None, pairs: Pairs | None = None
-) -> dict[str, Any]:
-    """Writes the report and, last of all, the metrics; or why there are none. May be called again after an interruption."""
-    try:
-        found = evaluation(totals, counts, target.subject, other, pairs)
-    except TorchbeamError as error:
-        write_text(target.refusal, json.dumps({"type": type(error).__name__, "message": str(error)}))
-        return {}
-    metrics = found.metrics | {
-        "run_id": target.run_id,
-        "runner": target.runner,
-        "seconds": round(time.time() - target.started, 3),
-        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-    write_text(join(target.output, PAGE), html(replace(found, metrics=metrics)))
-    write_text(join(target.output, METRICS), json.dumps(metrics, indent=2, ensure_ascii=False) + "\n")
-    return metrics
 
 
 def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:

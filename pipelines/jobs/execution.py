@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import apache_beam as beam
@@ -11,7 +13,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from handlers.errors import UsageError, one_line
 from pipelines import runners
 from pipelines.command.errors import cause_of
-from pipelines.command.watch import Watch
+from pipelines.command.watch import watch
 from pipelines.dataflow import settings as dataflow
 
 
@@ -50,9 +52,9 @@ def execute(build: Callable[[beam.Pipeline], None], run: Execution, *, wait: boo
             return _on_dataflow(build, run, wait)
         with (
             runners.session(run.launch, run.runner, run.run_id, verbose=run.verbose) as session,
-            Watch(session, run.rows, run.what),
+            watch(session, run.rows, run.what),
+            _pipeline(session.options) as pipeline,
         ):
-            pipeline = _checked(session.options)
             build(pipeline)
             session.run(pipeline)
     except (dataflow.StillRunning, dataflow.NotFollowedError):
@@ -69,9 +71,9 @@ def _on_dataflow(build: Callable[[beam.Pipeline], None], run: Execution, wait: b
     """Submits a job, and follows it to its end where that is wanted."""
     from pipelines.dataflow import job as dataflow_job  # its clients of Google's services take a second to import
 
-    pipeline = _checked(run.launch.options)
-    build(pipeline)
-    submitted = dataflow_job.submit(pipeline)
+    with _pipeline(run.launch.options) as pipeline:
+        build(pipeline)
+        submitted = dataflow_job.submit(pipeline)
     dataflow_job.announce(submitted, run.launch.options, run.result)
     if submitted.job_id is None or not wait:
         return False
@@ -79,8 +81,14 @@ def _on_dataflow(build: Callable[[beam.Pipeline], None], run: Execution, wait: b
     return True
 
 
-def _checked(options: PipelineOptions) -> beam.Pipeline:
+@contextmanager
+def _pipeline(options: PipelineOptions) -> Iterator[beam.Pipeline]:
+    """A pipeline; its temporary folder, which Beam leaves where a run is interrupted, is removed."""
     try:
-        return beam.Pipeline(options=options)
+        pipeline = beam.Pipeline(options=options)
     except ValueError as error:  # options that do not go together; a runner's own checks are made here, too
         raise UsageError(one_line(error)) from None
+    try:
+        yield pipeline
+    finally:
+        shutil.rmtree(pipeline.local_tempdir, ignore_errors=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,23 @@ from handlers.batching import ResourceHints
 from handlers.errors import UsageError
 from handlers.graph.spec import ByKeySpec, ModelEntry, ModelSplit, ModelsSpec
 from handlers.model.directory import ModelDir
-from handlers.model.registry import is_reference, registry_folder, resolve
+from handlers.model.registry import (
+    ENVIRONMENT,
+    NoVersionError,
+    all_versions,
+    choose_version,
+    folder_of,
+    is_reference,
+    registry_folder,
+    resolve,
+)
 from handlers.model.stores import explain
-from handlers.paths import is_remote
+from handlers.paths import is_mlflow, is_remote
 from pipelines.command.options import ModelOptions
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.options import ScoreOptions, connect
-from transforms.file_ops import folder_of, join, subfolders
+from transforms.file_ops import folder_of as folder_of_file
+from transforms.file_ops import join, subfolders
 
 if TYPE_CHECKING:
     from handlers.graph.plan import ModelSettings
@@ -31,7 +42,7 @@ def resolve_model(reference: str, folder: str = ".", registry: str | None = None
 
     A relative path in a file is relative to the `folder` of that file.
     """
-    if is_reference(reference):
+    if is_reference(reference) or is_mlflow(reference):
         return resolve(reference, registry).path
     if is_remote(reference) or os.path.isabs(reference) or folder == ".":  # noqa: PTH117
         return reference
@@ -49,10 +60,10 @@ def with_models(options: ScoreOptions) -> tuple[ScoreOptions, ModelsSpec | None]
     spec = options.models()
     if spec is None:
         return options, None
-    folder = folder_of(options.several.models) if options.several.models else "."
+    folder = folder_of_file(options.several.models) if options.several.models else "."
     registry = options.model.registry
     root = registry_folder(registry)
-    if is_remote(root) and any(is_reference(path) for entry in spec.models for _, path in _paths(entry)):
+    if is_remote(root) and any(map(_uses_registry, spec.models)):
         connect(options, registry=root)
     spec = spec.model_copy(update={"models": tuple(_resolved(entry, folder, registry) for entry in spec.models)})
     named = tuple(named for entry in spec.models for named in _paths(entry))
@@ -106,6 +117,7 @@ def open_models(options: ScoreOptions, spec: ModelsSpec) -> SeveralModels:
     directories = [_opened(entry, options.model) for entry in spec.models]
     for directory, _ in directories:
         directory.set_environment()
+    registry = registry_folder(options.model.registry)
 
     from handlers.graph.plan import ByKey, ModelSettings
     from handlers.predict.placement import Placement
@@ -120,7 +132,7 @@ def open_models(options: ScoreOptions, spec: ModelsSpec) -> SeveralModels:
             options = replace(options, beam=beam)
         by_key = None
         if (keyed := entry.by_key) is not None:
-            by_key = ByKey(keyed.column, keyed.folder, models, keyed.default, keyed.memory_bytes, model.trust)
+            by_key = ByKey(keyed.column, keyed.folder, models, keyed.default, keyed.memory_bytes, model.trust, registry)
         placement = Placement(mine.device, model.precision, model.compile, model.model_copies)
         found.append(
             ModelSettings(
@@ -160,6 +172,8 @@ def _opened(entry: ModelEntry, options: ModelOptions) -> tuple[ModelDir, dict[st
 
 def _listed(by_key: ByKeySpec) -> dict[str, str]:
     """The paths of the models of `by_key`, by key; raises `UsageError` where there are none."""
+    if not isinstance(by_key.models, str):
+        return dict(by_key.models)
     try:
         names = subfolders(by_key.folder)
     except Exception as error:
@@ -174,7 +188,13 @@ def _paths(entry: ModelEntry) -> list[tuple[str, str]]:
     if entry.by_key is None:
         return [(entry.name, str(entry.model))]
     default = [(f"{entry.name} (default)", entry.by_key.default)] if entry.by_key.default else []
-    return [(entry.name, entry.by_key.folder), *default]
+    if isinstance(entry.by_key.models, str):
+        return [(entry.name, entry.by_key.folder), *default]
+    return [*((f"{entry.name} ({key})", path) for key, path in entry.by_key.models.items()), *default]
+
+
+def _uses_registry(entry: ModelEntry) -> bool:
+    return bool(entry.by_key and entry.by_key.names) or any(is_reference(path) for _, path in _paths(entry))
 
 
 def _with_hints(options: ScoreOptions, models: Sequence[ModelSettings]) -> ScoreOptions:
@@ -186,8 +206,41 @@ def _with_hints(options: ScoreOptions, models: Sequence[ModelSettings]) -> Score
 
 
 def _resolved(entry: ModelEntry, folder: str, registry: str | None) -> ModelEntry:
-    if entry.by_key is not None:
-        paths = {"models": entry.by_key.models, "default": entry.by_key.default}
-        found = {name: path and resolve_model(path, folder, registry) for name, path in paths.items()}
-        return entry.model_copy(update={"by_key": entry.by_key.model_copy(update=found)})
+    by_key = entry.by_key
+    if by_key is not None:
+        try:
+            if by_key.names is not None:
+                models: str | dict[str, str] = _in_registry(by_key, registry)
+            elif isinstance(by_key.models, str):
+                models = resolve_model(by_key.models, folder, registry)
+            else:
+                models = {key: resolve_model(path, folder, registry) for key, path in by_key.models.items()}
+            default = by_key.default and resolve_model(by_key.default, folder, registry)
+        except UsageError as error:
+            raise UsageError(f'model "{entry.name}": {error}') from None
+        return entry.model_copy(update={"by_key": by_key.model_copy(update={"models": models, "default": default})})
     return entry.model_copy(update={"model": resolve_model(str(entry.model), folder, registry)})
+
+
+def _in_registry(by_key: ByKeySpec, registry: str | None) -> dict[str, str]:
+    """The paths of the versions that the names in the registry stand for now, by key; raises `UsageError` where there are none.
+
+    A model that has not got the version or alias is left out.
+    """
+    assert by_key.names is not None  # noqa: S101
+    root = registry_folder(registry)
+    if not root or is_mlflow(root):
+        raise UsageError(
+            f'by_key takes "{by_key.models}" from a registry that is a folder; name it with --registry=DIR or the '
+            f"environment variable {ENVIRONMENT}"
+        )
+    before, after, wanted = by_key.names
+    found = {}
+    for name, versions in all_versions(root).items():
+        if name.startswith(before) and name.endswith(after) and len(name) > len(before) + len(after):
+            with suppress(NoVersionError):
+                key = name[len(before) : len(name) - len(after)]
+                found[key] = folder_of(root, name, choose_version(root, name, wanted, versions))
+    if not found:
+        raise UsageError(f'registry {root} has no model "{by_key.models}"')
+    return found

@@ -101,7 +101,8 @@ class ScoreOptions:
         except Exception as error:
             from handlers.model.stores import explain
 
-            raise UsageError(f"--models {path} cannot be read: {explain(error)}") from None
+            reason = getattr(error, "strerror", None) or explain(error)
+            raise UsageError(f"--models {path} cannot be read: {reason}") from None
         return parse_models(text, path)
 
     def resolved(self) -> ScoreOptions:

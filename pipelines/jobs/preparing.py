@@ -44,8 +44,7 @@ from pipelines.jobs.prepare_checks import (
     check_usable,
 )
 from pipelines.jobs.prepare_options import PrepareOptions
-from pipelines.jobs.scoring import dead_at_read
-from transforms.accounting import Counts, FileOutcome, FileOutcomes, total
+from transforms.accounting import Counts, FileOutcome, FileOutcomes, dead_at_read, total
 from transforms.file_ops import join, read_text, remove_tree, write_text
 from transforms.inference.rechunk import Rechunk
 from transforms.inference.sample import sample_rows

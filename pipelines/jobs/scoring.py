@@ -18,6 +18,7 @@ from handlers.errors import TorchbeamError
 from handlers.graph.plan import Node
 from handlers.model import stores
 from handlers.model.directory import ModelDir
+from handlers.model.registry import registered_name
 from handlers.model.spec import ModelSpec
 from handlers.paths import is_remote
 from handlers.predict.placement import Placement
@@ -28,7 +29,7 @@ from pipelines.jobs.execution import Execution, execute
 from pipelines.jobs.models import SeveralModels
 from pipelines.jobs.options import ScoreOptions, model_paths
 from pipelines.jobs.outputs import Output, check_apart
-from transforms.accounting import Counts, FileOutcomes, model_entry, total
+from transforms.accounting import FileOutcomes, dead_at_read, model_entry, total
 from transforms.evaluation.agreement import AgreementPlan, CompareModels
 from transforms.evaluation.agreement_result import pages
 from transforms.inference.sample import sample_rows
@@ -99,7 +100,10 @@ def prepare_models(several: SeveralModels, output: Output) -> Job:
 def _about(node: Node) -> dict[str, Any]:
     model, by_key = node.settings.model, node.settings.by_key
     if by_key is not None:
-        return {"by_key": by_key.column, "models": len(by_key.models), "memory": by_key.memory}
+        names = {key: registered_name(path, by_key.registry) for key, path in by_key.models.items()}
+        registered = {key: name for key, name in names.items() if name}
+        about = {"by_key": by_key.column, "models": len(by_key.models), "memory": by_key.memory}
+        return about | ({"registry": registered} if registered else {})
     return model_entry(model.spec.name, model.version, model.registered) | {"parameter_bytes": node.bytes}
 
 
@@ -270,11 +274,3 @@ def run(job: Job, *, wait: bool = True) -> dict[str, Any] | None:
         raise TorchbeamError(
             f"the run is finished, but {publication.report_file} cannot be read: {stores.explain(error)}"
         ) from error
-
-
-def dead_at_read(letters: pa.RecordBatch) -> Counts:
-    """The counts of rows that could not be read."""
-    errors_by_type: dict[str, int] = {}
-    for kind in letters.column("dead_letter").field("type").to_pylist():
-        errors_by_type[f"read/{kind}"] = errors_by_type.get(f"read/{kind}", 0) + 1
-    return Counts(rows_dead=letters.num_rows, dead_by_error=errors_by_type)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from handlers.errors import UsageError
 from handlers.model import files
+from handlers.model.spec import message_of, not_yaml
 from handlers.model.trust import CODE_FOLDER
 from handlers.paths import is_remote
 from handlers.version import __version__
@@ -82,7 +83,7 @@ class PipelineConfig(BaseModel):
         except (OSError, UnicodeDecodeError) as error:
             raise UsageError(f"--config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
         except (yaml.YAMLError, RecursionError) as error:
-            raise UsageError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+            raise not_yaml(path, error) from None
         if not isinstance(content, dict):
             raise UsageError(f"{path} must be a mapping of output and the stages {', '.join(KINDS)}")
         try:
@@ -107,7 +108,7 @@ def _explain(error: ValidationError) -> str:
         return f'field "{where}" is missing'
     if len(first["loc"]) > 1:
         return f'field "{where}" must be text, a number, true or false, or a list of these'
-    return f'field "{where}": {first["msg"].removeprefix("Value error, ")}'
+    return f'field "{where}": {message_of(first)}'
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -11,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from handlers.errors import TrainingError, UsageError
+from handlers.errors import TorchbeamError, TrainingError, UsageError
 from handlers.model.directory import MODEL_FILE
 from handlers.model.files import TAG, TAG_TEXT, WORK_FOLDERS
 from handlers.train.fit import LAST
@@ -28,6 +30,8 @@ CHECKPOINTS, LOGS = WORK_FOLDERS
 OPTIONS, ROWS = "options.json", "prepared"
 EMPTY = "part-empty.parquet"  # what stands for no dead letters
 _NEW = ".new-"
+# What errors of a full disk say, of Beam's workers and of PyTorch, whose own names no error number.
+_FULL = (os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT), "PytorchStreamWriter failed writing file")
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,39 @@ def claimed(
                 raise
     finally:
         remove_empty(made)
+
+
+@contextmanager
+def full_disk(folder: Path) -> Iterator[None]:
+    """Says in one line what to do where the disk of an output, or of temporary files, is full; raises `TorchbeamError`."""
+    try:
+        yield
+    except Exception as error:
+        path = _full_at(error, folder)
+        if path is None:
+            raise
+        resumable = (folder / CHECKPOINTS / LAST).exists()
+        raise TorchbeamError(
+            f"{path} cannot be written: no space is left on its disk ({_free(path)}); free some, or train into another "
+            f"--output; then {'continue with --resume' if resumable else 'start again'}"
+        ) from error
+
+
+def _full_at(error: BaseException | None, folder: Path) -> Path | None:
+    """Where a disk was full, if that is what `error` says."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename2 or error.filename  # of a copy the second is the target
+            return Path(os.fsdecode(where)) if isinstance(where, str | bytes) else folder
+        if any(text in str(error) for text in _FULL):
+            return folder
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _free(path: Path) -> str:
+    there = next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
+    return f"{shutil.disk_usage(there).free >> 20:,} MB are free"
 
 
 def _opened(folder: Path, sink: OutputOptions, options: Mapping[str, Any]) -> TrainOutput | None:

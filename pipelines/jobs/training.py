@@ -31,7 +31,7 @@ from pipelines.command.options import SourceOptions
 from pipelines.jobs.prepare_options import ConfigOptions, FolderOptions, PrepareOptions
 from pipelines.jobs.preparing import prepare_rows
 from pipelines.jobs.train_options import TrainOptions
-from pipelines.jobs.train_output import TrainOutput, claimed
+from pipelines.jobs.train_output import TrainOutput, claimed, full_disk
 from transforms.evaluation.evaluate import Totals
 from transforms.evaluation.fingerprint import FILE, KEY
 from transforms.evaluation.names import HEADLINE, TITLES
@@ -70,9 +70,9 @@ def train(options: TrainOptions, tell: Callable[[str], None], listener: Listener
     Raises:
         UsageError: for what the user must fix.
         TrainingError: if the loss is not finite.
-        TorchbeamError: if the rows cannot be prepared.
+        TorchbeamError: if the rows cannot be prepared, or the disk is full.
     """
-    with claimed(options.sink, determining(options), tell) as output:
+    with full_disk(Path(options.sink.output)), claimed(options.sink, determining(options), tell) as output:
         if output is not None:
             prepared = _rows(options, output, tell)
             started = time.monotonic()

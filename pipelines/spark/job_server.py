@@ -257,10 +257,10 @@ class Running:
                     "--job_server_jvm_properties=-Dspark.executor.memory=…"
                 )
 
-    def last_words(self) -> str:
+    def last_error(self) -> str:
         """The line of the log that best explains why it ended."""
         errors = [line for line in self.last if re.search(r"Exception|Error|ERROR|Unsupported|cannot|Invalid", line)]
-        return (errors or [*self.last, "it said nothing"])[-1].strip()
+        return (errors or [*self.last, "it logged nothing"])[-1].strip()
 
 
 @contextmanager
@@ -326,7 +326,7 @@ def _wait_for_start(server: Running) -> None:
     while not server.endpoint:
         code: Any = server.process.poll()
         if code is not None:
-            raise JobServerError(f"the job server ended at its start with exit code {code}: {server.last_words()}")
+            raise JobServerError(f"the job server ended at its start with exit code {code}: {server.last_error()}")
         if time.monotonic() > end:
-            raise JobServerError(f"the job server did not start in {_START_SECONDS:.0f} s: {server.last_words()}")
+            raise JobServerError(f"the job server did not start in {_START_SECONDS:.0f} s: {server.last_error()}")
         time.sleep(0.05)

@@ -16,13 +16,13 @@ def read_page(url: str, seconds: float) -> str:
     deadline = time.monotonic() + seconds
     text = b""
     try:
-        with build_opener(ProxyHandler({})).open(url, timeout=seconds) as answer:
-            while piece := answer.read1(1 << 16):
+        with build_opener(ProxyHandler({})).open(url, timeout=seconds) as response:
+            while piece := response.read1(1 << 16):
                 text += piece
                 if time.monotonic() > deadline or len(text) > _PAGE_BYTES:
                     raise TimeoutError(f"{url} does not end")
-            if answer.length:
+            if response.length:
                 raise OSError(f"{url} is cut short")
-    except Exception as error:  # http.client raises its own errors for what is not HTTP
+    except Exception as error:  # http.client raises errors of its own for what is not HTTP
         raise OSError(str(error)) from error
     return text.decode("utf-8", "replace")

@@ -11,7 +11,7 @@ from pipelines.spark.job_server import Running
 from pipelines.spark.pages import read_page
 from transforms.accounting import Counts
 
-_SECONDS = 5.0  # between two requests of the page, and for an answer
+_SECONDS = 5.0  # between two requests of the page, and the time limit of each
 _COUNTER = re.compile(r"\{[^{}]*NAME=(rows_\w+)[^{}]*NAMESPACE=torchbeam[^{}]*\}: (\d+)")
 
 
@@ -21,14 +21,14 @@ class SparkProgress:
     def __init__(self, server: Running | None) -> None:
         self._server = server
         self._counts: Counts | None = None
-        self._asked = 0.0
+        self._requested = 0.0
 
     def so_far(self) -> Counts | None:
         """The rows of the finished tasks; None until there are any."""
         page = self._server.ui if self._server else None
-        if page and time.monotonic() - self._asked > _SECONDS:
-            self._asked = time.monotonic()
-            # The page appears after the start of the job, and disappears before its end.
+        if page and time.monotonic() - self._requested > _SECONDS:
+            self._requested = time.monotonic()
+            # The page exists only between the start of the job and its end.
             with suppress(OSError, ValueError, LookupError, TypeError):
                 self._counts = _counts(page) or self._counts
         return self._counts

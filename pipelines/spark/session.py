@@ -75,7 +75,7 @@ class Session:
         return self.progress.so_far()
 
     def state(self) -> str:
-        """The state of Spark in a few words."""
+        """The state of Spark, for the progress line."""
         return self.progress.state()
 
     def _check_server(self) -> None:
@@ -84,7 +84,7 @@ class Session:
         if self.server.problem:
             raise TorchbeamError(self.server.problem)
         if self.server.process.poll() is not None:
-            raise JobServerError(f"the job server ended before the job did: {self.server.last_words()}")
+            raise JobServerError(f"the job server ended before the job did: {self.server.last_error()}")
 
 
 def _said_by_worker(error: BaseException) -> RuntimeError | None:

@@ -20,13 +20,13 @@ from pipelines.spark.job_server import VARIABLE, JobServer, find_job_server
 from pipelines.spark.master import addresses, is_standalone, on_loopback
 
 _LOCAL_MASTER = re.compile(r"local(\[.+\])?$")
-# What the configuration of PROCESS may hold.
-_PROCESS = ("command", "env", "os", "arch")
+# The fields that the configuration of PROCESS may have.
+_PROCESS_FIELDS = ("command", "env", "os", "arch")
 _ENVIRONMENTS = ("LOOPBACK", "PROCESS", "DOCKER", "EXTERNAL")
 # Numbers of threads in the libraries of a worker; by default each library starts one for every core of the machine.
 _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# Without this every stage of the job starts new workers, which load the model again.
-_WORKERS_STAY_MILLISECONDS = 600_000
+# How long workers are kept. Otherwise every stage of the job starts new ones, which load the model again.
+_ENVIRONMENT_CACHE_MILLIS = 600_000
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Submission:
         job_server: None if the user has a running one (`--job_endpoint`).
         java: the Java that runs it; None without `job_server`.
         jvm_arguments: those of the user, including Spark's settings.
-        environment: variables of the job server's process beside those of this one.
+        environment: variables of the job server's process, in addition to those of this one.
         threads: threads of each task if the workers are threads of this process and Spark runs here, too; None if they
             are not, or if the user has set the number.
         warnings: warnings for the user, one line each.
@@ -100,7 +100,7 @@ def settle(
     if not portable.job_endpoint or _names_master(arguments):
         added.append(f"--spark_master_url={master}")
     if not _whole_number("environment_cache_millis", portable.environment_cache_millis):
-        added.append(f"--environment_cache_millis={_WORKERS_STAY_MILLISECONDS}")
+        added.append(f"--environment_cache_millis={_ENVIRONMENT_CACHE_MILLIS}")
     _whole_number("sdk_worker_parallelism", portable.sdk_worker_parallelism)
     kind = _environment(portable, master, named=_names_master(arguments))
     added.append(f"--environment_type={kind}")
@@ -108,10 +108,10 @@ def settle(
         added.append(f"--environment_config={_worker_config(portable.environment_config, settings)}")
     if not any(argument.startswith("--app_name") for argument in arguments):
         added.append("--app_name=torchbeam")
-    whole = (*arguments, *added)
+    all_arguments = (*arguments, *added)
     threads = cpus if kind == "LOOPBACK" and is_local(master) and _THREADS[0] not in os.environ else None
     if portable.job_endpoint or options.view_as(SparkRunnerOptions).spark_submit_uber_jar:
-        return Submission(whole, None, None, (), (), threads)
+        return Submission(all_arguments, None, None, (), (), threads)
     named_jar = options.view_as(SparkRunnerOptions).spark_job_server_jar
     job_server = find_job_server(named_jar, spark_version)
     warnings = []
@@ -125,7 +125,9 @@ def settle(
     here = is_local(master) or on_loopback(master)
     environment = {"SPARK_LOCAL_IP": "127.0.0.1"} if here and "SPARK_LOCAL_IP" not in os.environ else {}
     jvm_arguments = tuple(server_options.job_server_jvm_properties)
-    return Submission(whole, job_server, java, jvm_arguments, tuple(environment.items()), threads, tuple(warnings))
+    return Submission(
+        all_arguments, job_server, java, jvm_arguments, tuple(environment.items()), threads, tuple(warnings)
+    )
 
 
 def _whole_number(name: str, value: object) -> int:
@@ -145,21 +147,21 @@ def _environment(portable: PortableOptions, master: str, *, named: bool) -> str:
     kind, endpoint = portable.environment_type, portable.job_endpoint
     if kind and kind not in _ENVIRONMENTS and ":" not in kind:  # a URN
         raise UsageError(f'--environment_type "{kind}" is none of {", ".join(_ENVIRONMENTS)}')
-    elsewhere = endpoint if endpoint and not _on_this_host(endpoint.rpartition(":")[0]) else None
-    if elsewhere and not kind and not named:
+    remote = endpoint if endpoint and not _on_this_host(endpoint.rpartition(":")[0]) else None
+    if remote and not kind and not named:
         raise UsageError(
-            f"it is unknown where the job server {elsewhere} runs Python workers: name its Spark master with "
+            f"it is unknown where the job server {remote} runs Python workers: name its Spark master with "
             "--spark_master_url, or choose how they are started with --environment_type (PROCESS or DOCKER)"
         )
     if kind == "LOOPBACK":
         if is_standalone(master) and not any(_on_this_host(host) for host, _ in addresses(master)):
-            elsewhere = elsewhere or master
-        if elsewhere:
+            remote = remote or master
+        if remote:
             raise UsageError(
-                f"--environment_type=LOOPBACK runs Python in this process, which only this host can reach, but {elsewhere} "
+                f"--environment_type=LOOPBACK runs Python in this process, which only this host can reach, but {remote} "
                 "is on another one; use PROCESS or DOCKER"
             )
-    return str(kind or ("LOOPBACK" if is_local(master) and not elsewhere else "PROCESS"))
+    return str(kind or ("LOOPBACK" if is_local(master) and not remote else "PROCESS"))
 
 
 def _on_this_host(host: str) -> bool:
@@ -183,20 +185,20 @@ def spark_settings(jvm_properties: Sequence[str]) -> dict[str, str]:
 
 def task_cpus(settings: dict[str, str]) -> int:
     """The cores that Spark counts for each task."""
-    given = settings.get("spark.task.cpus", "1")
-    if not given.isdecimal() or not int(given):
-        raise UsageError(f'-Dspark.task.cpus must be an integer of 1 or more, not "{given}"')
-    return int(given)
+    cpus = settings.get("spark.task.cpus", "1")
+    if not cpus.isdecimal() or not int(cpus):
+        raise UsageError(f'-Dspark.task.cpus must be an integer of 1 or more, not "{cpus}"')
+    return int(cpus)
 
 
 def worker_command() -> str:
-    """The boot command of the workers, beside the Python that runs now. The other hosts must have it, too."""
+    """The boot command of the workers, next to the Python that runs now. The other hosts must have it, too."""
     for folder in (Path(sys.executable).parent, Path(sys.prefix, "bin"), Path(sys.prefix, "Scripts")):
         for name in ("torchbeam-worker", "torchbeam-worker.exe"):
             if (folder / name).is_file():
                 return str((folder / name).absolute())
     raise UsageError(
-        f"there is no torchbeam-worker beside {sys.executable}; install the package there (pip install torchbeam), or "
+        f"there is no torchbeam-worker next to {sys.executable}; install the package there (pip install torchbeam), or "
         'give the command of the workers: --environment_type=PROCESS --environment_config=\'{"command": "/path/to/it"}\''
     )
 
@@ -242,8 +244,8 @@ def _check_worker_config(config: object) -> None:
     if not isinstance(config, dict):
         raise ValueError("it is not an object")
     for name, value in config.items():
-        if name not in _PROCESS:
-            raise ValueError(f'"{name}" is none of {", ".join(_PROCESS)}')
+        if name not in _PROCESS_FIELDS:
+            raise ValueError(f'"{name}" is none of {", ".join(_PROCESS_FIELDS)}')
         if name != "env" and not isinstance(value, str):
             raise ValueError(f'"{name}" is not a string')
         if name == "env" and not (isinstance(value, dict) and all(isinstance(each, str) for each in value.values())):

@@ -3,12 +3,12 @@
 It follows the contract of the boot command of Beam's containers: its arguments are `--id` and `--provision_endpoint`,
 which has the pipeline's options and the other endpoints; it fetches the staged files and runs Beam's worker.
 
-The process that Spark starts only watches. Beam's worker is its child, whose last lines on stderr it keeps: if the
-child dies before it could take work, the watcher takes the work in its place and fails it with these lines, so that
-they become the error of the job. An executor discards the output of its processes and reports only exit codes.
+The process that Spark starts is a watcher. Beam's worker is its child, whose last lines on stderr it keeps. If the child
+dies before it is connected, the watcher connects instead and fails every request with these lines, so that they become
+the error of the job: an executor discards the output of its processes and reports only exit codes.
 
-If a worker dies later, its executor is ended, too. The runner would send every retry to the dead worker, and fail the
-job within a second; this way the retry goes to a new executor with a new worker.
+If a worker dies later, the watcher kills its executor, too. The runner would send every retry to the dead worker, and
+fail the job within a second; this way the retry goes to a new executor with a new worker.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ def main(argv: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else argv
     boot = Boot.parse(arguments)
     try:
-        folder = tempfile.mkdtemp(prefix="torchbeam-worker-", dir=_scratch(boot))
+        folder = tempfile.mkdtemp(prefix="torchbeam-worker-", dir=_parent_folder(boot))
     except OSError as error:
-        return _fail_the_work(boot, f"the worker on {platform.node()} has no folder for its files: {error}")
+        return _fail_requests(boot, f"the worker on {platform.node()} has no folder for its files: {error}")
     try:
         return _watch(boot, arguments, executor, folder)
     finally:
@@ -85,13 +85,13 @@ def _watch(boot: Boot, arguments: Sequence[str], executor: int, folder: str) -> 
     """Runs the worker. It may be killed at any time, so its folder is removed here."""
     child = EndedBySignal(subprocess.Popen.kill, signal.SIGTERM, signal.SIGINT)
     started, started_in_child = os.pipe()
-    own = {STARTED_FD: str(started_in_child), EXECUTOR: str(executor), WATCHER: str(os.getpid()), FOLDER: folder}
+    variables = {STARTED_FD: str(started_in_child), EXECUTOR: str(executor), WATCHER: str(os.getpid()), FOLDER: folder}
     worker = child.start(
         # -P: the working directory may contain a package with the name of ours
         [sys.executable, "-P", "-m", "pipelines.spark.worker", *arguments],
         stderr=subprocess.PIPE,
         pass_fds=[started_in_child],
-        env=os.environ | own,
+        env=os.environ | variables,
     )
     os.close(started_in_child)
 
@@ -115,7 +115,7 @@ def _watch(boot: Boot, arguments: Sequence[str], executor: int, folder: str) -> 
     if started_well:
         _end_executor(executor)
         return code if code >= 0 else 128 - code
-    return _fail_the_work(boot, last_words(code, list(last)))
+    return _fail_requests(boot, startup_error(code, list(last)))
 
 
 def _end_executor(pid: int) -> None:
@@ -125,17 +125,16 @@ def _end_executor(pid: int) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def last_words(code: int, lines: list[str]) -> str:
+def startup_error(code: int, lines: list[str]) -> str:
     """The error of the job if a worker died at its start."""
     how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-    said = [line for line in lines if line.strip()]
-    words = " / ".join(line.strip() for line in said) or "without any output"
-    return f"the worker on {platform.node()} {how} at its start: {words}"
+    output = " / ".join(line.strip() for line in lines if line.strip()) or "without any output"
+    return f"the worker on {platform.node()} {how} at its start: {output}"
 
 
-def _fail_the_work(boot: Boot, words: str) -> int:
-    """Answers every request to the worker with the error `words`, until the runner closes the connection."""
-    print(words, file=sys.stderr)
+def _fail_requests(boot: Boot, message: str) -> int:
+    """Answers every request to the worker with the error `message`, until the runner closes the connection."""
+    print(message, file=sys.stderr)
     try:
         import grpc  # type: ignore[import-untyped,unused-ignore]
         from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
@@ -144,22 +143,22 @@ def _fail_the_work(boot: Boot, words: str) -> int:
     import queue
 
     answers: queue.Queue[Any] = queue.Queue()
-    listened: set[str] = set()
-    who = [("worker_id", boot.id)]
+    opened: set[str] = set()
+    metadata = [("worker_id", boot.id)]
     with grpc.insecure_channel(boot.endpoints["control"] or _provision(boot).control_endpoint.url) as channel:
         stub = beam_fn_api_pb2_grpc.BeamFnControlStub(channel)
         with suppress(grpc.RpcError):  # until the runner closes the connection
-            for request in stub.Control(iter(answers.get, None), metadata=who):
+            for request in stub.Control(iter(answers.get, None), metadata=metadata):
                 bundle = request.process_bundle.process_bundle_descriptor_id
                 if bundle:
                     wanted = beam_fn_api_pb2.GetProcessBundleDescriptorRequest(process_bundle_descriptor_id=bundle)
-                    _take_data(stub.GetProcessBundleDescriptor(wanted, metadata=who), who, listened)
-                error = f"WorkerError: {words}"
+                    _open_data_streams(stub.GetProcessBundleDescriptor(wanted, metadata=metadata), metadata, opened)
+                error = f"WorkerError: {message}"
                 answers.put(beam_fn_api_pb2.InstructionResponse(instruction_id=request.instruction_id, error=error))
     return 1
 
 
-def _take_data(bundle: Any, who: list[tuple[str, str]], listened: set[str]) -> None:
+def _open_data_streams(bundle: Any, metadata: list[tuple[str, str]], opened: set[str]) -> None:
     """Opens the stream of a bundle's data: before that the runner does not read the answer."""
     import grpc
     from apache_beam.portability.api import beam_fn_api_pb2, beam_fn_api_pb2_grpc
@@ -168,10 +167,10 @@ def _take_data(bundle: Any, who: list[tuple[str, str]], listened: set[str]) -> N
         if transform.spec.urn != "beam:runner:source:v1":
             continue
         url = beam_fn_api_pb2.RemoteGrpcPort.FromString(transform.spec.payload).api_service_descriptor.url
-        if url not in listened:
-            listened.add(url)
+        if url not in opened:
+            opened.add(url)
             stream = beam_fn_api_pb2_grpc.BeamFnDataStub(grpc.insecure_channel(url)).Data(
-                iter(threading.Event().wait, None), metadata=who
+                iter(threading.Event().wait, None), metadata=metadata
             )
             threading.Thread(target=_drain, args=(stream,), daemon=True).start()
 
@@ -191,10 +190,10 @@ def _provision(boot: Boot) -> Any:
         return stub.GetProvisionInfo(request, metadata=[("worker_id", boot.id)], timeout=30).info
 
 
-# The child
+# In the child
 
 
-def _work(argv: Sequence[str]) -> None:
+def _run_worker(argv: Sequence[str]) -> None:
     """Runs Beam's worker in this process until the runner ends it."""
     executor, watcher = int(os.environ.pop(EXECUTOR)), int(os.environ.pop(WATCHER))
     folder = os.environ.pop(FOLDER)
@@ -227,7 +226,7 @@ def _work(argv: Sequence[str]) -> None:
     harness.run()
 
 
-def _scratch(boot: Boot) -> str | None:
+def _parent_folder(boot: Boot) -> str | None:
     """A folder that Spark removes with the executor, if there is one."""
     for name in ("SPARK_EXECUTOR_DIRS", "LOCAL_DIRS", "SPARK_LOCAL_DIRS"):
         for folder in re.split(r"[:,]", os.environ.get(name, "")):
@@ -246,15 +245,15 @@ def _fetch_staged(boot: Boot, info: Any, folder: Path) -> None:
     folder.mkdir(parents=True)
     with grpc.insecure_channel(boot.endpoints["artifact"] or info.artifact_endpoint.url) as channel:
         service = beam_artifact_api_pb2_grpc.ArtifactRetrievalServiceStub(channel)
-        who = [("worker_id", boot.id)]
+        metadata = [("worker_id", boot.id)]
         wanted = beam_artifact_api_pb2.ResolveArtifactsRequest(artifacts=info.dependencies)
-        for artifact in service.ResolveArtifacts(wanted, metadata=who).replacements:
+        for artifact in service.ResolveArtifacts(wanted, metadata=metadata).replacements:
             staged = beam_runner_api_pb2.ArtifactStagingToRolePayload.FromString(artifact.role_payload)
             if not staged.staged_name:
                 continue
             with (folder / Path(staged.staged_name).name).open("wb") as file:
                 for block in service.GetArtifact(
-                    beam_artifact_api_pb2.GetArtifactRequest(artifact=artifact), metadata=who
+                    beam_artifact_api_pb2.GetArtifactRequest(artifact=artifact), metadata=metadata
                 ):
                     file.write(block.data)
     _install(folder)
@@ -262,17 +261,17 @@ def _fetch_staged(boot: Boot, info: Any, folder: Path) -> None:
 
 def _install(staged: Path) -> None:
     """Installs what `--requirements_file`, `--setup_file` and `--extra_package` staged, for this worker alone."""
-    wanted: list[str] = []
+    packages: list[str] = []
     if (staged / "requirements.txt").exists():
-        wanted += ["--find-links", str(staged), "--requirement", str(staged / "requirements.txt")]
+        packages += ["--find-links", str(staged), "--requirement", str(staged / "requirements.txt")]
     listed = staged / "extra_packages.txt"
     names = [*(listed.read_text().split() if listed.exists() else []), "workflow.tar.gz"]
-    wanted += [str(staged / name) for name in names if (staged / name).exists()]
-    if not wanted:
+    packages += [str(staged / name) for name in names if (staged / name).exists()]
+    if not packages:
         return
     target = staged.parent / "packages"
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--target", str(target)]
-    subprocess.run([*pip, *wanted], check=True, stdout=sys.stderr)  # noqa: S603 - staged by the user
+    subprocess.run([*pip, *packages], check=True, stdout=sys.stderr)  # noqa: S603 - staged by the user
     sys.path.insert(0, str(target))
 
 
@@ -281,7 +280,7 @@ if __name__ == "__main__":
         sys.exit(main())
     # The error of a worker is on its stderr; its threads must not keep it alive.
     try:
-        _work(sys.argv[1:])
+        _run_worker(sys.argv[1:])
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

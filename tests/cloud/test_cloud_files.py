@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
-from cloud_runs import as_parquet
+from cloud_runs import DEAD, as_parquet, expected
 from fake_stores import Store
 
+import torchbeam
 from handlers.errors import UsageError
 from handlers.model import stores
 from transforms.sources import plan_input
@@ -62,3 +65,16 @@ def test_a_footer_is_read_alone(layout: Store) -> None:
     layout.proxy.seen.clear()
     assert plan_input(layout.url("large.parquet")).rows == 2_000_000
     assert 0 < sum(seen.answered for seen in layout.proxy.seen) < 1_000_000
+
+
+def test_score_in_python(ready: Store, model: Path, table: pa.Table) -> None:
+    """A folder in the bucket, scored in this process by a model of the bucket."""
+    stores.connect({}, PipelineOptions(list(ready.options)))
+    found = torchbeam.score(ready.url("models/linear"), ready.url("in"), device="cpu")
+    answers = dict(zip(found.predictions["id"].to_pylist(), found.predictions["prediction"].to_pylist(), strict=True))
+    assert answers == pytest.approx(expected(model, table), abs=1e-6)
+    assert found.dead_letters["id"].to_pylist() == DEAD
+    assert found.dead_letters["dead_letter"][0].as_py()["source"] == ready.url("in/x.parquet")
+    with pytest.raises(UsageError, match="no file matches") as caught:
+        torchbeam.score(model, ready.url("nothing"))
+    assert "\n" not in str(caught.value)

@@ -34,7 +34,7 @@ def test_every_command_works(tmp_path: Path) -> None:
             env=os.environ | here,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1200,
             check=False,
         )
         assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"

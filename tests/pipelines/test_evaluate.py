@@ -278,3 +278,102 @@ def test_help_imports_neither_torch_nor_beam() -> None:
 def test_console_script(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["evaluate", "--input=x", "--output=y"]) == 2
     assert "--label" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Rows of `small`, `small_v2` (whose name begins with the other), which answers half of them, and `size`, a regression."""
+    folder = tmp_path_factory.mktemp("several")
+    one, two = scored_table(2000), scored_table(2000, noise=3.0)
+    every = one.select(["id", "x", "age", "country", "label"]).append_column("y", one["x"])
+    outputs = ["predicted_class", "confidence", "probability_no", "probability_yes"]
+    run_there = pa.array([row % 2 == 0 for row in range(2000)])
+    for name, rows in (("small", one), ("small_v2", two)):
+        for column in outputs:
+            values = rows[column].combine_chunks()
+            if name == "small_v2":
+                values = pa.compute.if_else(run_there, values, None)
+            every = every.append_column(f"{name}_{column}", values)
+        every = every.append_column(f"{name}_model_version", pa.array([name] * 2000))
+    every = every.append_column("small_error", pa.nulls(2000, pa.string()))
+    (folder / "scored" / "predictions").mkdir(parents=True)
+    pq.write_table(every, folder / "scored" / "predictions" / "part-0.parquet", row_group_size=700)
+    models = {name: {"name": f"model of {name}", "version": name, "rows_in": 2000} for name in ("small", "small_v2")}
+    report = {"rows_scored": 2000, "rows_dead": 0, "models": {**models, "vectors": {"name": "e", "version": "1"}}}
+    (folder / "scored" / "report.json").write_text(json.dumps(report))
+    pq.write_table(one, folder / "small.parquet")
+    pq.write_table(two.filter(run_there), folder / "small_v2.parquet")
+    return folder
+
+
+class TestSeveralModels:
+    """A run of several models, as `score` writes it: of each model what a run of its own would give."""
+
+    def test_all_of_them(self, several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        flags = {"label": "label", "slice_by": "country,age"}
+        assert run("--fail_below=accuracy=0.6", input=several / "scored", output=tmp_path / "all", **flags) == 3
+        shown = capsys.readouterr()
+        assert "accuracy of small_v2 is 0." in shown.err
+        assert "accuracy of small is" not in shown.err
+        assert "small_v2: 1,000 rows are with a label, but without a usable prediction" in shown.err
+        found = json.loads((tmp_path / "all" / "metrics.json").read_text())
+        assert list(found["models"]) == ["small", "small_v2"]
+        for name, rows in (("small", 2000), ("small_v2", 1000)):
+            assert run(input=several / f"{name}.parquet", output=tmp_path / name, **flags) == 0
+            alone, mine = read(tmp_path / name), read(tmp_path / "all" / name)
+            assert mine == found["models"][name]
+            assert (mine["rows"], mine["model"]) == (rows, {"name": f"model of {name}", "version": name})
+            # Bins of ages are of all rows, also where a model answered some of them.
+            for metric in ("accuracy", "roc_auc", "log_loss", "confusion_matrix", "classes", "intervals"):
+                assert mine[metric] == alone[metric], metric
+            assert mine["slices"]["country"] == alone["slices"]["country"]
+            page = (tmp_path / "all" / name / "report.html").read_text()
+            assert f"Evaluation of model of {name}" in page
+            assert "small_v2_" not in page
+        page = (tmp_path / "all" / "report.html").read_text()
+        assert '<a href="small_v2/report.html">small_v2</a>' in page
+        assert f"{found['models']['small']['accuracy']:.4g}" in page
+
+    def test_one_of_them(self, several: Path, tmp_path: Path) -> None:
+        """Its metrics are those of a run of one model; an evaluation of all that was there is replaced."""
+        output, files = tmp_path / "out", several / "scored" / "predictions" / "*.parquet"
+        assert run(input=files, label="label", output=output) == 0  # without a report
+        assert run("--overwrite", input=files, label="label", output=output, model_name="small", compare=files) == 0
+        assert not list((output / "small_v2").iterdir())
+        (output / "small_v2").rmdir()
+        (output / "small").rmdir()
+        found = read(output)
+        assert found["rows"] == 2000
+        assert found["compare"]["accuracy"]["difference"] == 0
+        assert (
+            run(
+                "--overwrite",
+                input=several / "small.parquet",
+                label="label",
+                output=output,
+                model_name="small_v2",
+                compare=several / "scored",
+            )
+            == 0
+        )
+        assert read(output)["compare"]["rows"] == 1000
+
+    def test_refusals(self, several: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        flags_of_all = {"input": several / "scored", "label": "label", "output": tmp_path / "out"}
+        cases: list[tuple[list[str], dict[str, object], str]] = [
+            (["--model_name=large"], {}, 'has no model "large" to evaluate; it has: small, small_v2'),
+            ([f"--compare={several / 'small.parquet'}"], {}, "--compare takes one model"),
+            (
+                [f"--compare={several / 'scored'}"],
+                {"input": several / "small.parquet"},
+                "add --model_name: small, small_v2",
+            ),
+            (["--model_name=small"], {"input": several / "small.parquet"}, "is of one; leave it out"),
+            (["--model_name=small", f"--model={several}"], {}, "--model_name is for an output of several models"),
+            ([], {"label": "y"}, 'model "small": '),
+        ]
+        for flags, replaced, message in cases:
+            assert run(*flags, **(flags_of_all | replaced)) == 2, message
+            (line,) = capsys.readouterr().err.splitlines()
+            assert message in line
+            assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 
@@ -110,6 +111,20 @@ class TestDescribe:
         verbose = run(capsys, "describe", f"--model={folder}", "--verbose")
         assert (plain[0], verbose[0]) == (2, 2)
         assert verbose[2].splitlines()[-1] == plain[2].rstrip()
+
+    def test_numpy_is_imported_before_torch(self) -> None:
+        code = (
+            "import sys\n"
+            "class Watch:\n"
+            "    def find_spec(self, name, path=None, target=None):\n"
+            "        assert name != 'torch' or 'numpy' in sys.modules, 'Ctrl-C is lost while torch imports numpy'\n"
+            "sys.meta_path.insert(0, Watch())\n"
+            "import pipelines.describe\n"
+            "import handlers.model.summary\n"
+            "assert 'torch' in sys.modules"
+        )
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
 
     def test_help_names_no_options_of_beam(self, capsys: pytest.CaptureFixture[str]) -> None:
         for command in ("init", "describe"):

@@ -6,13 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
+import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from poisoned_table import Table, save_model
+
+from pipelines import runners
+from pipelines.command.options import RunOptions
+from pipelines.jobs.execution import Execution, execute
 
 WAIT_SECONDS = 120.0
 
@@ -59,3 +65,18 @@ def test_ended_in_its_middle(table: Path, slow_model: Path, tmp_path: Path, end:
     assert err.splitlines() == ["torchbeam score: interrupted; nothing was published"]
     assert out == ""
     assert not output.parent.exists()
+
+
+def test_beams_temporary_folder_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a run is interrupted before its pipeline starts."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+    def build(pipeline: beam.Pipeline) -> None:
+        assert Path(pipeline.local_tempdir).parent == tmp_path
+        raise KeyboardInterrupt
+
+    runner = "FnApiRunner"
+    launch = runners.settle(RunOptions(runner=runner), ())
+    with pytest.raises(KeyboardInterrupt):
+        execute(build, Execution(launch, runner, "0" * 12, None, str(tmp_path / "report.json")), wait=True)
+    assert not list(tmp_path.iterdir())

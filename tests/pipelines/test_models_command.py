@@ -100,6 +100,25 @@ def test_list_and_show(registry: str, torchbeam: Torchbeam) -> None:
     )
 
 
+def test_list_goes_on_after_damaged_aliases(registry: str, torchbeam: Torchbeam) -> None:
+    folder = Path(registry.partition("=")[2])
+    assert torchbeam("models", "push", registry, "--model=credit@1", "--name=a")[0] == 0
+    (folder / "a" / "aliases.json").write_text('{"champion": 3}')
+    code, out, err = torchbeam("models", "list", registry)
+    assert code == 1
+    (line,) = err.splitlines()
+    assert line.startswith(f"torchbeam models list: error: {folder}/a/aliases.json is not a file of aliases")
+    assert [row.split() for row in out.splitlines()[1:]] == [
+        ["a", "1", "1", "(damaged)"],
+        ["credit", "2", "2", "champion:", "1"],
+    ]
+    code, out, err = torchbeam("models", "list", registry, "--json")
+    assert (code, [bool(model.get("error")) for model in json.loads(out)]) == (1, [True, False])
+    assert torchbeam("models", "show", registry, "--model=credit@1")[0] == 0
+    code, out, err = torchbeam("models", "show", registry, "--model=a@1")
+    assert (code, len(err.splitlines())) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -214,6 +214,7 @@ def test_refused_before_anything_runs(folder: Path, in_process: list[str], capsy
     assert 'field "output" is missing' in refused("score: {input: a}")
     assert 'unknown field "evalute"; there are: output, prepare' in refused("output: a\nevalute: {}")
     assert "has no stage" in refused("output: a")
+    assert 'field "score": must be a mapping' in refused("output: a\nscore: 3")
     assert 'field "prepare.input" must be text, a number' in refused("output: a\nprepare: {input: {a: 1}}")
     assert f"output {folder}/model.yaml/a cannot be written" in refused(output=f"{folder}/model.yaml/a")
     assert "output must be a local folder" in refused(output="gs://bucket/out")

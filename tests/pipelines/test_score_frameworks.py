@@ -135,7 +135,10 @@ def test_wrong_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (given, 'the model input "x" takes 2 values a row, but the input has 3 columns of numbers'),
         (["init", f"--from={tmp_path / 'line.onnx'}", f"--output={target}"], "exists already"),
         (["init", f"--from={tmp_path / 'm.pkl'}", f"--output={tmp_path / 'n'}"], "may hold a pickle"),
-        (["init", f"--from={tmp_path / 'm.skops'}", f"--output={tmp_path / 'n'}"], "cannot be loaded as sklearn"),
+        (
+            ["init", f"--from={tmp_path / 'm.skops'}", f"--output={tmp_path / 'n'}"],
+            f"error: {tmp_path / 'm.skops'} cannot be loaded as sklearn",
+        ),
         (["init", f"--from={tmp_path / 't.parquet'}", f"--output={tmp_path / 'n'}"], "is no file of a model"),
     ]:
         code, _, err = run(capsys, *arguments)

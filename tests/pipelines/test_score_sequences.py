@@ -283,3 +283,40 @@ def test_columns_that_do_not_fit(
     err = capsys.readouterr().err.strip()
     assert len(err.splitlines()) == 1
     assert re.search(message, err), err
+
+
+def test_several_models_of_the_same_windows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Windows are cut once; each model answers as in a run of its own."""
+    rows = frame(7, 20)
+    rows.loc[3, "sales"] = np.nan  # a dead letter of the windows
+    data, one = write(rows, tmp_path / "in"), save(tmp_path / "one")
+    alone, _, report = run(data, one, tmp_path / "alone")
+    models = f"""
+models:
+  - {{name: one, model: {one}}}
+  - {{name: two, model: {one}, when: "shop <> 'shop 1'"}}
+  - {{name: apart, model: {one}, hints: {{min_ram: 1GB}}, inputs_from: two}}
+"""
+    (tmp_path / "models.yaml").write_text(models)
+    flags = [f"--input={data}", f"--models={tmp_path / 'models.yaml'}", f"--output={tmp_path / 'out'}"]
+    assert score.main(flags) == 0
+    found = pq.read_table(tmp_path / "out" / "predictions").to_pandas()
+    both = json.loads((tmp_path / "out" / "report.json").read_text())
+    for name in ("rows_read", "rows_scored", "rows_dropped", "rows_dead", "dead_by_error", "noted"):
+        assert both[name] == report[name], name
+    merged = found.merge(alone, on=["shop", "day"], how="outer", indicator=True)
+    assert (merged["_merge"] == "both").all()
+    for name in ("one", "two", "apart"):
+        mine = merged if name == "one" else merged[merged["shop"] != "shop 1"]
+        np.testing.assert_allclose(np.stack(mine[f"{name}_forecast"]), np.stack(mine["forecast"]), atol=1e-6)
+        assert (mine[f"{name}_forecast_from"] == mine["forecast_from"]).all()
+    assert merged[merged["shop"] == "shop 1"]["two_forecast"].isna().all()
+    assert both["models"]["two"]["rows_skipped"] == (found["shop"] == "shop 1").sum()
+    assert doctor.main([*flags[:2], f"--output={tmp_path / 'checked'}"]) == 0
+
+    other = save(tmp_path / "other", stride=2)
+    capsys.readouterr()
+    named = [f"--model=one={one}", f"--model=other={other}"]
+    assert score.main([f"--input={data}", *named, f"--output={tmp_path / 'none'}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert 'models "one" and "other" have other sequences in their model.yaml' in line

@@ -17,6 +17,9 @@ import torch
 
 from handlers import ModelDir
 from pipelines import doctor, score
+from pipelines.jobs.models import open_models, with_models
+from pipelines.jobs.options import ScoreOptions
+from transforms.registry.registry import ModelRegistry
 
 pytestmark = pytest.mark.slow(15)
 
@@ -294,9 +297,44 @@ class TestByKey:
         found = report(tmp_path / "out")
         assert found["dead_by_error"]["by_key/UnknownKey"] == ROWS - len(known)
 
+    @pytest.mark.parametrize("form", ["names", "mapping"])
+    def test_registry(self, here: Path, keys: list[str | None], tmp_path: Path, form: str) -> None:
+        """Names are resolved once; a model without the alias is left out of a pattern."""
+        registry = ModelRegistry(tmp_path / "registry")
+        for key, classes in (("small", 2), ("large", 2), ("other", 2)):
+            for trouble in (TROUBLE, TROUBLE + 1):
+                registry.push(save(tmp_path / f"{key}{trouble}", classes, trouble), f"net-{key}")
+        registry.promote("net-small@1", "champion")
+        registry.promote("net-large@2", "champion")
+        models = "'net-{key}@champion'" if form == "names" else "{small: net-small@champion, large: net-large@2}"
+        file = write(tmp_path, f"models: [{{name: local, by_key: {{column: key, models: {models}}}}}]")
+        flags = [f"--input={here / 'keyed'}", f"--models={file}", f"--registry={registry.folder}"]
+        options, spec = with_models(ScoreOptions.parse([*flags, f"--output={tmp_path / 'out'}"], score.COMMAND))
+        registry.promote("net-small@2", "champion")  # changes nothing in the run that has begun
+        assert spec is not None
+        (settings,) = open_models(options, spec).settings
+        assert settings.by_key is not None
+        assert settings.by_key.models == {
+            "small": f"{registry.folder}/net-small/1",
+            "large": f"{registry.folder}/net-large/2",
+        }
+        registry.rollback("net-small", "champion")
+
+        assert score.main([*flags, f"--output={tmp_path / 'out'}"]) == 0
+        found = read(tmp_path / "out" / "predictions")
+        versions = {key: registry.open(f"net-{key}@{number}").version for key, number in (("small", 1), ("large", 2))}
+        assert found["model_version"].to_pylist() == [versions[str(keys[row])] for row in found["id"].to_pylist()]
+        local = report(tmp_path / "out")["models"]["local"]
+        assert local["registry"] == {"small": "net-small@1", "large": "net-large@2"}
+        known = [row for row, key in enumerate(keys) if key in versions]
+        assert report(tmp_path / "out")["dead_by_error"]["by_key/UnknownKey"] == ROWS - len(known)
+
     @pytest.mark.parametrize(
         ("text", "expected"),
         [
+            ("by_key: {column: key, models: 'net-{key}@champion'}", "name it with --registry=DIR"),
+            ("by_key: {column: key, models: {small: net@3}}", "name its folder with --registry=DIR"),
+            ("by_key: {column: key, models: {small: nowhere}}", "nowhere does not exist"),
             ("by_key: {column: nothing, models: 'by_key/{nothing}'}", 'there is no column "nothing"'),
             ("by_key: {column: key, models: 'nowhere/{key}'}", "nowhere, the folder of by_key, cannot be listed"),
             ("by_key: {column: key, models: 'keyed/{key}'}", "by_key, has no folders of models"),

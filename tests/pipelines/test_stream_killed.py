@@ -16,7 +16,7 @@ from stream_folders import COLUMNS, Folders, put, rows, save_model
 
 pytestmark = pytest.mark.slow(40)
 
-SECONDS = 120.0
+SECONDS = 240.0
 
 
 def _start(folders: Folders, model: str, *others: str) -> subprocess.Popen[str]:
@@ -33,7 +33,7 @@ def _wait(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
-        time.sleep(0.005)
+        time.sleep(0.05)
 
 
 def _child(process: subprocess.Popen[str]) -> int:

@@ -209,6 +209,12 @@ def test_without_lightning(refused: Refused, monkeypatch: pytest.MonkeyPatch) ->
     assert refused() == "training needs lightning; pip install 'torchbeam[train]'"
 
 
+def test_without_tensorboard(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    assert refused("--logger=tensorboard") == "--logger=tensorboard needs tensorboard; pip install 'torchbeam[train]'"
+
+
 def test_refused_configs(refused: Refused, tmp_path: Path) -> None:
     file = tmp_path / "config.yaml"
 

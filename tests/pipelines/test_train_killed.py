@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from child_processes import is_there, wait_until
 from prepared_folders import customers, prepared_folder
@@ -80,3 +84,35 @@ def test_kill_9(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(killed["history"]) == 5
     assert killed["history"] == whole["history"]
     assert ModelDir(output).version == ModelDir(tmp_path / "whole").version
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "rows", "hidden"),
+    [(1, 20_000, "[8]"), (16, 200, "[2000, 2000]")],
+    ids=["preparing", "checkpoint"],
+)
+def test_a_full_disk_is_one_line(tmp_path: Path, megabytes: int, rows: int, hidden: str) -> None:
+    """On a disk of its own, in a namespace of its own."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-rm", "true"], check=False).returncode:
+        pytest.skip("no namespaces of users here")
+    x = np.random.default_rng(0).normal(size=(rows, 20))
+    columns = {f"x{index}": x[:, index] for index in range(20)}
+    pq.write_table(pa.table({**columns, "label": np.where(x[:, 0] > 0, "a", "b")}), tmp_path / "in.parquet")
+    (tmp_path / "m.yaml").write_text(f"architecture: mlp\narguments: {{hidden: {hidden}}}\n")
+    (tmp_path / "disk").mkdir()
+    flags = ["--input=in.parquet", "--model=m.yaml", "--label=label", "--epochs=3", "--output=disk/model"]
+    mount = f'mount -t tmpfs -o size={megabytes}m tmpfs disk && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount, "sh", sys.executable, "-m", "torchbeam", "train", *flags],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("torchbeam train: error: ")
+    assert f"{tmp_path / 'disk'}" in line or "disk/model" in line
+    assert "no space is left on its disk" in line
+    assert line.endswith("then start again")

@@ -17,6 +17,7 @@ import yaml
 from poisoned_table import Table, save_model
 
 from handlers.errors import UsageError
+from handlers.version import __version__
 from pipelines import cli, runners, score
 from pipelines.command.options import RunOptions
 from pipelines.jobs import scoring as score_job
@@ -331,4 +332,11 @@ def test_console_script(capsys: pytest.CaptureFixture[str]) -> None:
     assert "score" in capsys.readouterr().out
     assert cli.main(["sing"]) == 2
     assert '"sing"' in capsys.readouterr().err
+    assert cli.main(["scor"]) == 2
+    assert 'unknown command "scor"; did you mean "score"?' in capsys.readouterr().err
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"torchbeam {__version__}\n"
+    for name, option in {"describe": "--model", "init": "--from", "run": "--config"}.items():
+        assert cli.main([name, "models/churn"]) == 2
+        assert f'unexpected argument "models/churn"; write {option}=' in capsys.readouterr().err
     assert cli.main(["score", "--input=x"]) == 2

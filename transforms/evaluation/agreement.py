@@ -1,4 +1,4 @@
-"""Two models on the same rows, without labels: how often they agree, and how far they are apart where they do not."""
+"""Two models on the same rows, without labels: how often they agree, and how much they differ where they do not."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from transforms.evaluation.regression import Residuals
 from transforms.evaluation.sums import Moments
 from transforms.evaluation.worst import Worst
 
-EXACT_DIFFERENCES = 1_000_000  # held as they are up to so many, 8 MB; beyond they are counted in bins
-MAX_PAIRS = 20_000  # different pairs of classes that are counted each by itself
+EXACT_DIFFERENCES = 1_000_000  # up to so many are kept exactly, 8 MB; beyond that they are counted in bins
+MAX_PAIRS = 20_000  # distinct pairs of classes that are counted separately
 _SHOWN = 8  # input columns of the rows that differ most
 _ANSWERS = {"classification": (CLASS, CONFIDENCE), "multilabel": (LABELS, "probabilities"), "regression": (NUMBER,)}
 
@@ -108,7 +108,7 @@ class Agreement:
         both: the numbers of each model, on rows that both answered.
         total: their sums, for the correlation.
         spread: the distribution of the differences.
-        apart: the rows that differ most.
+        most_different: the rows that differ most.
     """
 
     plan: AgreementPlan
@@ -123,10 +123,10 @@ class Agreement:
     both: tuple[Moments, Moments] = field(default_factory=lambda: (Moments.none(), Moments.none()))
     total: Moments = field(default_factory=Moments.none)
     spread: Residuals = field(default_factory=lambda: Residuals(EXACT_DIFFERENCES))
-    apart: Worst = field(init=False)
+    most_different: Worst = field(init=False)
 
     def __post_init__(self) -> None:
-        self.apart = Worst(self.plan.shown)
+        self.most_different = Worst(self.plan.shown)
 
     def add(self, batch: pa.RecordBatch) -> None:
         """Counts the rows of a batch of predictions."""
@@ -158,24 +158,24 @@ class Agreement:
             both = zip(rows.column(one[0]).to_pylist(), rows.column(two[0]).to_pylist(), strict=True)
             equal = np.fromiter((set(a) == set(b) for a, b in both), bool, rows.num_rows)
         first, second = _numbers(rows, one), _numbers(rows, two)
-        apart = np.zeros(rows.num_rows)
+        distance = np.zeros(rows.num_rows)
         if first is not None and second is not None and first.shape == second.shape:
             difference = (first - second).mean(axis=1)
-            apart = np.abs(first - second).mean(axis=1)
+            distance = np.abs(first - second).mean(axis=1)
             self.difference += Moments.of(difference)
-            self.distance += Moments.of(apart)
+            self.distance += Moments.of(distance)
             self.both = (self.both[0] + Moments.of(first.mean(axis=1)), self.both[1] + Moments.of(second.mean(axis=1)))
             self.total += Moments.of(first.mean(axis=1) + second.mean(axis=1))
             self.spread.add(difference)
             if equal is None:
                 equal = (first == second).all(axis=1)
             elif self.plan.task == "classification":
-                # Other classes come first, those that both models are sure of before all.
-                apart = np.where(equal, apart, 1 + (first + second)[:, 0] / 2)
+                # Rows with different classes come first, those in which both models are most confident at the top.
+                distance = np.where(equal, distance, 1 + (first + second)[:, 0] / 2)
         if equal is None:
             equal = np.ones(rows.num_rows, dtype=bool)
         self.equal += int(equal.sum())
-        self.apart.add(apart, np.arange(rows.num_rows), rows)
+        self.most_different.add(distance, np.arange(rows.num_rows), rows)
 
     def _count_pairs(self, one: pa.Array, two: pa.Array) -> np.ndarray:
         """Counts the pairs of classes of rows; gives the mask of those with equal ones."""
@@ -208,7 +208,7 @@ class Agreement:
         self.both = (self.both[0] + other.both[0], self.both[1] + other.both[1])
         self.total += other.total
         self.spread.merge(other.spread)
-        self.apart.merge(other.apart)
+        self.most_different.merge(other.most_different)
 
 
 def _numbers(rows: pa.RecordBatch, columns: tuple[str, ...]) -> np.ndarray | None:

@@ -1,4 +1,4 @@
-"""What a comparison of two models says: the content of `comparison.json`, and the page `comparison.html`."""
+"""The result of a comparison of two models: the content of `comparison.json`, and the page `comparison.html`."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def result(found: Agreement, counts: Counts, about: Mapping[str, Mapping[str, An
         "difference": _difference(found),
         "columns": list(plan.shown),
         "rows_that_differ_most": [
-            {"distance": distance, "values": list(values)} for distance, values in found.apart.rows
+            {"distance": distance, "values": list(values)} for distance, values in found.most_different.rows
         ],
     }
 
@@ -139,7 +139,7 @@ def html(content: Mapping[str, Any]) -> str:
         matrix=matrix_cells(confusion) if confusion and "labels" in confusion else None,
         pairs=confusion.get("pairs") if confusion else None,
         charts=_charts(content),
-        apart=[
+        most_different=[
             {"distance": number(row["distance"]), "values_": row["values"]} for row in content["rows_that_differ_most"]
         ],
     )

@@ -1,4 +1,4 @@
-"""Charts as small SVG texts. Colours are those of the page (CSS variables), so that one picture is right on light and dark."""
+"""Charts as small SVG texts. Colours are those of the page (CSS variables), so that they fit the light and the dark theme."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Points = Sequence[Sequence[float]]
 
 @dataclass(frozen=True)
 class Axis:
-    """One axis: what it is, and from where to where it goes."""
+    """One axis: its title and range."""
 
     title: str
     low: float = 0.0
@@ -33,7 +33,7 @@ class Axis:
 
 
 def covering(title: str, values: Sequence[float], *, zero: bool = False) -> Axis:
-    """An axis that shows all `values`, with a little room; from zero where wanted."""
+    """An axis that shows all `values`, with a margin; from zero if asked for."""
     low, high = min(values, default=0.0), max(values, default=1.0)
     if zero:
         low = min(low, 0.0)

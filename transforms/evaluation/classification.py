@@ -17,7 +17,7 @@ from transforms.evaluation.rows import ClassRows
 from transforms.evaluation.sums import Moments
 
 CALIBRATION_BINS = 15
-# Drawing 1,000 confusion matrices of more classes than this takes seconds, and says little of any.
+# Drawing 1,000 confusion matrices of more classes than this takes seconds, for intervals that are too wide to be of use.
 _BOOTSTRAP_CLASSES = 50
 
 
@@ -27,7 +27,7 @@ class ClassTotals:
 
     Attributes:
         plan: of the evaluation.
-        whole: keeps scores and calibration, too; slices do without.
+        whole: keeps scores and calibration, too, which slices do not need.
         confusion: rows by (true class, predicted class).
         unknown: rows whose true class has no score.
         too_many: there are more than `MAX_CLASSES` classes, and nothing is counted any more.
@@ -205,7 +205,7 @@ class ClassTotals:
         return [(total / rows, hits / rows, int(rows)) for rows, total, hits in self.calibration.tolist() if rows]
 
     def _bound(self) -> None:
-        # The pairs are at most the square of the classes, so they are looked at only once there are many.
+        # The pairs are at most the square of the classes, so they are counted only once there are many.
         if len(self.confusion) > MAX_CLASSES and len({name for pair in self.confusion for name in pair}) > MAX_CLASSES:
             self.too_many = True
             self.confusion = Counter(dict(list(self.confusion.items())[:MAX_CLASSES]))

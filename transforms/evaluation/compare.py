@@ -1,4 +1,4 @@
-"""Two runs of the same rows: rows are matched by a key, and what one run got right is held against the other."""
+"""Two runs of the same rows: rows are matched by a key, and compared by which run was right."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import apache_beam as beam
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from apache_beam.pvalue import PCollection
 
+from handlers.columnar.hashes import row_hashes
 from transforms.evaluation import intervals
 from transforms.evaluation.plan import EvaluationPlan
 from transforms.evaluation.rows import NumberRows, extract
@@ -22,7 +24,7 @@ BUCKET_ROWS = 250_000
 
 @dataclass(frozen=True)
 class Outcomes:
-    """What a run got right of some rows: their keys (uint64), whether each is right (bool), and its loss (float64)."""
+    """The outcome of a run for some rows: their keys (uint64), whether each is right (bool), and its loss (float64)."""
 
     first: bool
     keys: np.ndarray
@@ -32,7 +34,7 @@ class Outcomes:
 
 @dataclass
 class Pairs:
-    """Matched rows of two runs: who was right, the losses of each, and their differences (first − second)."""
+    """Matched rows of two runs: which run was right, the losses of each, and their differences (first − second)."""
 
     only_first: int = 0
     only_second: int = 0
@@ -49,7 +51,7 @@ class Pairs:
         return Pairs(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
     def result(self, task: str, has_loss: bool) -> dict[str, Any]:
-        """What `metrics.json` says of a comparison; differences are first − second."""
+        """The content of `compare` in `metrics.json`; differences are first − second."""
         found: dict[str, Any] = {
             "rows": self.rows,
             "rows_only_first": self.unmatched_first,
@@ -57,13 +59,13 @@ class Pairs:
             "rows_with_repeated_key": self.repeated,
         }
         if task != "regression" and self.rows:
-            apart = (self.only_first - self.only_second) / self.rows
-            spread = (self.only_first + self.only_second) / self.rows - apart**2
+            difference = (self.only_first - self.only_second) / self.rows
+            spread = (self.only_first + self.only_second) / self.rows - difference**2
             found["accuracy"] = {
                 "first": (self.both + self.only_first) / self.rows,
                 "second": (self.both + self.only_second) / self.rows,
-                "difference": apart,
-                "interval": intervals.normal(apart, (max(spread, 0) / self.rows) ** 0.5, -1, 1),
+                "difference": difference,
+                "interval": intervals.normal(difference, (max(spread, 0) / self.rows) ** 0.5, -1, 1),
                 "only_first_right": self.only_first,
                 "only_second_right": self.only_second,
                 "test": "mcnemar",
@@ -88,7 +90,7 @@ def pair(outcomes: Iterable[Outcomes], *, unique: bool) -> Pairs:
 
     Args:
         outcomes: of both runs, in any order.
-        unique: a key stands for one row, and rows of a key that occurs twice in a run are left out and counted; else rows
+        unique: a key identifies one row, and rows of a key that occurs twice in a run are left out and counted; else rows
             of one key are equal, and matched one by one.
     """
     sides = []
@@ -128,20 +130,16 @@ def pair(outcomes: Iterable[Outcomes], *, unique: bool) -> Pairs:
 
 
 def keys_of(chunk: pa.RecordBatch, columns: tuple[str, ...]) -> np.ndarray:
-    """A hash (uint64) of the values of `columns` for each row."""
-    found = np.zeros(chunk.num_rows, np.uint64)
-    for name in columns:
-        array = chunk.column(name)
-        if pa.types.is_floating(array.type):
-            hashed = pd.util.hash_array(np.asarray(array.to_numpy(zero_copy_only=False), dtype=np.float64))
-        else:
-            if not pa.types.is_nested(array.type):
-                array = array.cast(pa.string())  # ids of 64 bits keep their digits
-            texts = [None if value is None else str(value) for value in array.to_pylist()]
-            hashed = pd.util.hash_array(np.array(texts, dtype=object))
-        with np.errstate(over="ignore"):
-            found = found * np.uint64(0x9E3779B97F4A7C15) + hashed
-    return found
+    """A hash (uint64) of the values of `columns` for each row; NaN is like null."""
+    if not columns:
+        return np.zeros(chunk.num_rows, np.uint64)
+    return row_hashes(_without_nan(chunk.column(name)) for name in columns)
+
+
+def _without_nan(array: pa.Array) -> pa.Array:
+    if not pa.types.is_floating(array.type):
+        return array
+    return pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array)
 
 
 @beam.typehints.with_output_types(tuple[int, Any])

@@ -1,8 +1,8 @@
 """ROC and precision-recall from scores that were gathered in many parts: exact up to a bound, by bins beyond it.
 
-Scores of many parts are held as they are while they are few. Beyond the bound they are counted in bins of equal width in
+The scores of all parts are kept exactly while they are few. Beyond a limit they are counted in bins of equal width in
 logit(score), which are fine near 0 and near 1, where models put most scores. What is computed from bins comes with an
-error bound that is computed from the very counts, so it always holds.
+error bound that is computed from the counts themselves, so it always holds.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-# Scores held before they are counted in bins: rows × classes. 8 MB of float32, 16 MB of float64.
+# Scores that are kept exactly; beyond, they are counted in bins: rows × classes. 8 MB of float32, 16 MB of float64.
 EXACT_SCORES = 2_000_000
 _LOGIT_LIMIT = 40  # a probability of 4e-18, or of 1 minus that
 _BINS_PER_LOGIT = 1024
@@ -22,7 +22,7 @@ class Groups:
     """Scores of one class with the rows that have them, from the highest on.
 
     Attributes:
-        score: float64 of (groups,), descending; for bins the lowest score that they may hold.
+        score: float64 of (groups,), descending; for bins the lowest score that can be in them.
         positive: int64 of (groups,): rows of the class with that score.
         negative: int64 of (groups,): rows of other classes.
         exact: a group is a single score, not a bin.
@@ -45,7 +45,7 @@ class Scores:
 
     Attributes:
         classes: the number of classes K that have scores.
-        limit: how many scores are held, rows × K.
+        limit: how many scores are kept exactly, rows × K.
     """
 
     classes: int
@@ -55,7 +55,7 @@ class Scores:
 
     @property
     def exact(self) -> bool:
-        """Whether the scores themselves are held."""
+        """Whether the scores themselves are kept."""
         return self.bins is None
 
     def add(self, scores: np.ndarray, codes: np.ndarray) -> None:

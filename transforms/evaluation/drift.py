@@ -1,4 +1,4 @@
-"""Data drift: how far the rows of today are from those a model was trained on, column by column."""
+"""Data drift: how far the distribution of rows is from that of the training rows, column by column."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 
 from transforms.evaluation.fingerprint import Fingerprint, Numeric, as_categories, as_numbers
 
-# An empty bin would make the index infinite; a share this small is what takes its place.
+# An empty bin would make the index infinite, so it gets this share.
 _LEAST_SHARE = 1e-4
-MAX_NEW = 1000  # distinct new categories that are counted apart
+MAX_NEW = 1000  # distinct new categories that are counted separately
 SHOWN_NEW = 5
 
 
@@ -77,7 +77,7 @@ class Drift:
             self.columns.setdefault(name, ColumnCounts()).merge(counts)
 
     def result(self) -> dict[str, dict[str, Any]]:
-        """By column: `psi`, `nulls`, `nulls_in_training`, and of categories `new_rows` and the commonest `new_categories`.
+        """By column: `psi`, `nulls`, `nulls_in_training`, and of categories `new_rows` and the most frequent `new_categories`.
 
         PSI below 0.1 is usually called stable, from 0.25 on a shift.
         """

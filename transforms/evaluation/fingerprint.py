@@ -1,7 +1,7 @@
-"""The fingerprint of the rows that a model was trained on: what later data is held against.
+"""The fingerprint of the rows that a model was trained on: which later data is compared with.
 
-It is small and tells no row: of each column the share of nulls, and of numbers the deciles, of categories how often each
-occurs. It stands in `training.json` of a model directory, beside what else training writes there:
+It is small and contains no rows: the share of nulls of each column, the deciles of numbers, and the share of each category. It is
+in `training.json` of a model directory, next to what else training writes there:
 
     {"fingerprint": {
         "rows": 100000,
@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from handlers.errors import UsageError
+from handlers.train.inputs import is_id
 
 FILE = "training.json"
 KEY = "fingerprint"
@@ -42,7 +43,7 @@ class Numeric:
 
 @dataclass(frozen=True)
 class Categorical:
-    """A column of texts or flags: the share of each value, of the commonest `MAX_CATEGORIES`, and of all `other` values."""
+    """A column of texts or flags: the share of each value, of the most frequent `MAX_CATEGORIES`, and of all `other` values."""
 
     nulls: float
     shares: dict[str, float]
@@ -52,15 +53,18 @@ class Categorical:
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What is known of the rows a model was trained on, by column."""
+    """Statistics of the training rows, by column."""
 
     rows: int
     columns: dict[str, Numeric | Categorical] = field(default_factory=dict)
 
     @staticmethod
     def of(table: pa.Table) -> Fingerprint:
-        """The fingerprint of `table`, or of a sample of the training rows; lists and other nested columns are left out."""
-        columns = {name: _column(table.column(name)) for name in table.column_names}
+        """The fingerprint of `table`, or of a sample of the training rows.
+
+        Lists and other nested columns are left out, and so are ids: new rows have new ones, which is not drift.
+        """
+        columns = {name: _column(table.column(name)) for name in table.column_names if not _is_id(table, name)}
         return Fingerprint(table.num_rows, {name: column for name, column in columns.items() if column is not None})
 
     def as_json(self) -> dict[str, Any]:
@@ -77,7 +81,7 @@ class Fingerprint:
             columns = {name: _parsed(dict(column)) for name, column in content["columns"].items()}
             return Fingerprint(int(content["rows"]), columns)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UsageError(f"{path} holds no fingerprint that can be read: {type(error).__name__}: {error}") from None
+            raise UsageError(f"{path} has no valid fingerprint: {type(error).__name__}: {error}") from None
 
 
 def _parsed(column: dict[str, Any]) -> Numeric | Categorical:
@@ -109,6 +113,13 @@ def as_categories(array: pa.Array) -> pa.Array | None:
     if pa.types.is_boolean(array.type) or pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
         return array.cast(pa.string())
     return None
+
+
+def _is_id(table: pa.Table, name: str) -> bool:
+    column = table.column(name)
+    if not len(column) or not pa.types.is_integer(column.type):
+        return False
+    return is_id(name, column.type, pc.count_distinct(column).as_py(), len(column))
 
 
 def _column(column: pa.ChunkedArray) -> Numeric | Categorical | None:

@@ -1,4 +1,4 @@
-"""Forecasts beside what came true: the actual values of each horizon, and the baselines that a forecast has to beat."""
+"""Adds to forecasts the actual values of each horizon, and the baselines that a forecast has to beat."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def wilson(hits: float, rows: int) -> Interval | None:
 
 
 def normal(value: float, error: float | None, low: float = -np.inf, high: float = np.inf) -> Interval | None:
-    """Of an estimate with a standard error, within what it can be."""
+    """Of an estimate with a standard error, within its possible values."""
     if error is None or not np.isfinite(error):
         return None
     return max(low, value - Z * error), min(high, value + Z * error)
@@ -44,7 +44,7 @@ def normal(value: float, error: float | None, low: float = -np.inf, high: float 
 def logit_interval(value: float, count: int) -> Interval | None:
     """Of an average precision `value` over `count` positive rows.
 
-    Near 0 and 1 the logit says nothing (0.999 of 50 rows would be 0 to 1); there it is the interval of a share.
+    Near 0 and 1 the logit is of no use (0.999 of 50 rows would be 0 to 1); there it is the interval of a share.
     """
     if count * value * (1 - value) < 1:
         return wilson(value * count, count)

@@ -1,4 +1,4 @@
-"""The metrics that a run can be held to, by task: those that are better when higher, and those better when lower."""
+"""The metrics that `--fail_below` and `--fail_above` take, by task: those that are better when higher, and when lower."""
 
 from __future__ import annotations
 

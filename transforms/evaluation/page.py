@@ -1,4 +1,4 @@
-"""The templates of pages that hold all that they show: they load nothing, run nothing, and follow light and dark."""
+"""The templates of self-contained pages: they load nothing, run no scripts, and follow the light or dark theme."""
 
 from __future__ import annotations
 

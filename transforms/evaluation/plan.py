@@ -1,4 +1,4 @@
-"""What the driver settles of an evaluation, so that every worker does the same with a row."""
+"""The plan of an evaluation, made on the driver, so that every worker treats a row alike."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ class EvaluationPlan:
         positive: the class whose scores make the curves where there are two.
         probabilities: a column `probability_CLASS` for each of `classes` is there.
         confidence: a column `confidence` is there.
-        flags_as_numbers: labels true and false stand for the classes 1 and 0.
-        slices: columns by whose values the rows are counted apart.
+        flags_as_numbers: labels true and false mean the classes 1 and 0.
+        slices: columns whose values define the slices.
         numeric_slices: those of `slices` that are cut into bins by quantiles.
         baselines: columns of the answers that a forecast has to beat.
         shown: columns of the worst rows.
         fingerprint: of the rows that the model was trained on.
-        exact_scores: scores, or residuals, that are held before they are counted in bins.
+        exact_scores: scores, or residuals, that are kept exactly before they are counted in bins.
     """
 
     task: Task

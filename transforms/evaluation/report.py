@@ -1,4 +1,4 @@
-"""`report.html`: one page that holds all that it shows. It loads nothing, runs nothing, and follows light and dark."""
+"""`report.html`: a self-contained page. It loads nothing, runs no scripts, and follows the light or dark theme."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transforms.evaluation.names import HEADLINE, TITLES
 from transforms.evaluation.page import template
 from transforms.evaluation.result import Evaluation
 
-MATRIX_CLASSES = 25  # of more classes the commonest confusions are listed instead
+MATRIX_CLASSES = 25  # beyond, the most frequent confusions are listed instead
 _CLASSES = 50
 _SLICES = 20  # of a column; the largest
 _MAIN = {"classification": "accuracy", "multilabel": "accuracy", "regression": "mae"}
@@ -38,6 +38,24 @@ def html(evaluation: Evaluation) -> str:
         shown=evaluation.shown,
         drift=_drift(metrics["drift"]),
     )
+
+
+def html_of_models(metrics: Mapping[str, Any]) -> str:
+    """The page of a run of several models: the headline numbers of all, side by side."""
+    tables = []
+    for task, names in HEADLINE.items():
+        models = {name: each for name, each in metrics["models"].items() if each["task"] == task}
+        lines = [{"title": "Rows", "cells": [{"value": number(each["rows"])} for each in models.values()]}]
+        for name in names:
+            cells = [
+                {"value": number(each.get(name)), "limits": number_range(each["intervals"].get(name))}
+                for each in models.values()
+            ]
+            if any(each.get(name) is not None for each in models.values()):
+                lines.append({"title": TITLES[name], "cells": cells})
+        if models:
+            tables.append({"task": task, "models": models, "lines": lines})
+    return template("models.html.j2").render(metrics=metrics, tables=tables)
 
 
 def number(value: float | None) -> str:
@@ -99,7 +117,7 @@ def matrix_cells(matrix: Mapping[str, Any]) -> dict[str, Any]:
     rows = []
     for name, counts in zip(matrix["labels"], matrix["counts"], strict=True):
         total = sum(counts) or 1
-        # Strong enough to be seen, weak enough for the text on it.
+        # Strong enough to be visible, weak enough for the text on it.
         cells = [
             {"text": f"{count:,}" if count else "·", "shade": round(0.55 * (count / total) ** 0.5, 3)}
             for count in counts
@@ -163,7 +181,7 @@ def _charts(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[dict[st
         what = "probability of the positive class" if metrics.get("positive_class") else "confidence"
         series = {"": data["calibration"]}
         svg = charts.lines(series, Axis(f"Mean {what}"), Axis("Share that is right"), diagonal=True, dots=True)
-        add("Calibration", svg, "On the dashed line a probability means what it says.")
+        add("Calibration", svg, "On the dashed line predicted probabilities equal observed frequencies.")
     lifts = {name: points for name, points in data.get("lift", {}).items() if points}
     if lifts:
         top = max(value for points in lifts.values() for _, value in points)

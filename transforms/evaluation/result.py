@@ -1,4 +1,4 @@
-"""From totals to what `metrics.json` says, with all that a reader should be warned of."""
+"""From totals to the content of `metrics.json`, with the warnings for its readers."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class Evaluation:
 
 
 def check(totals: Totals, counts: Counts) -> None:
-    """Raises `UsageError` or `BrokenModelError` where nothing can be said of the rows."""
+    """Raises `UsageError` or `BrokenModelError` where the rows cannot be evaluated."""
     plan, task = totals.plan, totals.task
     if not totals.rows:
         if counts.rows_dead:
             worst = max(counts.dead_by_error, key=lambda error: counts.dead_by_error[error])
             raise BrokenModelError(
-                f"none of the {counts.rows_read} rows could be scored; the commonest reason is {worst}"
+                f"none of the {counts.rows_read} rows could be scored; the most frequent reason is {worst}"
             )
         if counts.files_dead:
             raise BrokenModelError(f"none of the {counts.files_dead} files could be read")
@@ -96,7 +96,7 @@ def evaluation(
     """Metrics, charts and the worst rows.
 
     Raises:
-        TorchbeamError: where nothing can be said of the rows; see `check`.
+        TorchbeamError: where the rows cannot be evaluated; see `check`.
     """
     check(totals, counts)
     plan, missing = totals.plan, totals.missing
@@ -157,7 +157,7 @@ def warnings(totals: Totals, counts: Counts, subject: Subject, metrics: dict[str
     if isinstance(task, ClassTotals):
         found += _of_classes(task)
     if isinstance(task, NumberTotals) and any(not output.sums["truth"].total().m2[0] for output in task.outputs):
-        found.append(f'Column "{plan.label}" holds one and the same value everywhere: R² says nothing.')
+        found.append(f'Column "{plan.label}" has the same value in every row: R² has no meaning.')
     for name, baseline in metrics.get("baselines", {}).items():
         if (baseline.get("skill") or 0) < 0:
             found.append(f"The model is worse than the baseline {name.replace('_', ' ')}.")
@@ -174,7 +174,7 @@ def warnings(totals: Totals, counts: Counts, subject: Subject, metrics: dict[str
         )
     for name, column in metrics["drift"].items():
         if (column["psi"] or 0) >= 0.25:
-            found.append(f'Column "{name}" is distributed otherwise than in training (PSI {column["psi"]:.2f}).')
+            found.append(f'Column "{name}" is distributed differently than in training (PSI {column["psi"]:.2f}).')
     return found
 
 
@@ -210,7 +210,7 @@ def _few(names: Any) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The same without NaN and infinity, which JSON has no words for: they are null."""
+    """The same without NaN and infinity, which JSON cannot represent: they are null."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Settling an evaluation on the driver: which columns hold what, from the schema and a sample of the rows."""
+"""Plans an evaluation on the driver: the role of each column, from the schema and a sample of the rows."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from transforms.evaluation.plan import (
 from transforms.evaluation.rows import as_text
 from transforms.evaluation.slices import can_slice, slice_kinds
 
-_TASKS: dict[str, Task] = {
+TASKS: dict[str, Task] = {
     CLASS: "classification",
     LABELS: "multilabel",
     NUMBER: "regression",
@@ -47,7 +47,7 @@ class Wanted:
         slice_by: columns to slice by.
         positive_class: of two classes, the one whose scores count.
         fingerprint: of the rows that the model was trained on.
-        exact_scores: scores that are held before they are counted in bins.
+        exact_scores: scores that are kept exactly before they are counted in bins.
         series: which rows are a time series, to look up what forecasts are compared with.
         actuals: the columns of the rows with the actual values; None if the forecasts carry them.
     """
@@ -67,13 +67,13 @@ def settle(schema: pa.Schema, sample: pa.RecordBatch, wanted: Wanted, where: str
     Raises:
         UsageError: for columns that are not there or cannot be what they are needed for.
     """
-    predicted = next((name for name in _TASKS if name in schema.names), None)
+    predicted = next((name for name in TASKS if name in schema.names), None)
     if predicted is None:
         raise UsageError(
-            f"{where} has no predictions: none of the columns {', '.join(_TASKS)}; give the output of score, or --model=DIR to "
+            f"{where} has no predictions: none of the columns {', '.join(TASKS)}; give the output of score, or --model=DIR to "
             "score on the way"
         )
-    task = _TASKS[predicted]
+    task = TASKS[predicted]
     joined = _joins(schema, predicted, wanted)
     if joined:
         _check_series(schema, wanted, where)
@@ -162,13 +162,14 @@ def _sort(kind: pa.DataType) -> str:
 
 def _kind(schema: pa.Schema, name: str, option: str, where: str) -> pa.DataType:
     if name not in schema.names:
-        known = [each for each in schema.names if not _is_output(each)] or schema.names
+        known = [each for each in schema.names if not is_output(each)] or schema.names
         shown = ", ".join(known[:20]) + (", …" if len(known) > 20 else "")
         raise UsageError(f'--{option}: {where} has no column "{name}"; there are: {shown}')
     return schema.field(name).type
 
 
-def _is_output(name: str) -> bool:
+def is_output(name: str) -> bool:
+    """Whether a column of this name is an output of a model, in a run of one."""
     return name in OUTPUTS or name.startswith(PROBABILITY)
 
 
@@ -209,7 +210,7 @@ def _of_classes(
     if not probabilities and confidence:
         truth = as_text(sample.column(plan.label), flags_as_numbers=flags)
         seen = classes_of(truth, predicted)
-        classes = tuple(seen) if len(seen) == 2 else ()  # the confidence tells both probabilities
+        classes = tuple(seen) if len(seen) == 2 else ()  # the confidence determines both probabilities
     if len(classes) != 2:
         if positive is not None:
             what = f"there are {len(classes)}" if probabilities else "the first rows do not have two"
@@ -244,7 +245,7 @@ def _shown(
     schema: pa.Schema, label: str, predicted: str, slices: Sequence[str], series: Series | None
 ) -> tuple[str, ...]:
     """The columns of the worst rows: key and time of a series, true and predicted values, slices, then the first others."""
-    others = [each.name for each in schema if not _is_output(each.name)]
+    others = [each.name for each in schema if not is_output(each.name)]
     of_series = [*series.by, series.order_by] if series else []
     first = [*of_series, label, predicted, *([CONFIDENCE] if CONFIDENCE in schema.names else []), *slices]
     return tuple(dict.fromkeys([*first, *others]))[:_SHOWN]
@@ -260,7 +261,7 @@ def match_columns(first: pa.Schema, second: pa.Schema, key: str | None) -> tuple
         for schema, where in ((first, "--input"), (second, "--compare")):
             _kind(schema, key, "key", where)
         return (key,), True
-    common = tuple(name for name in first.names if name in second.names and not _is_output(name))
+    common = tuple(name for name in first.names if name in second.names and not is_output(name))
     if not common:
         raise UsageError(
             "--compare: the two runs have no input columns in common to match their rows by; give --key=COLUMN"

@@ -1,4 +1,4 @@
-"""The first rows of an input, from which the driver settles what a schema does not say."""
+"""The first rows of an input, which determine what its columns do not say."""
 
 from __future__ import annotations
 

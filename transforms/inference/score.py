@@ -256,19 +256,24 @@ def settled_schema(given: pa.Schema) -> pa.Schema:
     return schema
 
 
+def counts_of(scored: Scored) -> Counts:
+    """What became of the rows of a chunk."""
+    return Counts(
+        rows_scored=scored.predictions.num_rows,
+        rows_dropped=scored.dropped,
+        rows_dead=scored.dead_letters.num_rows,
+        dead_by_error=dict(scored.dead_by_error),
+        noted=dict(scored.stats.counts),
+    )
+
+
 @beam.typehints.with_output_types(pa.RecordBatch, dead_letters=pa.RecordBatch, counts=Counts)
 @dataclass
 class _Split(beam.DoFn):
     run_id: str
 
     def process(self, scored: Scored) -> Iterator[Any]:
-        counts = Counts(
-            rows_scored=scored.predictions.num_rows,
-            rows_dropped=scored.dropped,
-            rows_dead=scored.dead_letters.num_rows,
-            dead_by_error=dict(scored.dead_by_error),
-            noted=dict(scored.stats.counts),
-        )
+        counts = counts_of(scored)
         if self.run_id:
             progress.add(self.run_id, counts)
         if scored.predictions.num_rows:

@@ -17,10 +17,12 @@ from handlers.batching import Batching
 from handlers.columnar.chunks import MODEL_DEAD_LETTER_TYPE, dead_letter_schema, refusals
 from handlers.graph.handler import GraphModelHandler
 from handlers.graph.plan import GraphPlan, ModelSettings
-from handlers.graph.planning import plan_graph
+from handlers.graph.planning import check_models, plan_graph
 from handlers.graph.result import StageScored
 from handlers.graph.spec import ModelSplit
 from handlers.predict.placement import Placement
+from handlers.sequences.cutter import WindowCutter
+from handlers.sequences.windows import sample_windows
 from transforms import progress
 from transforms.accounting import Counts
 from transforms.inference.admit import admit
@@ -34,6 +36,7 @@ from transforms.inference.score import (
     names_of,
     settled_schema,
 )
+from transforms.inference.sequences import CutWindows
 
 
 class _StageScoredCoder(ScoredCoder):
@@ -91,9 +94,12 @@ class ScoreModels(beam.PTransform[Any, Any]):
     @cached_property
     def plan(self) -> GraphPlan:
         """How every worker scores a row; the first access loads the models in this process, one after the other."""
+        check_models(self.models)
         sample = self.schema.empty_table() if self.sample is None else self.sample.slice(0, SAMPLE_ROWS)
         rows = admit(sample, self.schema, frozenset(), self.source)
         rows = rows.take(pa.array(sorted(set(range(rows.num_rows)) - refusals(rows).keys()), pa.int64()))
+        if self._cutter is not None:
+            rows = sample_windows(rows, self._cutter, SAMPLE_ROWS)
         return plan_graph(
             self.models,
             rows,
@@ -122,19 +128,27 @@ class ScoreModels(beam.PTransform[Any, Any]):
     @property
     def needed(self) -> frozenset[str]:
         """The input columns without which no row can be scored; for `ReadChunks`."""
-        return self.plan.needed
+        return self.plan.needed | (self._cutter.needed if self._cutter else frozenset())
+
+    @cached_property
+    def _cutter(self) -> WindowCutter | None:
+        """Cuts windows if the models take them, once for all: their sequences are the same, as the plan checks."""
+        spec = self.models[0].model.spec.sequences if self.models else None
+        return WindowCutter(spec, self.schema) if spec is not None and self.schema.names else None
 
     def expand(self, chunks: PCollection[Any]) -> ScoredRows:
-        """Admit → rechunk → for every stage RunInference and split."""
-        rows: PCollection[pa.RecordBatch] = (
-            chunks
-            | "Admit"
-            >> beam.Map(partial(admit, schema=self.schema, needed=self.needed, source=self.source))
-            .with_input_types(pa.RecordBatch | pa.Table)
-            .with_output_types(pa.RecordBatch)
-            | "Rechunk" >> Rechunk(self.batching.chunk_rows, self.batching.chunk_bytes)
-        )
-        letters, counts = [], []
+        """Admit → rechunk → for every stage RunInference and split; windows are cut before."""
+        batching = self.batching
+        rows: PCollection[pa.RecordBatch] = chunks | "Admit" >> beam.Map(
+            partial(admit, schema=self.schema, needed=self.needed, source=self.source)
+        ).with_input_types(pa.RecordBatch | pa.Table).with_output_types(pa.RecordBatch)
+        letters: list[PCollection[pa.RecordBatch]] = []
+        counts: list[PCollection[Counts]] = []
+        if self._cutter is not None:
+            cut = CutWindows(self._cutter, batching.chunk_rows, batching.chunk_bytes, self.run_id)
+            rows, in_windows = rows | "Sequences" >> cut
+            counts.append(in_windows)
+        rows = rows | "Rechunk" >> Rechunk(batching.chunk_rows, batching.chunk_bytes)
         stages = self.plan.stages
         for stage, nodes in enumerate(stages):
             handler = GraphModelHandler(self.plan, stage, self.batching)

@@ -15,19 +15,31 @@ A column that scoring did not change is given back as it came, with its own dtyp
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from handlers.columnar.chunks import NUMBERS, exact_cast, single_batch
+from handlers.columnar.chunks import (
+    DEAD_LETTER,
+    NUMBERS,
+    RESERVED,
+    chunk_schema,
+    exact_cast,
+    single_batch,
+    with_provenance,
+    with_refusals,
+)
 from handlers.errors import UsageError, one_line
 from handlers.failures import RowFailures
 from handlers.isolation import isolate
+from transforms.accounting import Counts
+from transforms.local.rows import Rows
 from transforms.sources.blocks import Numeric, Split, misfit
 from transforms.sources.digits import dumps, number_texts
 from transforms.sources.formats.json_rows import texts
@@ -37,39 +49,52 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-KINDS = "a pandas or Polars frame, an Arrow table or reader, or a list of dicts"
+KINDS = "a pandas or Polars frame, an Arrow table or reader, a list of dicts, or a path"
+SOURCE = "data"  # of rows, in dead letters
 
 _ROWS = Split("data", "python")  # how messages name the origin of a row
 _OF_JSON = (str, int, float, list, dict, np.generic, type(None))
 _ARROW_ERRORS = (pa.ArrowException, OverflowError, TypeError, ValueError)
 
 
-class Frame(ABC):
-    """Rows of some kind as record batches, and results as rows of that kind.
+class Frame(Rows):
+    """Rows in memory. Those that cannot be read are marked as refused in their chunks, not in `dead_letters`.
 
     Attributes:
-        schema: the columns.
-        rows: how many rows there are; None if unknown.
         refusals: the rows with a value that does not fit its column, by row number; the value is null in the batches.
     """
 
-    schema: pa.Schema
-    rows: int | None
     refusals: RowFailures
 
     @abstractmethod
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The rows in their order, with the columns of `schema`; only once for a reader."""
 
-    @abstractmethod
-    def back(self, results: pa.Table, rows: np.ndarray, same: Collection[str] = ()) -> Any:
-        """`results` as rows of the kind that came in.
+    def sample(self) -> pa.RecordBatch:
+        """The first rows that are together."""
+        self._chunks = self._with_provenance()
+        first = next(self._chunks, None)
+        if first is None:
+            return pa.RecordBatch.from_pylist([], schema=chunk_schema(self.schema))
+        self._chunks = chain([first], self._chunks)
+        return first
 
-        Args:
-            results: one row for each of `rows`.
-            rows: int64: the numbers of the rows that they belong to.
-            same: names of columns that are as they came in; they are taken from the rows themselves.
-        """
+    def chunks(self, needed: frozenset[str], model_version: str) -> Iterator[pa.RecordBatch]:
+        """The rows as they lie in memory, those with a value that does not fit marked as refused."""
+        return self._chunks
+
+    def _with_provenance(self) -> Iterator[pa.RecordBatch]:
+        self._passed = 0
+        for batch in self.batches():
+            start = self._passed
+            self._passed += batch.num_rows
+            refused = {row - start: found for row, found in self.refusals.items() if start <= row < self._passed}
+            if batch.num_rows:
+                yield with_refusals(with_provenance(batch, SOURCE, start), refused)
+
+    def counts(self) -> Counts:
+        """How many rows came in."""
+        return Counts(rows_read=self._passed if self.rows is None else self.rows)
 
 
 def frame_of(data: Any, numeric: Numeric = lambda _names: ()) -> Frame:
@@ -80,8 +105,16 @@ def frame_of(data: Any, numeric: Numeric = lambda _names: ()) -> Frame:
         numeric: of the names of all columns, gives those that feed inputs of floats; for lists of dicts.
 
     Raises:
-        UsageError: for another kind, duplicate column names, or a column of a type that Arrow does not have.
+        UsageError: for another kind, duplicate or reserved column names, or a column of a type that Arrow does not have.
     """
+    frame = _frame_of(data, numeric)
+    if taken := sorted(RESERVED.intersection(frame.schema.names)):
+        hint = "; leave it out" if taken == [DEAD_LETTER] else ""
+        raise UsageError(f'column "{taken[0]}" of data has a reserved name; rename it{hint}')
+    return frame
+
+
+def _frame_of(data: Any, numeric: Numeric) -> Frame:
     if isinstance(data, pa.Table | pa.RecordBatch | pa.RecordBatchReader):
         return _Arrow(data)
     library = type(data).__module__.partition(".")[0]
@@ -92,7 +125,10 @@ def frame_of(data: Any, numeric: Numeric = lambda _names: ()) -> Frame:
     if isinstance(data, list | tuple):
         return _Dicts(data, numeric)
     if hasattr(data, "__arrow_c_stream__"):
-        return _Arrow(pa.table(data))
+        try:
+            return _Arrow(pa.table(data))
+        except pa.ArrowInvalid:  # one column alone, as a Series
+            raise UsageError(f"data must be {KINDS}, not a {type(data).__name__}") from None
     hint = "; put one row into a list" if isinstance(data, dict) else ""
     raise UsageError(f"data must be {KINDS}, not a {type(data).__name__}{hint}")
 
@@ -178,11 +214,13 @@ class _Pandas(Frame):
         )
         for name in names:
             if name not in same:
-                series = results.column(name).to_pandas().set_axis(frame.index)
+                series = results.column(name).to_pandas()
                 if name in self._labels:  # a function changed it
                     with suppress(ValueError, TypeError, OverflowError):
                         series = series.astype(self._data[self._labels[name]].dtype)
-                frame[self._labels.get(name, name)] = series
+                frame[self._labels.get(name, name)] = (
+                    series.array
+                )  # a series would be aligned by its index, which takes long
         if known + [name for name in names if name not in same] == names:
             return frame
         return frame[[self._labels.get(name, name) for name in names]]

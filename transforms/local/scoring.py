@@ -7,24 +7,18 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from handlers.batching import Batching
-from handlers.columnar.chunks import (
-    DEAD_LETTER,
-    NUMBERS,
-    RESERVED,
-    chunk_schema,
-    dead_letter_schema,
-    with_provenance,
-    with_refusals,
-)
+from handlers.columnar.chunks import DEAD_LETTER, NUMBERS, dead_letter_schema
 from handlers.columnar.plan import Plan
 from handlers.columnar.scorer import Scored, Scorer
 from handlers.encode.columns import matching
@@ -37,11 +31,14 @@ from handlers.predict.placement import Placement, Precision
 from handlers.predict.predictor import Predictor
 from transforms.accounting import Counts, report
 from transforms.inference.rechunk import Rechunker
-from transforms.inference.score import SAMPLE_ROWS, Score
-from transforms.local.frames import Frame, frame_of
+from transforms.inference.score import SAMPLE_ROWS, Score, counts_of
+from transforms.local.files import Files
+from transforms.local.frames import frame_of
+from transforms.local.rows import Rows
+from transforms.progress_bar import ProgressBar, is_interactive
 
 RUNNER = "local"  # in the report
-SOURCE = "data"  # of rows, in dead letters
+PROGRESS_SECONDS = 1.0  # until progress is shown
 MODELS = 4  # that stay in memory, the least recently used leaves first
 PLANS = 16  # of each
 
@@ -55,20 +52,24 @@ class ScoreResult:
     """What became of rows.
 
     Attributes:
-        predictions: the scored rows, in the order and the kind in which they came in.
+        predictions: the scored rows, in the order and the kind in which they came in; of files, a `pa.Table`.
         dead_letters: the rows that could not be scored, as they came in, with `dead_letter`: stage, type, message, source,
             row (its number, from 0), model_version and raw.
         report: the counts, with the keys of `report.json`.
+        failed_files: the files that could not be read, or not to their end, with the keys of `failed_files.jsonl`: path,
+            error, and rows, the number of those before.
     """
 
     predictions: Any = field(repr=False)
     dead_letters: Any = field(repr=False)
     report: dict[str, Any]
+    failed_files: Sequence[dict[str, Any]] = ()
 
     def __repr__(self) -> str:
         found, model = self.report, self.report["model"]
         counts = ", ".join(f"{found[f'rows_{what}']:,} {what}" for what in ("scored", "dropped", "dead"))
-        return f"ScoreResult({found['rows_read']:,} rows read: {counts}; {model['name']} {model['version']})"
+        files = f"; {found['files_dead']:,} files could not be read" if found["files_dead"] else ""
+        return f"ScoreResult({found['rows_read']:,} rows read: {counts}{files}; {model['name']} {model['version']})"
 
     def _repr_html_(self) -> str:
         """The counts, for notebooks."""
@@ -76,6 +77,8 @@ class ScoreResult:
             f"<tr><td>rows {what}</td><td>{self.report[f'rows_{what}']:,}</td></tr>"
             for what in ("read", "scored", "dropped", "dead")
         )
+        if self.report["files_dead"]:
+            rows += f"<tr><td>files that could not be read</td><td>{self.report['files_dead']:,}</td></tr>"
         return f"<table>{rows}</table>"
 
 
@@ -84,7 +87,7 @@ class Run:
     """The same in Arrow.
 
     Attributes:
-        frame: the rows that were scored.
+        rows: the rows that were scored.
         plan: how.
         predictions: the scored rows.
         ids: int64: the number of the row of each of them.
@@ -93,7 +96,7 @@ class Run:
         report: the counts.
     """
 
-    frame: Frame
+    rows: Rows
     plan: Plan
     predictions: pa.Table
     ids: np.ndarray
@@ -131,53 +134,73 @@ class Model:
         probabilities: bool = False,
         preprocess: Sequence[str] = (),
         postprocess: Sequence[str] = (),
+        input_format: str | None = None,
+        progress: bool | None = None,
     ) -> ScoreResult:
         """Scores rows; see `torchbeam.score`."""
+        rows = self._rows(data, input_format)
         found = self.run(
-            data, columns=columns, probabilities=probabilities, preprocess=preprocess, postprocess=postprocess
+            rows,
+            columns=columns,
+            probabilities=probabilities,
+            preprocess=preprocess,
+            postprocess=postprocess,
+            progress=progress,
         )
         same = () if found.plan.chain.postprocess else found.plan.carried
         return ScoreResult(
-            found.frame.back(found.predictions, found.ids, same),
-            found.frame.back(found.dead_letters, found.dead_ids, found.frame.schema.names),
+            rows.back(found.predictions, found.ids, same),
+            rows.back(found.dead_letters, found.dead_ids, rows.schema.names),
             found.report,
+            rows.failed_files,
         )
+
+    def _rows(self, data: Any, input_format: str | None) -> Rows:
+        """The rows of `data`; raises `UsageError` for what is neither rows nor a path."""
+        numeric = tuple(self.directory.spec.numeric_columns)
+        if isinstance(data, str | os.PathLike):
+            path = os.fspath(data)
+            if not isinstance(path, str) or not path.strip() or "\0" in path:
+                raise UsageError(f"data is the path {path!r}; give a file, a directory or a pattern")
+            return Files(path, input_format, numeric, self._batching)
+        if input_format is not None:
+            raise UsageError("input_format is for files: give data as a path, or leave input_format out")
+        return frame_of(data, partial(matching, numeric))
 
     def run(
         self,
-        data: Any,
+        rows: Rows,
         *,
         columns: Sequence[str] = ("*",),
         probabilities: bool = False,
         preprocess: Sequence[str] = (),
         postprocess: Sequence[str] = (),
+        progress: bool | None = False,
     ) -> Run:
         """What `score` does, with the results in Arrow, as they come."""
         started = time.perf_counter()
-        frame = frame_of(data, partial(matching, tuple(self.directory.spec.numeric_columns)))
-        if taken := sorted(RESERVED.intersection(frame.schema.names)):
-            hint = "; leave it out" if taken == [DEAD_LETTER] else ""
-            raise UsageError(f'column "{taken[0]}" of data has a reserved name; rename it{hint}')
-        chunks = _chunks(frame)
-        first = next(chunks, None)
-        sample = _empty(frame.schema) if first is None else first.slice(0, SAMPLE_ROWS)
-        score = Score(
-            self.directory,
-            frame.schema,
-            sample,
-            columns=columns,
-            preprocess=preprocess,
-            postprocess=postprocess,
-            probabilities=probabilities,
-            batching=self._batching,
-        )
-        scorer, known = self._scorer(score, frame.schema, empty=first is None)
-        rechunker = Rechunker(self._batching.chunk_rows, self._batching.chunk_bytes)
-        scored: list[Scored] = []
-        for chunk in () if first is None else _chain(first, chunks):
-            scored += map(scorer.score, rechunker.push(chunk))
-        scored += map(scorer.score, rechunker.flush())
-        found = _joined(frame, scorer.plan, scored, self.directory, time.perf_counter() - started)
+        so_far = Counts()
+        shown = is_interactive() if progress is None else progress
+        with ProgressBar(lambda: (so_far, ""), rows.rows, delay=PROGRESS_SECONDS) if shown else nullcontext():
+            sample = rows.sample()
+            score = Score(
+                self.directory,
+                rows.schema,
+                sample.slice(0, SAMPLE_ROWS),
+                columns=columns,
+                preprocess=preprocess,
+                postprocess=postprocess,
+                probabilities=probabilities,
+                batching=self._batching,
+            )
+            scorer, known = self._scorer(score, rows.schema, empty=not sample.num_rows)
+            rechunker = Rechunker(self._batching.chunk_rows, self._batching.chunk_bytes)
+            chunks = rows.chunks(scorer.plan.needed, self.directory.version)
+            scored: list[Scored] = []
+            for chunk in _rechunked(chunks, rechunker):
+                scored.append(scorer.score(chunk))
+                so_far += counts_of(scored[-1])
+        found = _joined(rows, scorer.plan, scored, self.directory, time.perf_counter() - started)
         if known and found.report["rows_read"] and not found.report["rows_scored"]:
             score.settle(self._predictor)  # raises what a new plan would raise, if the model scores no row at all
         return found
@@ -223,8 +246,11 @@ def load(
         trust: how far the directory of a path is trusted.
 
     Raises:
-        UsageError: if the model cannot be read or is not trusted so far, or the device is missing.
+        UsageError: if the model cannot be read or is not trusted so far, or the device is missing; or if `trust` is given
+            for a `ModelDir`, which has its own.
     """
+    if trust is not None and isinstance(model, ModelDir):
+        raise UsageError("trust is for the path of a model: give it to ModelDir, or leave it out")
     placement = Placement(device, precision)
     with _lock:  # one load at a time, so that no model is loaded twice
         directory = model if isinstance(model, ModelDir) else _open(os.fspath(model), trust)
@@ -247,14 +273,23 @@ def score(
     device: str = "auto",
     precision: Precision = "float32",
     batch_size: int | None = None,
+    trust: Trust | None = None,
+    input_format: str | None = None,
+    progress: bool | None = None,
 ) -> ScoreResult:
     """Scores rows in this process: the same predictions, dead letters and reasons as `torchbeam score`.
 
     Up to four models stay loaded, so that a further call is quick; a model directory that changed is loaded again.
 
+    All results are in memory, as Arrow tables at first: at the peak they take the bytes of `predictions` and `dead_letters`,
+    twice that for pandas. Files are read chunk by chunk, at most 65,536 rows or 64 MB at once, so that they are never in
+    memory as a whole; `columns` keeps the results small. For more rows than memory holds, use the command.
+
     Args:
         model: what `load` takes, or a `Model`, which has its own device, precision and batch size.
-        data: a pandas or Polars frame, an Arrow table, record batch or reader, or a list of dicts.
+        data: a pandas or Polars frame, an Arrow table, record batch or reader, or a list of dicts. Or what `--input` of the
+            command takes, as text or a path: a file, a folder or a pattern of Parquet, CSV, JSON lines, Avro, text or images,
+            local or remote, or `bigquery:…`.
         columns: names and patterns of the columns that are copied into the predictions.
         probabilities: whether a classification also gives the probability of every class.
         preprocess: functions on rows, as `module:function`, after those of the model directory.
@@ -262,19 +297,32 @@ def score(
         device: see `load`.
         precision: see `load`.
         batch_size: see `load`.
+        trust: see `load`; `Trust(code=False)` is `--no_model_code` of the command.
+        input_format: the format of files whose extensions do not say it: parquet, csv, jsonl, avro, text or image.
+        progress: whether progress is shown after the first second: a bar in a terminal or a notebook, elsewhere a line on
+            stderr every 15 seconds. None shows the bar, but no lines.
 
     Returns:
-        Predictions and dead letters as rows of the kind of `data`. Frames of pandas keep the index of their rows, and
-        columns that no function changed keep their dtype.
+        Predictions and dead letters as rows of the kind of `data`, Arrow tables for files. Frames of pandas keep the index of
+        their rows, and columns that no function changed keep their dtype.
 
     Raises:
-        UsageError: for data, columns or functions that do not match the model.
+        UsageError: for data, columns or functions that do not match the model, files that are not there or have no format
+            in common, and a model that is not trusted so far. A file that cannot be read is in `failed_files`.
         BrokenModelError: if the model fails on each of the first rows, and on zeros.
     """
     if not isinstance(model, Model):
-        model = load(model, device=device, precision=precision, batch_size=batch_size)
+        model = load(model, device=device, precision=precision, batch_size=batch_size, trust=trust)
+    elif trust is not None:
+        raise UsageError("the model is loaded already: give trust to torchbeam.load, or leave it out")
     return model.score(
-        data, columns=columns, probabilities=probabilities, preprocess=preprocess, postprocess=postprocess
+        data,
+        columns=columns,
+        probabilities=probabilities,
+        preprocess=preprocess,
+        postprocess=postprocess,
+        input_format=input_format,
+        progress=progress,
     )
 
 
@@ -296,43 +344,32 @@ def _depends_on_rows(plan: Plan, schema: pa.Schema) -> bool:
     return not plan.inputs or any(map(pa.types.is_nested, kinds)) or any(bound.padding for bound in plan.inputs)
 
 
-def _chunks(frame: Frame) -> Iterator[pa.RecordBatch]:
-    """The rows of a frame with provenance, those with a value that does not fit marked as refused."""
-    start = 0
-    for batch in frame.batches():
-        stop = start + batch.num_rows
-        refused = {row - start: failure for row, failure in frame.refusals.items() if start <= row < stop}
-        if batch.num_rows:
-            yield with_refusals(with_provenance(batch, SOURCE, start), refused)
-        start = stop
+def _rechunked(chunks: Iterator[pa.RecordBatch], rechunker: Rechunker) -> Iterator[pa.RecordBatch]:
+    for chunk in chunks:
+        yield from rechunker.push(chunk)
+    yield from rechunker.flush()
 
 
-def _chain(first: pa.RecordBatch, others: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    yield first
-    yield from others
-
-
-def _empty(schema: pa.Schema) -> pa.RecordBatch:
-    return pa.RecordBatch.from_pylist([], schema=chunk_schema(schema))
-
-
-def _joined(frame: Frame, plan: Plan, scored: Sequence[Scored], model: ModelDir, seconds: float) -> Run:
-    counts = Counts()
+def _joined(rows: Rows, plan: Plan, scored: Sequence[Scored], model: ModelDir, seconds: float) -> Run:
+    counts = rows.counts()
     ids: list[np.ndarray] = [np.empty(0, np.int64)]
+    start = 0
     for part in scored:
-        ids.append(part.ids + counts.rows_read)
-        counts += Counts(
-            rows_read=part.predictions.num_rows + part.dropped + part.dead_letters.num_rows,
-            rows_scored=part.predictions.num_rows,
-            rows_dropped=part.dropped,
-            rows_dead=part.dead_letters.num_rows,
-            dead_by_error=dict(part.dead_by_error),
-            noted=dict(part.stats.counts),
-        )
-    if frame.rows is not None:  # what came in, not what came out
-        counts = replace(counts, rows_read=frame.rows)
+        ids.append(part.ids + start)
+        counts += counts_of(part)
+        start += part.predictions.num_rows + part.dropped + part.dead_letters.num_rows
     predictions = pa.Table.from_batches([part.predictions for part in scored], schema=plan.output)
-    dead = pa.Table.from_batches([part.dead_letters for part in scored], schema=dead_letter_schema(frame.schema))
+    letters = [*rows.dead_letters, *(part.dead_letters for part in scored)]
+    dead = pa.Table.from_batches(letters, schema=dead_letter_schema(rows.schema))
+    if rows.dead_letters:
+        dead = dead.take(_in_order(dead))
     dead_ids = dead.column(DEAD_LETTER).combine_chunks().field("row").to_numpy(zero_copy_only=False)
     found = report(counts, model_name=model.spec.name, model_version=model.version, runner=RUNNER, seconds=seconds)
-    return Run(frame, plan, predictions, np.concatenate(ids), dead, dead_ids.astype(np.int64), found)
+    return Run(rows, plan, predictions, np.concatenate(ids), dead, dead_ids.astype(np.int64), found)
+
+
+def _in_order(dead: pa.Table) -> pa.Array:
+    """The order of dead letters by source and row."""
+    letters = dead.column(DEAD_LETTER)
+    origins = pa.table({name: pc.struct_field(letters, name) for name in ("source", "row")})
+    return pc.sort_indices(origins, [("source", "ascending"), ("row", "ascending")])

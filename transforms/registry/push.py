@@ -11,7 +11,9 @@ import os
 import re
 import shutil
 import tempfile
+import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from glob import escape
 from pathlib import Path
@@ -27,13 +29,17 @@ from handlers.model.registry import RECORD
 from handlers.model.stores import explain
 from handlers.paths import is_remote
 from transforms.conditional_files import ChangedError, conditional_file
-from transforms.file_ops import join, remove
+from transforms.file_ops import join, remove, written_below
 
+KILLED_SECONDS = 3600  # without a write, after which a push is taken for killed
 _BLOCK = 8 << 20  # bytes
+_SCRATCH = ".push-"  # begins the names of folders that are copied to
 
 
-def push(model: ModelDir, root: str, name: str) -> int:
+def push(model: ModelDir, root: str, name: str, tell: Callable[[str], None]) -> int:
     """Copies `model` to the registry `root` as the next version of `name`; gives its number.
+
+    `tell` is called with a line for each folder of a killed push that is removed.
 
     Raises:
         UsageError: for a bare file, a directory without `model.yaml`, and a model that changes while it is copied.
@@ -46,20 +52,24 @@ def push(model: ModelDir, root: str, name: str) -> int:
         raise UsageError(
             f"--model {model.path} has no {MODEL_FILE}; write one with: torchbeam init --from={model.path}"
         )
-    copy = _push_remote if is_remote(root) else _push_local
     try:
-        return copy(model, local, root, name)
+        if is_remote(root):
+            return _push_remote(model, local, root, name)
+        return _push_local(model, local, root, name, tell)
     except TorchbeamError:
         raise
     except Exception as error:
         raise TorchbeamError(f"--registry {root} cannot be written: {explain(error)}") from error
 
 
-def _push_local(model: ModelDir, local: Path, root: str, name: str) -> int:
+def _push_local(model: ModelDir, local: Path, root: str, name: str, tell: Callable[[str], None]) -> int:
     folder = Path(root, name)
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".push-", dir=folder))
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    scratch = None
     try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_killed(folder, tell)
+        scratch = Path(tempfile.mkdtemp(prefix=_SCRATCH, dir=folder))
         for file in files.names(local):
             (scratch / file).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(local / file, scratch / file)
@@ -77,7 +87,19 @@ def _push_local(model: ModelDir, local: Path, root: str, name: str) -> int:
                     raise
                 number += 1
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if scratch:
+            shutil.rmtree(scratch, ignore_errors=True)
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()  # fails where a version is in it
+
+
+def _remove_killed(folder: Path, tell: Callable[[str], None]) -> None:
+    """Removes what killed pushes left: hidden folders in which nothing was written for an hour."""
+    for name, written in written_below(str(folder), _SCRATCH).items():
+        if written is not None and time.time() - written > KILLED_SECONDS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+            tell(f"removed {folder / name}, which a killed push left")
 
 
 def _push_remote(model: ModelDir, local: Path, root: str, name: str) -> int:

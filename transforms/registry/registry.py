@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_log = logging.getLogger(__name__)
+
 _KEPT = 100  # versions that an alias remembers
 
 
@@ -32,19 +35,21 @@ class RegisteredModel:
         versions: the numbers of its versions, in ascending order; the last one is `latest`.
         aliases: from each alias to its version.
         previous: from each alias to the versions before, the last one first.
+        error: why the aliases cannot be read, if their file is damaged; else empty.
     """
 
     name: str
     versions: tuple[int, ...]
     aliases: dict[str, int]
     previous: dict[str, tuple[int, ...]]
+    error: str = ""
 
 
 class ModelRegistry:
     """A registry of models: the folder `models/NAME/VERSION/`, local or in an object store. Needs no server.
 
     Names are `NAME@VERSION`, `NAME@ALIAS` or `NAME@latest`; `NAME` alone is its latest version. A version never changes;
-    an alias such as `champion` stands for one version at a time.
+    an alias such as `champion` points to one version at a time.
 
     Args:
         folder: local, `gs://…` or `s3://…`; TORCHBEAM_REGISTRY by default. It may be missing until the first push.
@@ -65,16 +70,21 @@ class ModelRegistry:
         return f"ModelRegistry({self.folder!r})"
 
     def models(self) -> list[RegisteredModel]:
-        """All models that have a version, by name."""
+        """All models that have a version, by name; one whose aliases cannot be read has an `error`."""
         found = []
         for name, versions in registry.all_versions(self.folder).items():
-            aliases = registry.read_aliases(self.folder, name)
+            aliases, reason = {}, ""
+            try:
+                aliases = registry.read_aliases(self.folder, name)
+            except UsageError as error:
+                reason = str(error)
             found.append(
                 RegisteredModel(
                     name,
                     tuple(versions),
                     {alias: each.version for alias, each in aliases.items()},
                     {alias: each.previous for alias, each in aliases.items()},
+                    reason,
                 )
             )
         return found
@@ -93,10 +103,18 @@ class ModelRegistry:
         return ModelDir(registry.folder_of(self.folder, name, version), trust, self.folder)
 
     @shared_s3()
-    def push(self, model: ModelDir | str | os.PathLike[str], name: str) -> str:
+    def push(
+        self, model: ModelDir | str | os.PathLike[str], name: str, tell: Callable[[str], None] | None = None
+    ) -> str:
         """Copies a model directory to the registry as the next version of `name`; gives `NAME@VERSION`.
 
-        The version is complete when it is seen. Of two pushes at once each gets a number of its own.
+        The version is complete when it is seen. Of two pushes at once each gets a number of its own. On a local disk it first
+        removes what pushes left that were killed more than an hour ago.
+
+        Args:
+            model: the model directory, or its path.
+            name: of the model in the registry.
+            tell: called with a line for everything that is removed; it is logged by default.
 
         Raises:
             UsageError: for a wrong name, and a model that is no valid directory.
@@ -108,10 +126,10 @@ class ModelRegistry:
         if is_remote(self.folder):
             prepare()
         opened = model if isinstance(model, ModelDir) else ModelDir(model, registry=self.folder)
-        return f"{name}@{push(opened, self.folder, name)}"
+        return f"{name}@{push(opened, self.folder, name, tell or _log.warning)}"
 
     def promote(self, model: str, alias: str, trust: Trust | None = None) -> str:
-        """Makes `alias` stand for a version; gives `NAME@VERSION`.
+        """Points `alias` to a version; gives `NAME@VERSION`.
 
         Args:
             model: the version, as for `open`.
@@ -136,7 +154,7 @@ class ModelRegistry:
         return f"{name}@{self._move(name, alias, promoted).version}"
 
     def rollback(self, name: str, alias: str, trust: Trust | None = None) -> str:
-        """Makes `alias` stand for the version before its last promotion; gives `NAME@VERSION`.
+        """Points `alias` to the version before its last promotion; gives `NAME@VERSION`.
 
         Raises:
             UsageError: where there is no such alias or no version before, or it is not as it was pushed.

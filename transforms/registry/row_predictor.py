@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from handlers.columnar.chunks import DEAD_LETTER
+from handlers.encode.columns import matching
 from handlers.errors import RowsFailedError, UsageError
 from handlers.model.directory import ModelDir
 from handlers.predict.placement import Placement
+from transforms.local.frames import frame_of
 from transforms.local.scoring import Model
 
 RowsT = TypeVar("RowsT")
@@ -63,8 +66,9 @@ class RowPredictor:
             raise UsageError(f'on_failure must be "raise" or "null", not "{on_failure}"')
         if isinstance(rows, pa.RecordBatchReader):
             raise UsageError("predict gives rows back, and a reader gives them only once; use read_all() first")
-        found = self._model.run(rows)
-        names = found.frame.schema.names
+        frame = frame_of(rows, partial(matching, tuple(self.model.spec.numeric_columns)))
+        found = self._model.run(frame)
+        names = frame.schema.names
         if on_failure == "null" and ERROR in names:
             raise UsageError(f'the rows have a column "{ERROR}" already; rename it')
         reasons = dict(
@@ -73,17 +77,17 @@ class RowPredictor:
         if reasons and on_failure == "raise":
             first = min(reasons)
             raise RowsFailedError(
-                f"{len(reasons)} of {found.frame.rows} rows cannot be scored; the first is row {first}: {reasons[first]} "
+                f"{len(reasons)} of {frame.rows} rows cannot be scored; the first is row {first}: {reasons[first]} "
                 '(on_failure="null" predicts for the others)'
             )
         ids = found.ids
         added = found.predictions.select([name for name in found.predictions.column_names if name not in names])
         if on_failure == "null":
             ids, added = _with_failed(ids, added, reasons)
-        results = pa.Table.from_batches(found.frame.batches(), schema=found.frame.schema).take(pa.array(ids))
+        results = pa.Table.from_batches(frame.batches(), schema=frame.schema).take(pa.array(ids))
         for field, column in zip(added.schema, added.columns, strict=True):
             results = results.append_column(field, column)
-        given: RowsT = found.frame.back(results, ids, names)
+        given: RowsT = frame.back(results, ids, names)
         return given
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from handlers.predict.backend import Backend, import_extra, tensor_of
 from handlers.predict.loaded import LoadedModel
 from handlers.tensors import Frame, TensorInfo
 
+# XGBoost puts the time and a line of its own source before its messages.
+_SOURCE_LINE = re.compile(r"^\[[\d:]+\] \S+: ")
 _NUMBERS = ("reg:", "count:", "survival:", "rank:")
 
 
@@ -103,7 +106,7 @@ def _load(spec: ModelSpec, file: Path) -> LoadedModel:
     try:
         booster = xgboost.Booster(model_file=file)
     except xgboost.core.XGBoostError as error:
-        raise ValueError(str(error).partition("Stack trace:")[0]) from None
+        raise ValueError(_SOURCE_LINE.sub("", str(error).partition("Stack trace:")[0])) from None
     if "c" in (booster.feature_types or ()):
         raise UsageError(
             f"{file.name} was trained with categorical features, whose codes a table does not hold; train it on codes or "

@@ -333,7 +333,7 @@ class TestPlan:
         sequences = {"by": ["id"], "order_by": "a", "columns": ["b"], "length": 3}
         inputs = [{"name": "x", "columns": ["b"], "encoder": "sequence", "max_length": 3}]
         windows = save(Linear(2), sequences=sequences, inputs=inputs)
-        with pytest.raises(UsageError, match='model "windows" takes windows'):
+        with pytest.raises(UsageError, match='models "small" and "windows" have other sequences'):
             plan_of(ModelSettings("small", small), ModelSettings("windows", windows))
 
     def test_environment_variables(self, save: Save) -> None:

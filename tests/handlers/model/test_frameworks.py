@@ -396,7 +396,7 @@ class TestXGBoost:
         (tmp_path / "m" / "model.yaml").write_text("{name: m, format: xgboost, weights: bad.json}")
         with pytest.raises(UsageError, match=r"bad\.json cannot be loaded as xgboost") as refused:
             ModelDir(tmp_path / "m").load()
-        assert "Stack trace" not in str(refused.value)
+        assert str(refused.value).endswith("bad.json cannot be loaded as xgboost: Invalid cast, from Null to Object")
 
 
 def test_onnxruntime_sends_no_usage_data(tmp_path: Path) -> None:

@@ -106,6 +106,11 @@ class TestText:
     def test_no_yaml(self, text: str) -> None:
         assert "is not YAML" in refusal(text)
 
+    def test_where_it_is_no_yaml(self) -> None:
+        assert refusal("name: credit\ntask: {").endswith(
+            "model.yaml is not YAML: line 2, column 8: expected the node content, but found '<stream end>'"
+        )
+
     @pytest.mark.parametrize("text", ["", "just words", "- a\n- b", "3"])
     def test_no_mapping(self, text: str) -> None:
         assert "must be a mapping of fields" in refusal(text)

@@ -27,10 +27,10 @@ from fake_dataflow import (
 )
 
 from pipelines import score
-from pipelines.command import watch
 from pipelines.dataflow import job as dataflow_job
 from pipelines.dataflow import settings as dataflow
 from pipelines.dataflow.job import Submitted
+from transforms import progress_bar
 from transforms.sinks.claims import JOB_LIFETIME, Claim, publishing
 
 ROOT = Path(__file__).parents[3]
@@ -173,11 +173,11 @@ class TestSubmission:
 
 @pytest.fixture
 def shortly(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beam asks for the job, and Watch shows it, many times a second."""
+    """Beam asks for the job, and `watch` shows it, many times a second."""
     clock = SimpleNamespace(time=time.time, sleep=lambda seconds: time.sleep(seconds / 50))
     monkeypatch.setattr(dataflow_runner, "time", clock)
     monkeypatch.setattr(dataflow_job, "PROGRESS_SECONDS", 0.1)
-    monkeypatch.setattr(watch, "LOG_SECONDS", 0.1)
+    monkeypatch.setattr(progress_bar, "LOG_SECONDS", 0.1)
 
 
 @pytest.mark.usefixtures("shortly")

@@ -102,12 +102,14 @@ def test_fingerprint_and_drift() -> None:
             "country": ["NL"] * 600 + ["BE"] * 400,
             "vector": [[1.0]] * 1000,
             "constant": [7] * 1000,
+            "order_id": range(1000),  # an id is no column that drifts
+            "store_id": [1, 2] * 500,
         }
     )
     text = json.dumps({KEY: Fingerprint.of(trained).as_json(), "seed": 3})
     fingerprint = Fingerprint.parse(text, "training.json")
     assert fingerprint == Fingerprint.of(trained)
-    assert set(fingerprint.columns) == {"x", "country", "constant"}
+    assert set(fingerprint.columns) == {"x", "country", "constant", "store_id"}
     assert fingerprint.columns["x"].nulls == pytest.approx(0.001)
     column = fingerprint.columns["x"]
     assert isinstance(column, Numeric)

@@ -12,6 +12,7 @@ import torch
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 from apache_beam.transforms.window import FixedWindows, SlidingWindows, TimestampedValue
+from small_models import Sum
 
 from handlers import Batching, ModelDir, Placement, ResourceHints
 from handlers.errors import BrokenModelError, UsageError
@@ -19,19 +20,6 @@ from transforms import Score
 from transforms.accounting import Counts, total
 
 SCHEMA = pa.schema({"id": pa.int64(), "a": pa.float64(), "b": pa.float64(), "name": pa.string()})
-
-
-class Sum(torch.nn.Module):
-    """a + b of x of (rows, 2); raises where a is 13."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.zero = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if (x[:, 0] == 13).any():
-            raise RuntimeError("cannot take 13")
-        return x.sum(1, keepdim=True) + self.zero
 
 
 @pytest.fixture(scope="module")

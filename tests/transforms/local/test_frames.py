@@ -163,6 +163,7 @@ def test_arrow() -> None:
     [
         ({"a": 1}, "data must be a pandas or Polars frame, .* not a dict; put one row into a list"),
         (3, "data must be .* not a int"),
+        (pd.Series([1, 2], name="a"), "data must be .* not a Series"),
         ([{"a": 1}, 3], r"data\[1\] is a int"),
         ([{1: 2}], "data has the key 1; the names of columns must be strings"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), 'data has more than one column "a"; rename one of them'),

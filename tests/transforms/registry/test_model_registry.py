@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from handlers.errors import TorchbeamError, UsageError
 from handlers.model.directory import ModelDir
 from transforms.registry import registry as module
+from transforms.registry.push import KILLED_SECONDS
 from transforms.registry.registry import ModelRegistry, RegisteredModel
 
 Make = Callable[..., Path]
@@ -107,6 +110,42 @@ def test_a_failed_push_leaves_no_folder(registry: ModelRegistry, make: Make, mon
     with pytest.raises(UsageError, match="was written to while it was copied; nothing was pushed"):
         registry.push(make(1.0), "credit")
     assert [path.name for path in Path(registry.folder, "credit").iterdir()] == ["1"]
+    other = ModelRegistry(Path(registry.folder, "new", "registry"))
+    with pytest.raises(UsageError, match="nothing was pushed"):
+        other.push(make(1.0), "credit")
+    assert not Path(registry.folder, "new").exists()
+
+
+def test_what_a_killed_push_left_is_removed(registry: ModelRegistry, make: Make) -> None:
+    registry.push(make(), "credit")
+    folder = Path(registry.folder, "credit")
+    for name in (".push-old", ".push-new", ".other"):
+        (folder / name / "code").mkdir(parents=True)
+        (folder / name / "code" / "a.py").write_text("")
+    an_hour_ago = time.time() - KILLED_SECONDS - 60
+    for name in (".push-old", ".push-new", ".other"):
+        for each in (
+            folder / name / "code",
+            folder / name,
+            *([folder / name / "code" / "a.py"] if "new" not in name else []),
+        ):
+            os.utime(each, (an_hour_ago, an_hour_ago))
+    told: list[str] = []
+    assert registry.push(make(1.0), "credit", told.append) == "credit@2"
+    assert told == [f"removed {folder / '.push-old'}, which a killed push left"]
+    assert sorted(path.name for path in folder.iterdir()) == [".other", ".push-new", "1", "2"]
+
+
+def test_damaged_aliases_of_one_model(registry: ModelRegistry, make: Make) -> None:
+    for name in ("credit", "fraud"):
+        registry.push(make(), name)
+        registry.promote(f"{name}@1", "champion")
+    path = Path(registry.folder, "credit", "aliases.json")
+    path.write_text("{")
+    damaged, good = registry.models()
+    assert (damaged.name, damaged.versions, damaged.aliases) == ("credit", (1,), {})
+    assert damaged.error == f"{path} is not JSON, or not an object; restore it"
+    assert (good.aliases, good.error) == ({"champion": 1}, "")
 
 
 def test_the_loser_of_two_promotions_changes_nothing(

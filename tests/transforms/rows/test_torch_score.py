@@ -10,31 +10,18 @@ import apache_beam as beam
 import numpy as np
 import pyarrow as pa
 import pytest
-import torch
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 from apache_beam.transforms.window import FixedWindows, GlobalWindow, TimestampedValue
 from apache_beam.typehints.schemas import named_fields_from_element_type
 from apache_beam.utils.timestamp import Timestamp
+from small_models import Sum
 
 from handlers import ModelDir
 from handlers.errors import UsageError
 from torchbeam import ModelRegistry, TorchScore, score
 from transforms.rows.fields import Field
 from transforms.rows.torch_score import _CHUNK_BYTES, _CHUNK_ROWS, _ToChunks
-
-
-class Sum(torch.nn.Module):
-    """a + b of x of (rows, 2); raises where a is 13."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.zero = torch.nn.Parameter(torch.zeros(1))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if (x[:, 0] == 13).any():
-            raise RuntimeError("cannot take 13")
-        return x.sum(1, keepdim=True) + self.zero
 
 
 @pytest.fixture(scope="module")

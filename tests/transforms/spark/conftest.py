@@ -1,6 +1,0 @@
-"""The small models of the tests of handlers."""
-
-import sys
-from pathlib import Path
-
-sys.path.append(str(Path(__file__).parents[2] / "handlers"))
