@@ -29,7 +29,7 @@ def test_all_images_come_out(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     # 899 images again and again, of which number 7 and number 100 are damaged
     assert done.stdout.splitlines()[-1] == "2,000 messages sent = 1,994 scored + 6 dead letters"
-    (accuracy,) = re.findall(r"│ 1,994 │ +6 │ +(\d+\.\d)% │", done.stdout)
+    (accuracy,) = re.findall(r"│ +1,994 │ +6 │ +(\d+\.\d)% │", done.stdout)
     assert float(accuracy) > 95
     left = [file for file in Path("/proc").glob("[0-9]*/cmdline") if str(tmp_path).encode() in _read(file)]
     assert not left

@@ -170,10 +170,11 @@ class Cluster:
             return f"no TLS connection to Kafka at {self.servers}: {reason_of(first[codes._SSL])}; see {self._where()}"
         if down and codes._ALL_BROKERS_DOWN in first:
             why = first.get(codes._RESOLVE) or first.get(codes._TRANSPORT)
-            reason = (
-                reason_of(why) if why else "it closes the connection; does it want TLS or a password (--kafka_config)?"
-            )
-            return f"Kafka at {self.servers} cannot be reached: {reason}"
+            reason = reason_of(why) if why else "it closes the connection"
+            # A listener that wants a password or TLS closes a plain connection; the client reports that only sometimes.
+            plain = not why or ("isconnected" in reason and "SSL" not in reason.partition("might be")[0])
+            hint = "; does it want TLS or a password (--kafka_config)?" if plain else ""
+            return f"Kafka at {self.servers} cannot be reached: {reason}{hint}"
         return None
 
     def _where(self) -> str:

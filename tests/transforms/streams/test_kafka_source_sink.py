@@ -292,7 +292,7 @@ def test_passwords_and_tls(kafka: TestBroker, tmp_path: Path) -> None:
             SASL | {"sasl_password": "cheshire-cat"},
             "refuses the user: .*Invalid username or password.*; see --kafka_con",
         ),
-        ("sasl", {}, "cannot be reached: it closes the connection; does it want TLS or a password"),
+        ("sasl", {}, "cannot be reached: .*; does it want TLS or a password"),
         (
             "tls",
             SASL | {"security_protocol": "SASL_SSL", "sasl_password": "cheshire-cat"},
