@@ -77,9 +77,9 @@ pubsub=tests/emulators/pubsub
 if ! cmp -s $pubsub/go.mod "$cache/pubsub-emulator.mod"; then
   if command -v go >/dev/null; then
     echo 'tests: building the stand-in for Pub/Sub'
-    mkdir -p "$cache"
-    { (cd $pubsub && timeout 300 go build -o "$cache/pubsub-emulator.$$" .) </dev/null >/dev/null 2>&1 &&
-      mv "$cache/pubsub-emulator.$$" "$cache/pubsub-emulator" && cp $pubsub/go.mod "$cache/pubsub-emulator.mod"; } ||
+    { mkdir -p "$cache" && (cd $pubsub && timeout 300 go build -o "$cache/pubsub-emulator.$$" .) &&
+      mv "$cache/pubsub-emulator.$$" "$cache/pubsub-emulator" && cp $pubsub/go.mod "$cache/pubsub-emulator.mod"; } \
+      </dev/null >/dev/null 2>&1 ||
       missing 'tests on pubsub://' "it could not be built; see what \`go build\` says in $pubsub"
   else
     missing 'tests on pubsub://' 'there is no go on PATH'

@@ -86,17 +86,6 @@ def test_a_schema_that_does_not_fit_the_model(
     assert 'column "f1" is missing; the model input' in _refused(arguments, capsys)
 
 
-def test_prism_without_its_binary(
-    plain: ModelDir, folders: Folders, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PATH", "/none")
-    line = _refused(folders.arguments(plain.path, "--runner=PrismRunner"), capsys)
-    assert line.startswith("PrismRunner needs its binary: give --prism_location=FILE")
-    assert "go install github.com/apache/beam/sdks/v2/go/cmd/prism@v2." in line
-    line = _refused(folders.arguments(plain.path, "--runner=PrismRunner", "--prism_location=/none/prism"), capsys)
-    assert line == "--prism_location /none/prism is not there"
-
-
 def test_a_port_that_is_in_use(plain: ModelDir, folders: Folders, capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
