@@ -205,18 +205,22 @@ api: $(STAMP)
 check-image: $(STAMP)
 	PYTHON=$(BIN)/python templates/check_image.sh score
 
-# The copy of pom.xml beside the jars says what they were made from.
-kafka: POM := examples/stream/pom.xml
-kafka: VERSION := $(shell sed -n 's:.*<kafka.version>\(.*\)</.*:\1:p' examples/stream/pom.xml)
-kafka: CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/torchbeam/kafka
-kafka:
-	@set -euo pipefail; \
-	cmp -s $(POM) '$(CACHE)/$(VERSION)/pom.xml' && exit; \
-	for tool in java mvn; do \
+# Where pipelines/command/built.py looks for what is built.
+BUILT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/torchbeam
+NEEDS_JAVA = for tool in java mvn; do \
 	  if ! command -v $$tool >/dev/null; then \
 	    echo "There is no $$tool on PATH. On Debian: apt-get install openjdk-17-jdk-headless maven" >&2; exit 1; \
 	  fi; \
-	done; \
+	done
+
+# The copy of pom.xml beside the jars says what they were made from.
+kafka: POM := examples/stream/pom.xml
+kafka: VERSION := $(shell sed -n 's:.*<kafka.version>\(.*\)</.*:\1:p' examples/stream/pom.xml)
+kafka: CACHE := $(BUILT)/kafka
+kafka:
+	@set -euo pipefail; \
+	cmp -s $(POM) '$(CACHE)/$(VERSION)/pom.xml' && exit; \
+	$(NEEDS_JAVA); \
 	mkdir -p '$(CACHE)'; \
 	made=$$(mktemp -d '$(CACHE)/making-XXXXXX'); \
 	trap 'rm -rf "$$made"' EXIT; \
@@ -230,14 +234,10 @@ kafka:
 # Built in a folder of its own, so that two versions may be built at once, and moved to its place when it is whole.
 spark-job-server: POM := templates/spark/pom.xml
 spark-job-server: SPARK_VERSION := $(or $(SPARK_VERSION),$(shell sed -n 's:.*<spark.version>\(.*\)</.*:\1:p' templates/spark/pom.xml))
-spark-job-server: CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/torchbeam/spark-job-server
+spark-job-server: CACHE := $(BUILT)/spark-job-server
 spark-job-server:
 	@set -euo pipefail; \
-	for tool in java mvn; do \
-	  if ! command -v $$tool >/dev/null; then \
-	    echo "There is no $$tool on PATH. On Debian: apt-get install openjdk-17-jdk-headless maven" >&2; exit 1; \
-	  fi; \
-	done; \
+	$(NEEDS_JAVA); \
 	mkdir -p '$(CACHE)'; \
 	made=$$(mktemp -d '$(CACHE)/making-XXXXXX'); \
 	trap 'rm -rf "$$made"' EXIT; \
@@ -251,7 +251,7 @@ spark-job-server:
 
 # Prism has the version of Beam; it is moved to its place when it is whole.
 prism: BEAM_VERSION := $(shell sed -n 's/^apache-beam==\([0-9.]*\).*/\1/p' requirements.lock)
-prism: CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/torchbeam/prism/$(BEAM_VERSION)
+prism: CACHE := $(BUILT)/prism/$(BEAM_VERSION)
 prism:
 	@set -euo pipefail; \
 	if ! command -v go >/dev/null; then echo 'There is no go on PATH; see https://go.dev/doc/install' >&2; exit 1; fi; \

@@ -101,7 +101,7 @@ def _examine(options: ScoreOptions) -> int:
     runner = checkup.check("runner", lambda: checks.runner(options.settled()))
     if runner.finding is not None:
         options = options.settled()
-    checkup.check("options", lambda: checks.ignored(options))
+    checkup.check("options", lambda: checks.ignored(options.run, options.model, options.beam))
     checkup.check("paths", lambda: checks.paths(options))
     if options.run.runner == "SparkRunner":
         from pipelines.checks.spark import examine

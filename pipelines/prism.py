@@ -19,7 +19,8 @@ from apache_beam.options.pipeline_options import PipelineOptions, PortableOption
 
 from handlers.errors import TorchbeamError, UsageError
 from handlers.redact import redact
-from pipelines.command.supervisor import GRACE_SECONDS, supervised_command
+from pipelines.command.built import built
+from pipelines.command.supervisor import STOP_SECONDS, start_supervised, stop_supervised
 
 PRISM = "PrismRunner"
 _START_SECONDS = 30.0
@@ -40,9 +41,8 @@ def find_prism(arguments: Sequence[str] = ()) -> str:
         if not os.access(location, os.X_OK) or not Path(location).is_file():
             raise UsageError(f'--prism_location "{redact(location)}" is no program on this machine')
         return location
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    built = cache / "torchbeam" / "prism" / beam.__version__ / "prism"
-    found = shutil.which("prism") or (str(built) if os.access(built, os.X_OK) else None)
+    made = built("prism") / beam.__version__ / "prism"
+    found = shutil.which("prism") or (str(made) if os.access(made, os.X_OK) else None)
     if found is None:
         raise UsageError(
             "PrismRunner needs its program, and there is no prism on PATH; build it (make prism, or go install "
@@ -65,28 +65,15 @@ def running_prism(program: str, options: PipelineOptions) -> Iterator[None]:
     """
     level = options.view_as(PrismRunnerOptions).prism_log_level
     command = [program, "--job_port=0", "--serve_http=false", "--log_kind=json", f"--log_level={level}"]
-    process = subprocess.Popen(  # noqa: S603 - the program that the user named or built
-        supervised_command(command),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,  # Ctrl-C is for this process, which ends the job first
-    )
+    process = start_supervised(command)
     log = _Log(process)
     log.start()
     try:
         options.view_as(PortableOptions).job_endpoint = log.endpoint()
         yield
     finally:
-        process.terminate()
-        try:
-            process.wait(GRACE_SECONDS + 5)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        log.join(GRACE_SECONDS)
+        stop_supervised(process)
+        log.join(STOP_SECONDS)
 
 
 class _Log(threading.Thread):

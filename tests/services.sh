@@ -32,9 +32,11 @@ install_java() {
 java_and_maven() { { command -v java && command -v mvn; } >/dev/null; }
 java_and_maven || { [ ${#apt[@]} -gt 0 ] && install_java; }
 
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/torchbeam
+
 # The job server is made anew where its pom.xml has changed since.
 pom=templates/spark/pom.xml
-job_servers=${XDG_CACHE_HOME:-$HOME/.cache}/torchbeam/spark-job-server
+job_servers=$cache/spark-job-server
 version=$(sed -n 's:.*<\(beam\|spark\).version>\(.*\)</.*:\1-\2:p' $pom | paste -sd-)
 if ! cmp -s $pom "$job_servers/$version.pom.xml"; then
   if java_and_maven; then
@@ -48,7 +50,7 @@ elif ! command -v java >/dev/null; then
 fi
 
 kafka=$(sed -n 's:.*<kafka.version>\(.*\)</.*:\1:p' examples/stream/pom.xml)
-if ! cmp -s examples/stream/pom.xml "${XDG_CACHE_HOME:-$HOME/.cache}/torchbeam/kafka/$kafka/pom.xml"; then
+if ! cmp -s examples/stream/pom.xml "$cache/kafka/$kafka/pom.xml"; then
   if java_and_maven; then
     make --no-print-directory kafka </dev/null 2>&1 ||
       missing 'tests on Kafka' 'its jars could not be fetched; see what `make kafka` says'
@@ -69,8 +71,6 @@ if ! command -v fake-gcs-server >/dev/null; then
       missing 'tests on gs://' "fake-gcs-server could not be built; see what \`go install $gcs\` says"
   fi
 fi
-
-cache=${XDG_CACHE_HOME:-$HOME/.cache}/torchbeam
 
 # An in-memory Pub/Sub: Google's own pstest, made anew where its versions have changed since.
 pubsub=tests/emulators/pubsub

@@ -26,6 +26,7 @@ from pathlib import Path
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from pipelines.command.built import built
 from pipelines.command.supervisor import GRACE_SECONDS, supervised_command
 
 POM = Path(__file__).with_name("pom.xml")
@@ -53,8 +54,7 @@ def find_java() -> str:
 def find_jars() -> Path:
     """The folder of the broker's jars, as `make kafka` leaves it."""
     version = re.findall(r"<kafka.version>(.+)</kafka.version>", POM.read_text())[0]
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    jars = cache / "torchbeam" / "kafka" / version
+    jars = built("kafka") / version
     pom = jars / "pom.xml"
     if not pom.is_file() or pom.read_bytes() != POM.read_bytes():
         raise NoBrokerError("the jars of the Kafka broker are not there; `make kafka` fetches them (Maven and Java 17)")

@@ -7,13 +7,25 @@ of a record batch.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 import pyarrow as pa
 
 from handlers.columnar.scorer import Scored
 
+# Which rows come back from an engine: what does not come back need not be converted for it.
+Gives = Literal["predictions", "dead_letters", "both"]
+
 DEAD = "__dead_letters__"
 DEAD_FIELD = pa.field(DEAD, pa.binary())
+
+
+def given(scored: Scored, gives: Gives) -> Iterator[pa.RecordBatch]:
+    """The rows of a chunk that come back; `both` is `tagged`."""
+    if gives == "both":
+        yield from tagged(scored)
+    else:
+        yield scored.predictions if gives == "predictions" else scored.dead_letters
 
 
 def tagged(scored: Scored) -> Iterator[pa.RecordBatch]:

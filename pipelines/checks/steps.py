@@ -25,7 +25,7 @@ from handlers.tensors import Value
 from pipelines import runners
 from pipelines.checks.checkup import Finding, Outcome, SkipError
 from pipelines.command.ignored import ignored_options
-from pipelines.command.options import ModelOptions
+from pipelines.command.options import ModelOptions, RunOptions
 from pipelines.command.values import size
 from pipelines.jobs import scoring as score_job
 from pipelines.jobs.options import ScoreOptions, model_paths
@@ -51,11 +51,11 @@ def runner(options: ScoreOptions) -> Finding[PipelineOptions]:
     return Finding(options.run.runner, runners.pipeline_options(options.run.runner, options.beam))
 
 
-def ignored(options: ScoreOptions) -> Finding[None]:
+def ignored(run: RunOptions, model: ModelOptions, beam: Sequence[str]) -> Finding[None]:
     """Options that would have no effect."""
-    ResourceHints(options.model.accelerator, options.model.min_ram)  # raises for invalid hints, also for ignored ones
-    lines = ignored_options(options.run, options.model, options.beam)
-    return Finding(". ".join(lines) or f"{options.run.runner} uses all options that were given", None, bool(lines))
+    ResourceHints(model.accelerator, model.min_ram)  # raises for invalid hints, also for ignored ones
+    lines = ignored_options(run, model, beam)
+    return Finding(". ".join(lines) or f"{run.runner} uses all options that were given", None, bool(lines))
 
 
 def paths(options: ScoreOptions) -> Finding[None]:

@@ -4,24 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
-from pipelines import runners
 from pipelines.checks.checkup import Checkup, Finding, SkipError
-from pipelines.checks.steps import device, names
-from pipelines.command.ignored import ignored_options
+from pipelines.checks.steps import device, ignored, names
 from pipelines.jobs import streaming
 from pipelines.jobs.options import open_model
 from pipelines.jobs.stream_options import StreamOptions, watch_of
 from transforms.streams.endpoints import sink_of, source_of
-from transforms.streams.metrics import metrics_on
 
 
 def examine(checkup: Checkup, options: StreamOptions) -> None:
     """Checks everything that is given."""
     model = checkup.check("model", lambda: _model(options))
     checkup.check("runner", lambda: _runner(options))
-    checkup.check("options", lambda: _ignored(options))
+    checkup.check("options", lambda: ignored(options.run, options.model, options.beam))
     checkup.check("device", lambda: device(options.model, options.how.runner))
     checkup.check("input", lambda: _source(options))
     for name in ("output", "dead_letters", "accounts"):
@@ -46,12 +42,6 @@ def _runner(options: StreamOptions) -> Finding[None]:
     """The runner can run a stream, and its program is there."""
     launch = streaming.settle(options)
     return Finding(f"{options.how.runner}{f', {launch.prism}' if launch.prism else ''}", None)
-
-
-def _ignored(options: StreamOptions) -> Finding[None]:
-    """Options that would have no effect."""
-    lines = ignored_options(options.run, options.model, options.beam)
-    return Finding(". ".join(lines) or f"{options.how.runner} uses all options that were given", None, bool(lines))
 
 
 def _source(options: StreamOptions) -> Finding[None]:
@@ -89,9 +79,7 @@ def _columns(options: StreamOptions, model: ModelDir) -> Finding[None]:
 
 def _metrics(options: StreamOptions) -> Finding[None]:
     """The port for metrics is free."""
-    port = options.sink.metrics_port
-    if port is None:
+    if options.sink.metrics_port is None:
         raise SkipError("no --metrics_port was given")
-    if runners.in_process(options.how.runner) and metrics_on(port) is None:
-        raise UsageError(f"--metrics_port {port} is in use on this machine; choose another")
-    return Finding(f"port {port}", None)
+    streaming.check_metrics(options)
+    return Finding(f"port {options.sink.metrics_port}", None)

@@ -13,12 +13,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 # Between SIGTERM and SIGKILL for a program that ignores SIGTERM.
 GRACE_SECONDS = 10
+# For a supervisor, which waits that long for its program.
+STOP_SECONDS = GRACE_SECONDS + 5.0
 
 _POLL_SECONDS = 0.5
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
@@ -94,6 +97,39 @@ def supervised_command(program: Sequence[str], remove: str | Path = "") -> list[
     """The command that runs `program` until this process ends, and then removes the folder `remove`."""
     # A file, not a module name: another module may have that name where the program runs.
     return [sys.executable, "-P", __file__, str(os.getpid()), str(remove), *program]
+
+
+def start_supervised(
+    program: Sequence[str], remove: str | Path = "", environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Starts `program` under a supervisor, in a session of its own: Ctrl-C is for this process, which stops it.
+
+    Args:
+        program: the program and its arguments. What it writes comes through `stdout`.
+        remove: a folder to remove if this process is killed.
+        environment: variables to add to those of this process.
+    """
+    return subprocess.Popen(  # noqa: S603 - from the caller
+        supervised_command(program, remove),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        env=os.environ | dict(environment or {}),
+        start_new_session=True,
+    )
+
+
+def stop_supervised(process: subprocess.Popen[str]) -> None:
+    """Ends what `start_supervised` has started, and waits until it has ended."""
+    process.terminate()
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:  # the supervisor hangs; the program is in its process group
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def run(parent: int, remove: str, program: Sequence[str]) -> int:

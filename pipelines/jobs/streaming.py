@@ -75,9 +75,7 @@ def prepare(options: StreamOptions, model: ModelDir, refresh: Refresh | None = N
     launch = settle(options)
     score = scoring(options, model, refresh)
     score.check()
-    port = options.sink.metrics_port
-    if port is not None and runners.in_process(options.how.runner) and metrics_on(port) is None:
-        raise UsageError(f"--metrics_port {port} is in use on this machine; choose another")
+    check_metrics(options)
     return StreamJob(score, launch, options.how.runner, options.how.verbose)
 
 
@@ -88,6 +86,13 @@ def settle(options: StreamOptions) -> runners.Launch:
     if not runners.in_process(options.how.runner):
         launch.options.view_as(StandardOptions).streaming = True
     return launch
+
+
+def check_metrics(options: StreamOptions) -> None:
+    """Takes the port for metrics of this process; raises `UsageError` if another program has it."""
+    port = options.sink.metrics_port
+    if port is not None and runners.in_process(options.how.runner) and metrics_on(port) is None:
+        raise UsageError(f"--metrics_port {port} is in use on this machine; choose another")
 
 
 def settings(options: StreamOptions) -> Settings:

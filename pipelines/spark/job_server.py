@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import signal
 import subprocess
 import tempfile
 import threading
@@ -22,14 +21,14 @@ from urllib.request import Request, urlopen
 
 from handlers.errors import TorchbeamError, UsageError
 from handlers.redact import redact
-from pipelines.command.supervisor import GRACE_SECONDS, supervised_command
+from pipelines.command.built import built
+from pipelines.command.supervisor import STOP_SECONDS, start_supervised, stop_supervised
 from pipelines.spark.master import is_standalone
 
 VARIABLE = "TORCHBEAM_SPARK_JOB_SERVER_JAR"
 DEFAULT_SPARK_VERSION = "3.5.7"  # that of templates/spark/pom.xml
 
 _START_SECONDS = 60.0
-_STOP_SECONDS = GRACE_SECONDS + 5.0
 _DOWNLOAD_CHECK_SECONDS = 4.0
 _STARVED = 2  # warnings of Spark that no executor has started, one every 15 s
 
@@ -56,11 +55,6 @@ class JobServer:
     jar: Path | None
     spark_version: str | None = None
     beam_version: str | None = None
-
-
-def cache_folder() -> Path:
-    """The output folder of `make spark-job-server`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "torchbeam" / "spark-job-server"
 
 
 def find_job_server(option: str | None, spark_version: str | None) -> JobServer:
@@ -95,7 +89,7 @@ def find_job_server(option: str | None, spark_version: str | None) -> JobServer:
 def built_job_servers() -> list[JobServer]:
     """The job servers in the user's cache, newest versions first."""
     found = []
-    for jar in cache_folder().glob("beam-*-spark-*.jar"):
+    for jar in built("spark-job-server").glob("beam-*-spark-*.jar"):
         with suppress(UsageError):
             found.append(read_job_server(jar))
     return sorted(
@@ -294,16 +288,7 @@ def running(
             artifacts,
         ]
         _log.info("%s", redact(" ".join(whole)))
-        process = subprocess.Popen(  # noqa: S603 - Java, with the options of the user
-            supervised_command(whole, remove=artifacts),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=os.environ | environment,
-            start_new_session=True,  # Ctrl-C is for this process, which stops the job first
-        )
+        process = start_supervised(whole, artifacts, environment)
         server = Running(process, master, Path(artifacts))
         reader = threading.Thread(target=server.follow, name="job-server-log", daemon=True)
         reader.start()
@@ -311,14 +296,8 @@ def running(
             _wait_for_start(server)
             yield server
         finally:
-            process.terminate()
-            try:
-                process.wait(_STOP_SECONDS)
-            except subprocess.TimeoutExpired:  # the supervisor hangs; Java is in its process group
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
-            reader.join(_STOP_SECONDS)
+            stop_supervised(process)
+            reader.join(STOP_SECONDS)
 
 
 def _wait_for_start(server: Running) -> None:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from child_processes import is_there, wait_until
-from stream_runs import check, lines, save_linear, value
+from stream_folders import Folders, put
+from stream_runs import check, save_linear, value
 
 from handlers.errors import UsageError
 from pipelines.prism import find_prism
@@ -24,24 +25,15 @@ except UsageError as error:
 pytestmark = pytest.mark.slow(20)
 
 
-def command(folder: Path, *more: str) -> list[str]:
-    paths = [f"--{name}=folder:{folder / name}" for name in ("input", "output", "dead_letters", "accounts")]
-    return [
-        *(sys.executable, "-m", "pipelines.stream", f"--model={folder / 'model'}", *paths),
-        *(f"--schema={folder / 'model' / 'schema.json'}", "--runner=PrismRunner", f"--prism_location={PRISM}", *more),
-    ]
+def command(folders: Folders, *more: str) -> list[str]:
+    model = folders.root / "model"
+    others = [f"--schema={model / 'schema.json'}", "--runner=PrismRunner", f"--prism_location={PRISM}", *more]
+    return [sys.executable, "-m", "pipelines.stream", *folders.arguments(model, *others)]
 
 
-def put(folder: Path, name: str, values: list[bytes]) -> None:
-    (folder / "input").mkdir(exist_ok=True)
-    written = folder / "written"
-    written.write_bytes(b"\n".join(values) + b"\n")
-    written.rename(folder / "input" / name)
-
-
-def by_id(folder: Path) -> dict[str, bytes]:
-    """The predictions in a folder by the id of their message."""
-    return {json.loads(line)["message_id"]: line for line in lines(folder)}
+def by_id(folders: Folders) -> dict[str, dict[str, Any]]:
+    """The predictions by the id of their message."""
+    return {each["message_id"]: each for each in folders.records("out")}
 
 
 def prisms_of(pid: int) -> list[int]:
@@ -58,26 +50,26 @@ def prisms_of(pid: int) -> list[int]:
 
 
 def test_scores_and_leaves_nothing(tmp_path: Path) -> None:
-    net = save_linear(tmp_path / "model")
-    put(tmp_path, "1.jsonl", [value(row) for row in range(500)] + [b"no json"])
-    put(tmp_path, "2.jsonl", [value(row) for row in range(500, 1000)])
-    ended = subprocess.run(command(tmp_path, "--stop_after=1001"), capture_output=True, text=True, timeout=120)
+    folders, net = Folders(tmp_path), save_linear(tmp_path / "model")
+    put(folders.input, "1.jsonl", [value(row) for row in range(500)] + [b"no json"])
+    put(folders.input, "2.jsonl", [value(row) for row in range(500, 1000)])
+    ended = subprocess.run(command(folders, "--stop_after=1001"), capture_output=True, text=True, timeout=120)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[0] == "1,001 messages read, 1,000 scored, 0 dropped, 1 dead letters"
     assert [line for line in ended.stderr.splitlines() if not line.startswith("INFO torchbeam.stream")] == []
-    check(lines(tmp_path / "output"), net, 1000)
-    assert len(lines(tmp_path / "dead_letters")) == 1
+    check(folders.records("out"), net, 1000)
+    assert len(folders.records("dead")) == 1
 
 
 @pytest.mark.parametrize("end", [signal.SIGTERM, signal.SIGKILL])
 def test_ended_and_started_again(tmp_path: Path, end: signal.Signals) -> None:
-    net = save_linear(tmp_path / "model")
-    put(tmp_path, "1.jsonl", [value(row) for row in range(300)])
-    first = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    folders, net = Folders(tmp_path), save_linear(tmp_path / "model")
+    put(folders.input, "1.jsonl", [value(row) for row in range(300)])
+    first = subprocess.Popen(command(folders), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     # It runs until it is ended: what arrives while it runs is scored while it runs.
-    wait_until(lambda: len(lines(tmp_path / "output")) == 300, 90)
-    put(tmp_path, "2.jsonl", [value(row) for row in range(300, 600)])
-    wait_until(lambda: len(lines(tmp_path / "output")) == 600, 90)
+    wait_until(lambda: len(folders.records("out")) == 300, 90)
+    put(folders.input, "2.jsonl", [value(row) for row in range(300, 600)])
+    wait_until(lambda: len(folders.records("out")) == 600, 90)
     (prism,) = prisms_of(first.pid) or prisms_of(
         int(Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()[0])
     )
@@ -86,14 +78,14 @@ def test_ended_and_started_again(tmp_path: Path, end: signal.Signals) -> None:
     if end == signal.SIGTERM:
         assert first.returncode == 130, err
     wait_until(lambda: not is_there(prism), 30)
-    put(tmp_path, "3.jsonl", [value(row) for row in range(600, 900)])
+    put(folders.input, "3.jsonl", [value(row) for row in range(600, 900)])
     # What was written and not yet committed when the process was killed comes again, with the same ids.
-    again = subprocess.Popen(command(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: len(by_id(tmp_path / "output")) == 900, 90)
+    again = subprocess.Popen(command(folders), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_until(lambda: len(by_id(folders)) == 900, 90)
     again.terminate()
     _, err = again.communicate(timeout=60)
     assert again.returncode == 130, err
-    check(list(by_id(tmp_path / "output").values()), net, 900)
+    check(list(by_id(folders).values()), net, 900)
 
 
 @pytest.mark.parametrize(
@@ -112,12 +104,13 @@ def test_no_program(
 ) -> None:
     from pipelines.stream import main
 
+    folders = Folders(tmp_path)
     save_linear(tmp_path / "model")
-    put(tmp_path, "1.jsonl", [value(0)])
+    put(folders.input, "1.jsonl", [value(0)])
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    arguments = [each for each in command(tmp_path)[3:] if not each.startswith("--prism_location")]
+    arguments = [each for each in command(folders)[3:] if not each.startswith("--prism_location")]
     assert main([*arguments, *([f"--prism_location={location}"] if location else [])]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"torchbeam stream: error: {message}")
-    assert not (tmp_path / "output").exists()
+    assert not (tmp_path / "out").exists()

@@ -68,7 +68,7 @@ def test_every_message_comes_out(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main(arguments(tmp_path, "subscriptions/sub", "--stop_after=2006")) == 0
     assert capsys.readouterr().out.splitlines()[0] == "2,006 messages read, 2,000 scored, 0 dropped, 6 dead letters"
     predictions, dead = all_of("out"), all_of("dead")
-    check([each.value for each in predictions if each.value], net, 2000)
+    check([json.loads(each.value) for each in predictions if each.value], net, 2000)
     for each in predictions:
         headers, row = dict(each.headers), json.loads(each.value or b"")["id"]
         assert (each.key, each.time, headers["n"]) == (f"k{row % 3}".encode(), 1000 + row, str(row).encode())
@@ -93,7 +93,7 @@ def test_topic_as_input(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     create_subscription("messages", "team-messages")  # the name that a run of the group `team` gives it
     publish([value(row) for row in range(10)])
     assert main(arguments(tmp_path, "topics/messages", "--group=team", "--stop_after=10")) == 0
-    check([each.value for each in all_of("out") if each.value], net, 10)
+    check([json.loads(each.value) for each in all_of("out") if each.value], net, 10)
 
 
 @pytest.mark.parametrize(

@@ -255,6 +255,14 @@ class Score(beam.PTransform[Any, Any]):
         return ScoredRows(outputs.predictions, outputs[DEAD_LETTERS], counts)
 
 
+def check_takes_rows(model: ModelDir) -> None:
+    """Raises `UsageError` for a model of windows of rows, for whoever scores rows one by one, without a pipeline."""
+    if model.spec.sequences is not None:
+        raise UsageError(
+            f"model {model.path} takes windows of rows (sequences), which need a pipeline: use torchbeam score"
+        )
+
+
 def names_of(what: str, given: Sequence[str]) -> tuple[str, ...]:
     """`given` as a tuple of names; raises `UsageError` for anything else."""
     names = (given,) if isinstance(given, str) else tuple(given)

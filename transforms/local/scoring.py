@@ -31,7 +31,7 @@ from handlers.paths import is_remote
 from handlers.predict.placement import Placement, Precision
 from handlers.predict.predictor import Predictor
 from transforms.accounting import Counts, report
-from transforms.inference.score import SAMPLE_ROWS, Score, counts_of
+from transforms.inference.score import SAMPLE_ROWS, Score, check_takes_rows, counts_of
 from transforms.local.files import Files
 from transforms.local.frames import frame_of
 from transforms.local.rows import Rows
@@ -113,10 +113,7 @@ class Model:
     """
 
     def __init__(self, directory: ModelDir, placement: Placement, batch_size: int | None) -> None:
-        if directory.spec.sequences is not None:
-            raise UsageError(
-                f"model {directory.path} takes windows of rows (sequences), which need a pipeline: use torchbeam score"
-            )
+        check_takes_rows(directory)
         self.directory = directory
         self._batching = Batching(batch_size=batch_size)
         self._predictor = Predictor(directory.load(), placement, batch_size)

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,8 +15,8 @@ from handlers.batching import Batching
 from handlers.columnar.chunks import dead_letter_schema, single_batch, with_provenance
 from handlers.columnar.plan import Plan
 from handlers.columnar.rechunker import Rechunker
-from handlers.columnar.scorer import Scored, Scorer
-from handlers.columnar.tagged import DEAD, DEAD_FIELD, from_stream, tagged
+from handlers.columnar.scorer import Scorer
+from handlers.columnar.tagged import DEAD, DEAD_FIELD, Gives, from_stream, given
 from handlers.model.directory import ModelDir
 from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
@@ -53,7 +53,7 @@ class ScoreBatches:
         gives: which rows come back.
     """
 
-    def __init__(self, task: Task, gives: Literal["predictions", "dead_letters", "both"]) -> None:
+    def __init__(self, task: Task, gives: Gives) -> None:
         import ray
         import torch
 
@@ -90,15 +90,9 @@ class ScoreBatches:
             each
             for part in (rechunker.push(chunk), rechunker.flush())
             for found in map(self._scorer.score, part)
-            for each in self._given(found)
+            for each in given(found, self._gives)
         ]
         yield pa.Table.from_batches(batches, schema=self._schema())
-
-    def _given(self, scored: Scored) -> Iterator[pa.RecordBatch]:
-        if self._gives == "both":
-            yield from tagged(scored)
-        else:
-            yield scored.predictions if self._gives == "predictions" else scored.dead_letters
 
     def _schema(self) -> pa.Schema:
         if self._gives == "dead_letters":

@@ -19,7 +19,7 @@ from handlers.model.directory import ModelDir
 from handlers.model.trust import Trust
 from handlers.paths import is_remote
 from handlers.predict.placement import Placement, Precision
-from transforms.inference.score import SAMPLE_ROWS, Score
+from transforms.inference.score import SAMPLE_ROWS, Score, check_takes_rows
 from transforms.ray.actor import ScoreBatches, Task, dead_letters_of, first_rows, predictions_of
 from transforms.shipping import Shipped, ship
 
@@ -94,10 +94,7 @@ def score(
     """
     _check(ds, concurrency, num_gpus)
     directory = model if isinstance(model, ModelDir) else ModelDir(model, trust)
-    if directory.spec.sequences is not None:
-        raise UsageError(
-            f"model {directory.path} takes windows of rows (sequences), which need a pipeline: use torchbeam score"
-        )
+    check_takes_rows(directory)
     placement, batching = Placement(device, precision), Batching(batch_size=batch_size)
     sample = _sample(ds)
     plan = Score(

@@ -7,22 +7,20 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
 from handlers.columnar.chunks import with_provenance
 from handlers.columnar.plan import Plan
 from handlers.columnar.rechunker import Rechunker
-from handlers.columnar.scorer import Scored, Scorer
-from handlers.columnar.tagged import from_stream, tagged
+from handlers.columnar.scorer import Scorer
+from handlers.columnar.tagged import Gives, from_stream, given
 from handlers.errors import UsageError
 from handlers.model.directory import ModelDir
 from handlers.predict.placement import Placement
 from handlers.predict.predictor import Predictor
 from transforms.shipping import Shipped
-
-Gives = Literal["predictions", "dead_letters", "both"]
 
 # Spark's batches have 10,000 rows, of which a small model needs more at a time: a chunk has a fixed cost of about 2 ms.
 _CHUNK_ROWS = 32_768
@@ -45,7 +43,7 @@ class ScorePartition:
         plan: how a row is scored, and the columns of the predictions in types that Spark takes.
         placement: where the model runs; a GPU that Spark assigned to the task comes before `auto`.
         batch_size: rows of a call of the model.
-        gives: which rows come back; `both` is `tagged`. What does not come back need not be converted for Spark.
+        gives: which rows come back; `both` is `tagged`.
     """
 
     model: ModelDir | Shipped
@@ -68,14 +66,8 @@ class ScorePartition:
         for chunk in _chunks(as_schema(batch, self.schema) for batch in batches):
             if scorer is None:  # no model is loaded for a partition without rows
                 scorer = Scorer(*self._loaded(gpu))
-            yield from self._given(scorer.score(with_provenance(chunk, source, start)))
+            yield from given(scorer.score(with_provenance(chunk, source, start)), self.gives)
             start += chunk.num_rows
-
-    def _given(self, scored: Scored) -> Iterator[pa.RecordBatch]:
-        if self.gives == "both":
-            yield from tagged(scored)
-        else:
-            yield scored.predictions if self.gives == "predictions" else scored.dead_letters
 
     def _loaded(self, gpu: int | None) -> tuple[ModelDir, Plan, Predictor]:
         """The model, which stays in this process for further partitions."""

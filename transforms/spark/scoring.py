@@ -22,7 +22,7 @@ from handlers.model.directory import ModelDir
 from handlers.model.trust import Trust
 from handlers.paths import is_remote
 from handlers.predict.placement import Placement, Precision
-from transforms.inference.score import SAMPLE_ROWS, Score
+from transforms.inference.score import SAMPLE_ROWS, Score, check_takes_rows
 from transforms.shipping import Shipped, ship
 from transforms.spark.partition import ScorePartition, as_schema, unpacked
 from transforms.spark.types import spark_ready
@@ -100,10 +100,7 @@ def score(
     """
     _check(df)
     directory = model if isinstance(model, ModelDir) else ModelDir(model, trust)
-    if directory.spec.sequences is not None:
-        raise UsageError(
-            f"model {directory.path} takes windows of rows (sequences), which need a pipeline: use torchbeam score"
-        )
+    check_takes_rows(directory)
     schema = _columns(df)
     options = {"columns": columns, "preprocess": preprocess, "postprocess": postprocess, "probabilities": probabilities}
     plan = _plan(df, schema, directory, Batching(batch_size=batch_size), options)

@@ -46,8 +46,8 @@ class Delivery(Protocol):
 
 
 @dataclass(frozen=True)
-class AtLeastOnce:
-    """Outputs are flushed before what was read is committed: after a restart some may come again, with the same id.
+class Ends:
+    """What a delivery goes between.
 
     Attributes:
         source: where the messages come from.
@@ -61,12 +61,20 @@ class AtLeastOnce:
     dead_letters: Sink
     accounts: Sink | None = None
 
+    @property
+    def sinks(self) -> list[Sink]:
+        """Where outputs go."""
+        return [sink for sink in (self.predictions, self.dead_letters, self.accounts) if sink is not None]
+
+
+class AtLeastOnce(Ends):
+    """Outputs are flushed before what was read is committed: after a restart some may come again, with the same id."""
+
     def check(self) -> None:
         """Asks each of them."""
         self.source.check()
-        for sink in (self.predictions, self.dead_letters, self.accounts):
-            if sink is not None:
-                sink.check()
+        for sink in self.sinks:
+            sink.check()
 
     def open(self) -> Deliverer:
         """Opens the writers."""

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
 from handlers.errors import StreamError, UsageError
+from transforms.streams.deliver import Ends
 from transforms.streams.encode import Outputs
 from transforms.streams.endpoints import Settings
 from transforms.streams.kafka_clients import ASK_SECONDS, committed, consumer, producer, refused, send
 from transforms.streams.kafka_cluster import CHECK_SECONDS, Cluster, Outage, client, log, parse_url, passes, reason_of
 from transforms.streams.kafka_transaction import transactions
-from transforms.streams.messages import Headers, Messages, OutMessage, Reader, Sink, Writer
+from transforms.streams.messages import Headers, Messages, OutMessage, Reader, Writer
 
 if TYPE_CHECKING:
     from confluent_kafka import Consumer, KafkaError, Message
@@ -275,28 +276,20 @@ class KafkaSink:
 
 
 @dataclass(frozen=True)
-class ExactlyOnce:
+class ExactlyOnce(Ends):
     """The outputs of a chunk and the offset behind it are one transaction: readers of committed messages see each once.
 
     Attributes:
-        source: the topic that is read.
-        predictions: where predictions go; as all outputs a topic in the cluster of the source.
-        dead_letters: where messages go that could not be scored.
-        accounts: where the counts of chunks go; None for nowhere.
+        source: the topic that is read; all outputs are topics in its cluster.
     """
 
     source: KafkaSource
-    predictions: Sink
-    dead_letters: Sink
-    accounts: Sink | None = None
 
     def check(self) -> None:
         """Asks each of them; raises `UsageError` if one is not in the cluster of the source."""
         self.source.check()
         mine = self.source.cluster.cluster_id()
-        for sink in (self.predictions, self.dead_letters, self.accounts):
-            if sink is None:
-                continue
+        for sink in self.sinks:
             sink.check()
             if not isinstance(sink, KafkaSink) or sink.cluster.cluster_id() != mine:
                 raise UsageError(

@@ -102,6 +102,7 @@ class ScoreStream(beam.PTransform[Any, Any]):
     refresh: Refresh | None = None
 
     def __post_init__(self) -> None:
+        self._checked = False
         self.run_id = self.run_id or uuid.uuid4().hex
         self._model = self.model if isinstance(self.model, ModelDir) else ModelDir(self.model)
         output = self.predictions if isinstance(self.predictions, str) else self.predictions.name
@@ -134,13 +135,16 @@ class ScoreStream(beam.PTransform[Any, Any]):
             flags[key] = flag
 
     def check(self) -> None:
-        """Settles all that can be before the run; raises what the run would fail with."""
+        """Settles all that can be before the run, once; raises what the run would fail with."""
+        if self._checked:
+            return
         self._delivery.check()
         output = self.score.predictions_schema
         if MESSAGE_ID in output.names:
             raise UsageError(
                 f'the predictions have a column "{MESSAGE_ID}", which is for the id of the message; rename it'
             )
+        self._checked = True
 
     @cached_property
     def decoder(self) -> Decoder:

@@ -12,6 +12,7 @@ import pytest
 from spark_parts import options
 
 from handlers.errors import UsageError
+from pipelines.command.built import built
 from pipelines.spark import job_server, submit
 
 
@@ -20,7 +21,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The user's cache of job servers, with those for two versions of Spark."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv(job_server.VARIABLE, raising=False)
-    folder = job_server.cache_folder()
+    folder = built("spark-job-server")
     folder.mkdir(parents=True)
     for version in ("3.5.7", "3.4.10"):
         make_jar(folder / f"beam-2.70.0-spark-{version}.jar", version)
