@@ -18,7 +18,7 @@ from handlers.errors import StreamError, UsageError
 from transforms.streams.deliver import Ends
 from transforms.streams.encode import Outputs
 from transforms.streams.endpoints import Settings
-from transforms.streams.kafka_clients import ASK_SECONDS, committed, consumer, producer, refused, send
+from transforms.streams.kafka_clients import ASK_SECONDS, Refusal, committed, consumer, producer, refused, send
 from transforms.streams.kafka_cluster import CHECK_SECONDS, Cluster, Outage, client, log, parse_url, passes, reason_of
 from transforms.streams.kafka_transaction import transactions
 from transforms.streams.messages import Headers, Messages, OutMessage, Reader, Writer
@@ -336,7 +336,7 @@ class KafkaWriter:
 
     def __init__(self, sink: KafkaSink) -> None:
         self._topic = sink.topic
-        self._errors: list[KafkaError] = []
+        self._errors: list[Refusal] = []
         self._outage = Outage(sink.cluster)
         self._producer = producer(sink.cluster, self._errors, self._outage)
 
@@ -352,7 +352,7 @@ class KafkaWriter:
         while self._producer.flush(_FLUSH_SECONDS) and not self._errors:
             pass
         if self._errors:
-            raise refused(self._errors[0], self._topic)
+            raise refused(*self._errors[0])
         self._outage.over()
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from handlers.errors import StreamError
 from transforms.streams.kafka_cluster import Cluster, Outage, client, reason_of
@@ -18,6 +18,13 @@ _AHEAD_KB = 32 << 10  # that a client reads ahead in its partition
 # With "rebootstrap" a commit of offsets waits for ever once the group's coordinator was away (librdkafka issue 5511).
 IN_TRANSACTIONS = {"metadata_recovery_strategy": "none"}
 _LARGEST_MESSAGE = 1_000_000_000  # that the client allows
+
+
+class Refusal(NamedTuple):
+    """A message that the brokers have refused: why, and the topic that it was for."""
+
+    error: KafkaError
+    topic: str
 
 
 def consumer(cluster: Cluster, group: str, **functions: Any) -> Consumer:
@@ -51,21 +58,19 @@ def committed(cluster: Cluster, asked: Consumer, topic: str, partition: int) -> 
     return found.offset if found.offset >= 0 else None
 
 
-def producer(
-    cluster: Cluster, errors: list[KafkaError], outage: Outage, transactional_id: str | None = None
-) -> Producer:
+def producer(cluster: Cluster, errors: list[Refusal], outage: Outage, transactional_id: str | None = None) -> Producer:
     """A client whose messages come once and in order to every partition, with the partitions of Java's client.
 
     Args:
         cluster: where it writes.
-        errors: gets the errors of messages that the brokers refuse.
+        errors: gets the messages that the brokers refuse.
         outage: is told while the brokers are away; until they are back, messages wait.
         transactional_id: the name of its transactions, if it has any.
     """
 
-    def delivered(error: KafkaError | None, _: Message) -> None:
+    def delivered(error: KafkaError | None, message: Message) -> None:
         if error is not None:
-            errors.append(error)
+            errors.append(Refusal(error, message.topic() or ""))
 
     made: Producer = cluster.connect(
         client().Producer,
@@ -86,7 +91,7 @@ def producer(
     return made
 
 
-def send(to: Producer, topic: str, messages: Sequence[OutMessage], errors: list[KafkaError]) -> None:
+def send(to: Producer, topic: str, messages: Sequence[OutMessage], errors: list[Refusal]) -> None:
     """Hands messages to a producer with these `errors`; raises `KafkaException` if one was refused."""
     for message in messages:
         # 0 would be the time of writing.
@@ -102,10 +107,10 @@ def send(to: Producer, topic: str, messages: Sequence[OutMessage], errors: list[
     raise_first(errors)
 
 
-def raise_first(errors: list[KafkaError]) -> None:
+def raise_first(errors: list[Refusal]) -> None:
     """Raises `KafkaException` for the first of the errors, if there is one."""
     if errors:
-        raise client().KafkaException(errors[0])
+        raise client().KafkaException(errors[0].error)
 
 
 def refused(error: KafkaError, topic: str) -> StreamError:

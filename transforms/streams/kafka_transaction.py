@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from handlers.errors import StreamError
-from transforms.streams.kafka_clients import committed, consumer, producer, refused, send
+from transforms.streams.kafka_clients import Refusal, committed, consumer, producer, refused, send
 from transforms.streams.kafka_cluster import Cluster, Outage, client, passes
 from transforms.streams.messages import OutMessage
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from confluent_kafka import KafkaError, Producer
 
 _SECONDS = 30.0
+_REPORT_SECONDS = 2.0
 # The client does not always keep to its timeout: it may wait for a coordinator that is gone (librdkafka issues 5456, 5511).
 HUNG_SECONDS = 2 * _SECONDS
 
@@ -40,7 +42,7 @@ class Transactions:
         self._consumer = consumer(cluster, group)
         self._group = group
         self._name = f"{group}-{topic}-{partition}"
-        self._errors: list[KafkaError] = []
+        self._errors: list[Refusal] = []
         self._outage = Outage(cluster)
         self._producer: Producer | None = None
         self._next: int | None = None
@@ -93,11 +95,15 @@ class Transactions:
             self._producer = None
             return False
         except client().KafkaException as error:
-            first = self._errors[0] if self._errors else error.args[0]
+            # That a message was refused ends the transaction, and which one is reported a moment later.
+            end = time.monotonic() + (_REPORT_SECONDS if error.args[0].code() == client().KafkaError._STATE else 0)
+            while not self._errors and time.monotonic() < end:
+                made.poll(0.1)
+            first = self._errors[0] if self._errors else Refusal(error.args[0], topic)
             self._abort(made, error.args[0])
-            if not _ends_by_itself(first):
-                raise refused(first, topic) from None
-            self._outage.on_error(first)
+            if not _ends_by_itself(first.error):
+                raise refused(*first) from None
+            self._outage.on_error(first.error)
             return False
         return True
 

@@ -34,7 +34,7 @@ def test_outputs_and_offset_are_one(kafka: TestBroker) -> None:
     made.deliver(3, [(output, messages("a", "b")), (dead, messages("c")), (output, [])])
     assert kafka.committed(source, "group") == made.open() == 3
     with pytest.raises(StreamError, match=rf"^topic {dead} does not take a message of this size"):
-        made.deliver(5, [(output, messages("not")), (dead, messages("x" * 2000))])
+        made.deliver(5, [(output, messages("not")), (dead, messages("x" * 2000)), (output, messages("not"))])
     assert kafka.committed(source, "group") == made.open() == 3
     made.deliver(5, [(output, messages("d")), (dead, [])])
     assert kafka.committed(source, "group") == made.open() == 5
