@@ -109,13 +109,16 @@ class TestBroker:
         for deleted in admin.delete_records([TopicPartition(topic, partition, offset)]).values():
             deleted.result(30)
 
-    def committed(self, topic: str, group: str, partition: int = 0) -> int:
-        """The offset that a group has committed, whether or not a transaction is open; negative if none."""
+    def committed(self, topic: str, group: str, partition: int = 0, *, stable: bool = False) -> int:
+        """The offset that a group has committed; negative if none.
+
+        With `stable` the end of an open transaction is awaited: the broker writes it down a moment after it has said so.
+        """
         consumer = Consumer(
             {
                 "bootstrap.servers": self.address,
                 "group.id": group,
-                "isolation.level": "read_uncommitted",
+                "isolation.level": "read_committed" if stable else "read_uncommitted",
                 "log_level": 0,
             }
         )

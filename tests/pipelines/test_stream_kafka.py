@@ -17,6 +17,7 @@ from kafka_brokers import PASSWORD, USER, Sent, TestBroker
 
 from handlers import ModelDir
 from pipelines.stream import main
+from transforms.streams.kafka_transaction import HUNG_SECONDS
 
 pytestmark = pytest.mark.slow(60)
 
@@ -167,7 +168,7 @@ def test_killed_in_the_middle(
     kafka.kill()
     kafka.start()
     put(range(rows, rows + 500))
-    wait_until(lambda: delivered() == rows + 500, 120)
+    wait_until(lambda: delivered() == rows + 500, 120 + 2 * HUNG_SECONDS)  # each partition may hang so long, see there
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err

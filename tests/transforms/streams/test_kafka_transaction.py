@@ -32,12 +32,12 @@ def test_outputs_and_offset_are_one(kafka: TestBroker) -> None:
     made = Transactions(Cluster(kafka.address), source, "group", 0)
     assert made.open() is None
     made.deliver(3, [(output, messages("a", "b")), (dead, messages("c")), (output, [])])
-    assert kafka.committed(source, "group") == made.open() == 3
+    assert kafka.committed(source, "group", stable=True) == made.open() == 3
     with pytest.raises(StreamError, match=rf"^topic {dead} does not take a message of this size"):
         made.deliver(5, [(output, messages("not")), (dead, messages("x" * 2000)), (output, messages("not"))])
-    assert kafka.committed(source, "group") == made.open() == 3
+    assert kafka.committed(source, "group", stable=True) == made.open() == 3
     made.deliver(5, [(output, messages("d")), (dead, [])])
-    assert kafka.committed(source, "group") == made.open() == 5
+    assert kafka.committed(source, "group", stable=True) == made.open() == 5
     assert [sent.value for sent in kafka.get(output)] == [b"a", b"b", b"d"]
     assert [sent.value for sent in kafka.get(dead)] == [b"c"]
     assert b"not" in [sent.value for sent in kafka.get(output, committed=False)]
@@ -125,4 +125,4 @@ def test_the_broker_is_killed_between_transactions(kafka: TestBroker, monkeypatc
         each.join(60)
         assert not each.is_alive()
     assert sorted(sent.value or b"" for sent in kafka.get(output)) == [b"first a", b"first b", b"second a", b"second b"]
-    assert [kafka.committed(source, "group") for source in sources] == [2, 2]
+    assert [kafka.committed(source, "group", stable=True) for source in sources] == [2, 2]
