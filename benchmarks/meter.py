@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 
 _SUBREAPER, _DEATH_SIGNAL = 36, 1  # PR_SET_CHILD_SUBREAPER, PR_SET_PDEATHSIG
+_AUTOGROUP = Path("/proc/self/autogroup")
 _EVERY_SECONDS = 0.25
 _GROWN = 1.02  # proportional memory is read again when the resident memory has grown by 2 %
 
@@ -26,9 +27,9 @@ def tree(pid: int) -> list[int]:
     """`pid`'s descendants, without itself."""
     children: dict[int, list[int]] = {}
     for status in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):
+        with suppress(OSError, IndexError):  # it may end meanwhile
             # The name of a program, in parentheses, may have spaces and parentheses itself.
-            parent = int(status.read_text().rpartition(")")[2].split()[1])
+            parent = int(status.read_bytes().rpartition(b")")[2].split()[1])
             children.setdefault(parent, []).append(int(status.parent.name))
     found = list(children.get(pid, ()))
     for child in found:
@@ -56,7 +57,8 @@ def proportional_bytes(pid: int) -> int:
 def priority() -> str:
     """The priority of the group of this process in the schedule of Linux; empty where there are no such groups."""
     with suppress(OSError):
-        return Path("/proc/self/autogroup").read_text().split()[-1]
+        # The file is empty for a process that has never been in a session of its own, as in some containers.
+        return _AUTOGROUP.read_text().rpartition(" ")[2].strip()
     return ""
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import report
+from benchmarks import meter, report
 from benchmarks.contest import Contest, hold
 from benchmarks.data import Data, DiskFullError
 from benchmarks.peers import PEERS, Peer
@@ -68,6 +68,17 @@ def test_processes_are_measured_together(tmp_path: Path) -> None:
     assert found["exit_code"] == 0
     assert found["cpu_seconds"] > 0
     assert found["peak_bytes"] > 1e6
+
+
+@pytest.mark.parametrize(("shown", "expected"), [("/autogroup-12 nice -5\n", "-5"), ("", ""), (None, "")])
+def test_priority_of_a_session(
+    shown: str | None, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "autogroup"
+    if shown is not None:
+        path.write_text(shown)
+    monkeypatch.setattr(meter, "_AUTOGROUP", path)
+    assert meter.priority() == expected
 
 
 def test_inputs(tmp_path: Path) -> None:

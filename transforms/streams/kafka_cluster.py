@@ -171,9 +171,13 @@ class Cluster:
         if down and codes._ALL_BROKERS_DOWN in first:
             why = first.get(codes._RESOLVE) or first.get(codes._TRANSPORT)
             reason = reason_of(why) if why else "it closes the connection"
-            # A listener that wants a password or TLS closes a plain connection; the client reports that only sometimes.
-            plain = not why or ("isconnected" in reason and "SSL" not in reason.partition("might be")[0])
-            hint = "; does it want TLS or a password (--kafka_config)?" if plain else ""
+            # A listener that wants a password or TLS closes a plain connection, one without TLS closes a TLS connection;
+            # the client reports that only sometimes.
+            hint = ""
+            if "SSL" in reason.partition("might be")[0]:
+                hint = f"; is it a listener without TLS (security_protocol in {self._where()})?"
+            elif not why or "isconnected" in reason:
+                hint = "; does it want TLS or a password (--kafka_config)?"
             return f"Kafka at {self.servers} cannot be reached: {reason}{hint}"
         return None
 

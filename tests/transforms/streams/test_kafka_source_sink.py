@@ -298,7 +298,7 @@ def test_passwords_and_tls(kafka: TestBroker, tmp_path: Path) -> None:
             SASL | {"security_protocol": "SASL_SSL", "sasl_password": "cheshire-cat"},
             "no TLS connection to .*certificate",
         ),
-        ("plain", {"security_protocol": "SSL"}, "cannot be reached: .*connecting to a PLAINTEXT broker listener"),
+        ("plain", {"security_protocol": "SSL"}, "cannot be reached: .*; is it a listener without TLS"),
     ],
 )
 def test_refused(kafka: TestBroker, tmp_path: Path, listener: str, options: dict[str, str], error: str) -> None:
