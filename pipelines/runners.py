@@ -28,9 +28,10 @@ from pipelines.command.several import SeveralModelsOptions
 from pipelines.dataflow import settings as dataflow
 from pipelines.prism import find_prism, needs_prism, running_prism
 from pipelines.spark.checks import check_spark, check_versions
+from pipelines.spark.local import is_local
 from pipelines.spark.master import on_loopback
 from pipelines.spark.session import spark_session
-from pipelines.spark.submit import Submission, is_local
+from pipelines.spark.submit import Submission
 from pipelines.spark.submit import settle as settle_spark
 from transforms import progress
 from transforms.accounting import Counts

@@ -26,7 +26,7 @@ from handlers import ModelDir
 from handlers.errors import UsageError
 from pipelines.command.supervisor import supervised_command
 from pipelines.spark.java import find_java
-from pipelines.spark.job_server import DEFAULT_SPARK_VERSION, find_job_server, running
+from pipelines.spark.job_server import DEFAULT_SPARK_VERSION, Call, find_job_server, running
 from torchbeam import score
 
 pytestmark = pytest.mark.slow(60)
@@ -137,7 +137,7 @@ def test_java_gives_what_score_gives(classpath: str, tmp_path: Path) -> None:
     settings = [f"-Dlog4j2.configurationFile={logging}", "-Dspark.ui.enabled=false"]
     with (
         expansion_service(tmp_path / "expansion.log") as expansion,
-        running(jar, java, "local[2]", settings, {}) as server,
+        running(Call(jar, java, "local[2]", tuple(settings))) as server,
     ):
         command = [java, "-cp", classpath, "torchbeam.example.ScoreFromJava"]
         command += [f"--jobEndpoint={server.endpoint}", f"--expansionService={expansion}", "--giveUpMinutes=2"]

@@ -51,10 +51,7 @@ class TestSupervisedCommand:
 
     def test_program_that_ignores_sigterm(self, tmp_path: Path) -> None:
         program = ["sh", "-c", f"trap '' TERM; echo $$ > {tmp_path}/pid; while :; do sleep 0.1; done"]
-        run = (
-            "from pipelines.command import supervisor; supervisor.GRACE_SECONDS = 1; "
-            f"supervisor.run({os.getpid()}, '', {program!r})"
-        )
+        run = f"from pipelines.command import supervisor; supervisor.run({os.getpid()}, '', 1, {program!r})"
         process = subprocess.Popen([sys.executable, "-c", run])
         child = written(tmp_path / "pid")
         process.terminate()

@@ -14,7 +14,7 @@ import pytest
 import torch
 from apache_beam.options.pipeline_options import PipelineOptions
 
-from pipelines.spark.job_server import Running
+from pipelines.spark.job_server import Call, Running
 from pipelines.spark.progress import SparkProgress
 from pipelines.spark.session import Session, spark_session
 from pipelines.spark.submit import Submission
@@ -25,7 +25,7 @@ REGISTERED = "INFO CoarseGrainedSchedulerBackend: Registered executor NettyRpcEn
 
 def told(master: str, *lines: str) -> Running:
     """A job server that has logged some lines."""
-    server = Running(cast("Any", None), master, Path("unused"), ui="http://host:4040")
+    server = Running(Call(Path("unused"), "java", master, ()), cast("Any", None), Path("unused"), ui="http://host:4040")
     for line in lines:
         server._note(line)
     return server
