@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from handlers.errors import TorchbeamError
 from pipelines.spark.java import find_java
 from pipelines.spark.job_server import VARIABLE, Call, Running, built_job_servers, end, start
-from pipelines.spark.local import class_archive, default_master, is_local, log_settings, loopback_address
+from pipelines.spark.local import class_archive, default_master, is_local, log_settings, loopback_address, short_lived
 
 # With these, the job server is not one of the cache, or is not all that Spark needs, or there is none to start.
 _OTHERS = ("--job_endpoint", "--spark_job_server_jar", "--spark_submit_uber_jar", "--environment_type", "--streaming")
@@ -57,11 +57,12 @@ def local_call(arguments: Sequence[str], spark_version: str | None, *, verbose: 
     if not jars or not is_local(values.spark_master_url):
         return None
     java, jar = find_java(values.job_server_java_launcher), jars[0]
+    given = values.job_server_jvm_properties
     return Call(
         jar,
         java.path,
         values.spark_master_url,
-        (*log_settings(verbose=verbose), *values.job_server_jvm_properties),
+        (*log_settings(verbose=verbose), *short_lived(given), *given),
         tuple(loopback_address().items()),
         True,
         class_archive(java, jar),

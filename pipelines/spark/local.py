@@ -50,6 +50,19 @@ def log_settings(*, verbose: bool) -> list[str]:
     return [*settings, "-Dtorchbeam.log=info"] if verbose else settings
 
 
+def short_lived(given: Sequence[str]) -> list[str]:
+    """Arguments of Java for a job server whose Python workers are in this process.
+
+    Rows are read, scored and written there, so Java has little to do: compiling it well would take more time than it saves, and so
+    would several threads that collect garbage.
+
+    Args:
+        given: the arguments of the user, which come later and win. Java refuses two collectors.
+    """
+    has_collector = any(re.fullmatch(r"-XX:\+Use\w+GC", each) for each in given)
+    return ["-XX:TieredStopAtLevel=1", *([] if has_collector else ["-XX:+UseSerialGC"])]
+
+
 def class_archive(java: Java, jar: Path) -> Path | None:
     """The file of the loaded classes of a job server, which Java maps into memory at its next start (AppCDS).
 

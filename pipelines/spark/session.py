@@ -22,7 +22,7 @@ from handlers.errors import TorchbeamError
 from handlers.redact import redact
 from pipelines.spark.early import take
 from pipelines.spark.job_server import Call, JobServer, JobServerError, Running, beams_own, running
-from pipelines.spark.local import class_archive, is_local, log_settings
+from pipelines.spark.local import class_archive, is_local, log_settings, short_lived
 from pipelines.spark.progress import SparkProgress
 from pipelines.spark.submit import Submission
 from pipelines.spark.worker import NO_BEAM
@@ -182,11 +182,12 @@ def spark_session(submission: Submission, options: PipelineOptions, *, verbose: 
         jar = _jar(submission.job_server)
         master = options.view_as(SparkRunnerOptions).spark_master_url
         local = is_local(master) and options.view_as(PortableOptions).environment_type == "LOOPBACK"
+        given = submission.jvm_arguments
         call = Call(
             jar,
             submission.java.path,
             master,
-            (*log_settings(verbose=verbose), *submission.jvm_arguments),
+            (*log_settings(verbose=verbose), *(short_lived(given) if local else ()), *given),
             submission.environment,
             local,
             class_archive(submission.java, jar) if local else None,

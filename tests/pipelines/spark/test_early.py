@@ -98,6 +98,14 @@ class TestEarly:
         assert local_call([], None, verbose=False) is not None
         assert local_call([argument], None, verbose=False) is None
 
+    def test_collector_of_the_user(self) -> None:
+        ours = local_call([], None, verbose=False)
+        users = local_call(["--job_server_jvm_properties=-XX:+UseG1GC"], None, verbose=False)
+        assert ours is not None
+        assert "-XX:+UseSerialGC" in ours.arguments
+        assert users is not None
+        assert [each for each in users.arguments if each.endswith("GC")] == ["-XX:+UseG1GC"]
+
     def test_no_jar_for_that_spark(self) -> None:
         assert local_call([], "3.5.1", verbose=False) is None
 
