@@ -31,6 +31,8 @@ R = TypeVar("R")
 MAX_ROWS = 8192
 CPU_BYTES = 16 << 20
 GPU_BYTES = 64 << 20
+CPU_TOKENS = 2048
+GPU_TOKENS = 16_384
 KEPT_BYTES = 30 << 20
 SAMPLES = 8  # rows of a micro-batch on which a suspect model is tried
 
@@ -156,7 +158,7 @@ class Predictor:
             form, outputs = self._forward(tensors, high - low, arguments or {})
             if work.longest is None:
                 return outputs
-            stats.tokens += int(work.lengths[low:high].sum())
+            stats.tokens += int(work.longest[low:high].sum())
             stats.padded_tokens += (high - low) * int(work.longest[low])
 
             def again(row: int, padding: int) -> Outputs:
@@ -295,7 +297,8 @@ class Predictor:
             rows = min(MAX_ROWS, budget // max(1, work.row_bytes))
         tokens = 1 if work.longest is None else max(1, int(work.longest[start]))
         if work.longest is not None:
-            rows = min(rows, work.padding.max_tokens // tokens)
+            budget = work.padding.max_tokens or (CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS)
+            rows = min(rows, budget // tokens)
         if self._limit is not None:
             rows = min(rows, self._limit // tokens)
         return max(1, rows)
