@@ -274,9 +274,17 @@ def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:
     for group in groups:
         section = made.add_argument_group(group.TITLE)  # type: ignore[attr-defined]
         for item in fields(group):
-            name = item.metadata.get("flag") or item.name
-            section.add_argument(f"--{name}", dest=item.name, **_argument(item, command.strict))
+            section.add_argument(_flag_of(item), dest=item.name, **_argument(item, command.strict))
     return made
+
+
+def flags_of(groups: Sequence[type]) -> list[str]:
+    """The flags of `groups`, such as `--input`."""
+    return [_flag_of(item) for group in groups for item in fields(group)]
+
+
+def _flag_of(item: dataclasses.Field[Any]) -> str:
+    return f"--{item.metadata.get('flag') or item.name}"
 
 
 def _argument(item: dataclasses.Field[Any], strict: bool) -> dict[str, Any]:

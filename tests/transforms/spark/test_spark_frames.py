@@ -207,6 +207,9 @@ def test_wrong_use_is_one_line(spark: SparkSession, model: ModelDir, rows: Path,
         (df.withColumn("Confidence", df.a), model, {}, "the same to Spark"),
         (df.withColumn("dead_letter", df.a), model, {}, "reserved name"),
         (df, model, {"device": "gpu"}, "is not one of auto"),
+        (df, {"path": model.path}, {}, "the model must be a ModelDir, or the path"),
+        (df, model.path, {"trust": "x"}, "trust must be"),
+        (df, model, {"trust": torchbeam.Trust(code=False)}, "trust is for the path of a model"),
     ]
     for frame, given_model, options, message in cases:
         with pytest.raises(UsageError, match=message) as caught:
