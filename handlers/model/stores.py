@@ -133,13 +133,18 @@ def shared_s3() -> Iterator[None]:
 class SharesS3:
     """Mixed into a DoFn that reads or writes files: `shared_s3` from its setup to its teardown, where it runs."""
 
+    _shares = False
+
     def setup(self) -> None:
         """Begins it."""
         _shared_s3.begin()
+        self._shares = True
 
     def teardown(self) -> None:
-        """Ends it."""
-        _shared_s3.end()
+        """Ends it; nothing where it has not begun, as where a setup has failed before."""
+        if self._shares:
+            self._shares = False
+            _shared_s3.end()
 
 
 def _share_s3_clients() -> Callable[[], None]:
