@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+from short_jvms import SHORT_JVM
 from small_models import Touchy
 
 import torchbeam
@@ -38,6 +39,8 @@ def spark() -> Iterator[SparkSession]:
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         # Spark's Python workers find the functions and models of the tests.
         patch.setenv("PYTHONPATH", ":".join(sys.path))
+        for name, value in SHORT_JVM.items():
+            patch.setenv(name, value)
         session = (
             SparkSession.builder.master("local[2]")
             .config("spark.driver.host", "127.0.0.1")
