@@ -6,12 +6,14 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from deadlines import WAIT_SECONDS
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
+
+def wait_until(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
     """Waits until `condition` holds; fails after so many seconds."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < end, f"it did not happen within {seconds:.0f} s"
         time.sleep(0.05)
 
 
@@ -25,5 +27,5 @@ def is_there(pid: int) -> bool:
 
 def written(file: Path) -> int:
     """The number in a file, once it is there."""
-    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), 20)
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"))
     return int(file.read_text())

@@ -14,13 +14,12 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deadlines import WAIT_SECONDS
 from poisoned_table import Table, save_model
 
 from pipelines import runners
 from pipelines.command.options import RunOptions
 from pipelines.jobs.execution import Execution, execute
-
-WAIT_SECONDS = 120.0
 
 pytestmark = pytest.mark.slow(10)
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from deadlines import WAIT_SECONDS
 
 from handlers.model.directory import ModelDir
 from pipelines import stream
@@ -102,7 +103,7 @@ def run(tmp_path: Path, steps: dict[int, Callable[[], None]], model: str, *optio
         ]
     )
     assert not [thread for thread in threading.enumerate() if thread.name == "torchbeam-refresh"]
-    feeder.join(60)
+    feeder.join(WAIT_SECONDS)
     assert feeder.error is None
     return code
 

@@ -16,6 +16,7 @@ import poison_rows
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deadlines import WAIT_SECONDS
 from poisoned_table import HERE
 
 from handlers import ModelDir
@@ -26,7 +27,6 @@ from transforms.sinks.write import Writer
 
 pytestmark = pytest.mark.slow
 
-WAIT_SECONDS = 60.0
 ROWS = 3 * GROUP_ROWS  # so many that a file is begun before the last are scored
 
 Start = Callable[..., subprocess.Popen[str]]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deadlines import WAIT_SECONDS
 from poisoned_table import Table, save_model
 
 from pipelines import score
@@ -98,7 +99,7 @@ def started(program: str, **options: object) -> subprocess.Popen[str]:
 
 # Waits to be interrupted, counts for a while how often, and ends with that as its exit code.
 COUNTS = """times = 0
-end = time.monotonic() + 60
+end = time.monotonic() + 300
 while time.monotonic() < end:
     try:
         print("ready", flush=True)
@@ -117,7 +118,7 @@ class TestSignals:
         assert process.stdout is not None
         assert "ready" in process.stdout.readline() + process.stdout.readline()
         send(process.pid, number)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=WAIT_SECONDS)
         assert (process.returncode, err) == (1, "")
 
     def test_nohup(self) -> None:
@@ -125,7 +126,7 @@ class TestSignals:
             "os.kill(os.getppid(), signal.SIGHUP); os.kill(os.getpid(), signal.SIGHUP); return 7",
             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN),
         )
-        assert process.communicate(timeout=60)[1] == ""
+        assert process.communicate(timeout=WAIT_SECONDS)[1] == ""
         assert process.returncode == 7
 
     def test_a_command_that_does_not_catch_them(self) -> None:
@@ -133,7 +134,7 @@ class TestSignals:
         assert process.stdout is not None
         process.stdout.readline()
         process.terminate()
-        assert process.communicate(timeout=60)[1] == ""
+        assert process.communicate(timeout=WAIT_SECONDS)[1] == ""
         assert process.returncode == 130
 
     def test_a_killed_process_leaves_nothing(self) -> None:
@@ -144,7 +145,7 @@ class TestSignals:
         process.kill()
         process.wait()
         assert process.stdout.read() == ""  # its end: nobody has it open any more
-        end = time.monotonic() + 60
+        end = time.monotonic() + WAIT_SECONDS
         while Path(f"/proc/{child}").exists() and " Z " not in Path(f"/proc/{child}/stat").read_text():
             assert time.monotonic() < end
 
@@ -152,7 +153,7 @@ class TestSignals:
 class TestStreams:
     def test_exit_codes_and_both_streams(self) -> None:
         process = started("print('out'); print('err', file=sys.stderr); return 3")
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=WAIT_SECONDS)
         assert out.splitlines()[1:] == ["out"]
         assert (process.returncode, err) == (3, "err\n")
 
@@ -160,7 +161,7 @@ class TestStreams:
         terminal, other = os.openpty()
         process = started("print(input(), sys.stderr.isatty(), os.getpgrp() == os.getpgid(os.getppid()))", stdin=other)
         os.write(terminal, b"read\n")
-        out, _ = process.communicate(timeout=60)
+        out, _ = process.communicate(timeout=WAIT_SECONDS)
         os.close(terminal)
         os.close(other)
         assert out.splitlines()[1:] == ["read False True"]
@@ -170,12 +171,12 @@ class TestStreams:
     )
     def test_a_command_that_does_not_come_to_its_end(self, end: str, said: str) -> None:
         process = started(end)
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate(timeout=WAIT_SECONDS)[1]
         assert process.returncode == 1
         (line,) = err.splitlines()
         assert line.startswith(f"prog: error: the process ended without finishing the run: {said}; ")
 
     def test_system_exit(self) -> None:
         process = started("sys.exit(5)")
-        assert process.communicate(timeout=60)[1] == ""
+        assert process.communicate(timeout=WAIT_SECONDS)[1] == ""
         assert process.returncode == 5
