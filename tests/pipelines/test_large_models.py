@@ -165,7 +165,7 @@ def test_a_format_that_cannot(tmp_path: Path) -> None:
         save(tmp_path / "model", format="state_dict", placement={"device_map": "auto"})
 
 
-@pytest.mark.slow(90)
+@pytest.mark.slow(40)
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_two_gigabytes_in_less_memory(tmp_path: Path) -> None:
     """A model of 2.1 GB in at most 1.2 GB, imports of torch and Beam included; file-backed pages count, too."""

@@ -104,7 +104,7 @@ def test_against_a_loop(tmp_path: Path) -> None:
     assert list(predictions.columns) == ["shop", "day", "sales", "price", "forecast", "forecast_from", "model_version"]
 
 
-@pytest.mark.slow(60)
+@pytest.mark.slow(20)
 def test_ten_thousand_keys(tmp_path: Path) -> None:
     rows = frame(10_000, 20)
     predictions, _, _ = run(write(rows, tmp_path / "rows"), save(tmp_path / "model"), tmp_path / "out")

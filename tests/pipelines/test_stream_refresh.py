@@ -29,11 +29,11 @@ _wait = threading.Event().wait
 
 def until(what: Callable[[], Any]) -> None:
     """Waits for something that a run does."""
-    for _ in range(3000):
+    for _ in range(15_000):
         if what():
             return
         _wait(0.02)
-    raise AssertionError("it did not happen within a minute")
+    raise AssertionError("it did not happen within five minutes")
 
 
 def write(folder: Path, slope: float, **fields: Any) -> ModelDir:

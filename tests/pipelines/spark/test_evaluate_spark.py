@@ -15,7 +15,7 @@ from short_jvms import SHORT_JOB_SERVER
 
 from pipelines import evaluate
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(30)
 
 
 def test_local(job_server: Path, tmp_path: Path) -> None:
