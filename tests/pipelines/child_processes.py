@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +10,13 @@ from pathlib import Path
 from deadlines import WAIT_SECONDS
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
-    """Waits until `condition` holds; fails after so many seconds."""
+def wait_until(
+    condition: Callable[[], bool], seconds: float = WAIT_SECONDS, process: subprocess.Popen[str] | None = None
+) -> None:
+    """Waits until `condition` holds; fails after so many seconds, or once `process` has ended before."""
     end = time.monotonic() + seconds
     while not condition():
+        assert process is None or process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end, f"it did not happen within {seconds:.0f} s"
         time.sleep(0.05)
 

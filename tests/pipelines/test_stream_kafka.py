@@ -160,17 +160,17 @@ def test_killed_in_the_middle(
 
     put(range(rows))
     process = start(*arguments)
-    wait_until(lambda: delivered() > 500)
+    wait_until(lambda: delivered() > 500, process=process)
     kill(process)
     assert delivered() < rows
     process = start(*arguments)
     at = delivered()
-    wait_until(lambda: delivered() > at + 500)
+    wait_until(lambda: delivered() > at + 500, process=process)
     kafka.kill()
     kafka.start()
     put(range(rows, rows + 500))
     # Each partition may hang so long, see there.
-    wait_until(lambda: delivered() == rows + 500, WAIT_SECONDS + 2 * HUNG_SECONDS)
+    wait_until(lambda: delivered() == rows + 500, WAIT_SECONDS + 2 * HUNG_SECONDS, process)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130, err

@@ -68,9 +68,9 @@ def test_ended_and_started_again(tmp_path: Path, end: signal.Signals) -> None:
     put(folders.input, "1.jsonl", [value(row) for row in range(300)])
     first = subprocess.Popen(command(folders), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     # It runs until it is ended: what arrives while it runs is scored while it runs.
-    wait_until(lambda: len(folders.records("out")) == 300)
+    wait_until(lambda: len(folders.records("out")) == 300, process=first)
     put(folders.input, "2.jsonl", [value(row) for row in range(300, 600)])
-    wait_until(lambda: len(folders.records("out")) == 600)
+    wait_until(lambda: len(folders.records("out")) == 600, process=first)
     (prism,) = prisms_of(first.pid) or prisms_of(
         int(Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()[0])
     )
@@ -82,7 +82,7 @@ def test_ended_and_started_again(tmp_path: Path, end: signal.Signals) -> None:
     put(folders.input, "3.jsonl", [value(row) for row in range(600, 900)])
     # What was written and not yet committed when the process was killed comes again, with the same ids.
     again = subprocess.Popen(command(folders), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: len(by_id(folders)) == 900)
+    wait_until(lambda: len(by_id(folders)) == 900, process=again)
     again.terminate()
     _, err = again.communicate(timeout=WAIT_SECONDS)
     assert again.returncode == 130, err

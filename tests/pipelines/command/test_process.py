@@ -114,7 +114,8 @@ class TestSignals:
     @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
     @pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["the process", "its group, as a terminal does"])
     def test_interrupts_the_command_once(self, send: Callable[[int, int], None], number: signal.Signals) -> None:
-        process = started(COUNTS, start_new_session=True)
+        # Tests may run where a signal is ignored, as under nohup, which the command would inherit and respect.
+        process = started(COUNTS, start_new_session=True, preexec_fn=lambda: signal.signal(number, signal.SIG_DFL))
         assert process.stdout is not None
         assert "ready" in process.stdout.readline() + process.stdout.readline()
         send(process.pid, number)
