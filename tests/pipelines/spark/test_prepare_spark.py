@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from short_jvms import SHORT_JOB_SERVER
 
 from handlers.train.prepared import Prepared
 from pipelines import prepare
@@ -27,7 +26,7 @@ def test_local(job_server: Path, tmp_path: Path) -> None:
     flags = [f"--input={tmp_path}", f"--model={tmp_path / '_model.yaml'}", "--label=y", "--sample_rows=3000"]
     flags.append("--split_by=customer")
     assert prepare.main([*flags, f"--output={tmp_path / '_here'}"]) == 0
-    spark = ["--runner=SparkRunner", "--spark_master_url=local[2]", SHORT_JOB_SERVER, f"--output={tmp_path / '_spark'}"]
+    spark = ["--runner=SparkRunner", "--spark_master_url=local[2]", f"--output={tmp_path / '_spark'}"]
     command = [sys.executable, "-m", "pipelines.prepare", *flags, *spark]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
