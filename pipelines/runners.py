@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from pipelines.command.options import (
     SinkOptions,
     SourceOptions,
     flags_of,
+    near_flag,
+    unknown_option,
 )
 from pipelines.command.several import SeveralModelsOptions
 from pipelines.dataflow import settings as dataflow
@@ -202,10 +203,7 @@ def _refuse_unknown(arguments: Sequence[str], flags: Sequence[str], *, strict: b
     _, unknown = known.parse_known_args(list(arguments))
     flags = [*flags, *(flag for action in known._actions for flag in action.option_strings)]
     for argument in unknown:
-        name = argument.split("=")[0]
-        near = difflib.get_close_matches(name, flags, 1, 0.8)
-        if not name.startswith("--") and strict:
+        if not argument.startswith("--") and strict:
             raise UsageError(f'unexpected argument "{argument}"')
-        if near or strict:
-            hint = f"did you mean {near[0]}?" if near else "see --help"
-            raise UsageError(f"unknown option {name}; {hint}")
+        if strict or near_flag(argument.partition("=")[0], flags):
+            raise unknown_option(argument, flags)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, TypeVar
@@ -283,6 +284,18 @@ def flags_of(groups: Sequence[type]) -> list[str]:
     return [_flag_of(item) for group in groups for item in fields(group)]
 
 
+def unknown_option(argument: str, flags: Sequence[str]) -> UsageError:
+    """The error for an argument that is none of `flags`, with the one that it may stand for."""
+    name = argument.partition("=")[0]
+    near = near_flag(name, flags)
+    return UsageError(f"unknown option {name}; {f'did you mean {near}?' if near else 'see --help'}")
+
+
+def near_flag(name: str, flags: Sequence[str]) -> str | None:
+    """The one of `flags` that is spelt like `name`; None if there is none."""
+    return next(iter(difflib.get_close_matches(name, flags, 1, 0.8)), None)
+
+
 def _flag_of(item: dataclasses.Field[Any]) -> str:
     return f"--{item.metadata.get('flag') or item.name}"
 
@@ -354,5 +367,5 @@ def parse_one(kind: type[T], argv: Sequence[str], command: Command) -> T:
         raise UsageError(f'unexpected argument "{argv[0]}"; write {command.usage}')
     values, unknown = parser(command, (kind,)).parse_known_args(argv)
     if unknown:
-        raise UsageError(f'unknown option "{unknown[0]}"; see --help')
+        raise unknown_option(unknown[0], flags_of((kind,)))
     return pick(kind, values)

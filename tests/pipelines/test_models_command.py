@@ -135,7 +135,8 @@ def test_list_goes_on_after_damaged_aliases(registry: str, torchbeam: Torchbeam)
         (["push", "--model=nowhere", "--name=credit"], "--model nowhere does not exist"),
         (["push", "--model=credit@1", "--name=../credit"], "--name must be letters"),
         (["push", "--model=credit@1"], "--name"),
-        (["list", "--bogus=1"], "unknown option --bogus"),
+        (["list", "--bogus=1"], "unknown option --bogus; see --help"),
+        (["list", "--registri=x"], "unknown option --registri; did you mean --registry?"),
         (["show", "--model=debit"], 'has no model "debit"; it has: credit'),
     ],
 )
