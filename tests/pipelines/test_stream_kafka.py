@@ -143,6 +143,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 def test_killed_in_the_middle(
     kafka: TestBroker, model: Path, start: Callable[..., subprocess.Popen[str]], delivery: str

@@ -39,6 +39,7 @@ def _child(process: subprocess.Popen[str]) -> int:
     return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
 
 
+@pytest.mark.timeout(1800)  # four starts took eight minutes on a machine with a load of 14
 def test_kill_and_restart(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model")
     folders = Folders(tmp_path)
