@@ -1,4 +1,4 @@
-"""The loop that one would write by hand for one machine: pyarrow and torch, with the Parquet settings of torchbeam's own sink."""
+"""The loop that one would write by hand for one machine: pyarrow and torch, Parquet without dictionaries for floats."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class Sink:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             texts = [
                 field.name for field in batch.schema if not pa.types.is_floating(field.type)
-            ]  # as torchbeam: dictionaries do not help numbers with all digits
+            ]  # dictionaries do not help numbers with all digits
             self._writer = pq.ParquetWriter(self._path, batch.schema, compression="snappy", use_dictionary=texts)
         self._writer.write_batch(batch)
 

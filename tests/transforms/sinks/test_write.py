@@ -169,6 +169,42 @@ def test_only_columns_without_floats_have_parquet_dictionaries(tmp_path: Path) -
     assert pq.read_table(part.path).to_pylist() == batch.to_pylist()
 
 
+def test_columns_of_distinct_values_have_no_parquet_dictionary(tmp_path: Path) -> None:
+    rows = 16_384
+    numbers = np.arange(rows)
+    table = pa.table(
+        {
+            "id": numbers,
+            "code": pa.array([f"code {number}" for number in numbers]),
+            "in_turn": numbers % 4096,  # no two neighbors are alike
+            "twice": numbers // 2,
+            "nearly_all_null": pa.array([number if number % 512 == 0 else None for number in numbers.tolist()]),
+            "mostly_null": pa.array([number if number % 8 == 0 else None for number in numbers.tolist()]),
+            "list": pa.array([[number] for number in numbers.tolist()]),
+        }
+    )
+    chunks = [table.slice(0, 100).to_batches()[0], table.slice(100).to_batches()[0]]
+    (part,) = write(tmp_path, chunks, table.schema)
+    written = pq.ParquetFile(part.path)
+    group = written.metadata.row_group(0)
+    encodings = {group.column(at).path_in_schema: group.column(at).encodings for at in range(group.num_columns)}
+    plain = {path for path, used in encodings.items() if "RLE_DICTIONARY" not in used}
+    assert plain == {"id", "code", "mostly_null"}
+    assert written.read().equals(table)
+
+
+def test_columns_that_cannot_be_sampled_are_written(tmp_path: Path) -> None:
+    table = pa.table({"view": pa.array([str(number) for number in range(2000)], pa.string_view())})
+    (part,) = write(tmp_path, table.to_batches(), table.schema)
+    assert pq.read_table(part.path)["view"].to_pylist() == table["view"].to_pylist()
+
+
+def test_the_columns_of_a_short_file_have_dictionaries(tmp_path: Path) -> None:
+    (part,) = write(tmp_path, [chunk(0, 100)])
+    group = pq.ParquetFile(part.path).metadata.row_group(0)
+    assert all("RLE_DICTIONARY" in group.column(at).encodings for at in range(2))
+
+
 def test_a_remote_file_is_written_through_beam(tmp_path: Path) -> None:
     for output_format in SINKS:
         writer = Writer(f"fake://{tmp_path}", SCHEMA, output_format)
