@@ -1,6 +1,7 @@
 """Provenance, dead letters, merging, and casts that change no value."""
 
 import decimal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ class TestRowsOf:
         "ids", [[], [0], [0, 1, 2, 3, 4, 5], [0, 2, 4], [1, 3, 5], [1, 4], [4, 1]], ids=lambda ids: str(ids)
     )
     def test_any_rows_of_a_slice_with_nulls(self, ids: list[int]) -> None:
-        columns = {
+        columns: dict[str, list[Any]] = {
             "number": [9.0, None, 1.0, None, 2.0, float("inf"), 3.0],
             "flag": [None, True, None, False, True, None, True],
             "text": ["x", "a", None, "b", "", "c", None],
