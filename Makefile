@@ -100,7 +100,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 
 types: $(STAMP)
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers=$(JOBS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix
