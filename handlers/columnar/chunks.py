@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from handlers.encode.values import without_validity
 from handlers.failures import RowFailure, RowFailures
 
 SOURCE = "__source__"
@@ -118,6 +119,25 @@ def refusals(chunk: pa.RecordBatch) -> RowFailures:
     rows = np.flatnonzero(marks.is_valid().to_numpy(zero_copy_only=False))
     found = marks.take(pa.array(rows, pa.int64())).to_pylist()
     return {int(row): RowFailure(**mark) for row, mark in zip(rows, found, strict=True)}
+
+
+def rows_of(batch: pa.RecordBatch, ids: np.ndarray) -> pa.RecordBatch:
+    """The rows of `batch` at `ids` (int64)."""
+    if not len(ids) or not batch.num_columns or not np.all(ids[1:] > ids[:-1]):
+        return batch.take(pa.array(ids, pa.int64()))
+    if len(ids) == batch.num_rows:
+        return batch
+    keep = np.zeros(batch.num_rows, dtype=bool)
+    keep[ids] = True
+    # A column of which only other rows are null needs no validity, with which to copy and to write it takes longer.
+    others = batch.take(pa.array(np.flatnonzero(~keep)))
+    columns = [
+        without_validity(column)
+        if pa.types.is_primitive(column.type) and 0 < column.null_count == other.null_count
+        else column
+        for column, other in zip(batch.columns, others.columns, strict=True)
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema).filter(pa.array(keep))
 
 
 def other_rows(count: int, rows: Iterable[int]) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from handlers.columnar.chains import Rows, Step
-from handlers.columnar.chunks import NEXT_STEP, dead_letters, exact_cast, model_rows, other_rows, refusals
+from handlers.columnar.chunks import NEXT_STEP, dead_letters, exact_cast, model_rows, other_rows, refusals, rows_of
 from handlers.columnar.numbers import number_step
 from handlers.columnar.plan import Plan
 from handlers.columnar.stage import ModelStage
@@ -125,7 +125,7 @@ class Scorer:
         of_forecast = self.stage.task == "forecast" and NEXT_STEP in chunk.schema.names
         steps = {FORECAST_FROM: chunk.column(NEXT_STEP)} if of_forecast else {}
         if len(ids) < chunk.num_rows or not np.array_equal(ids, np.arange(len(ids))):
-            carried = carried.take(pa.array(ids))
+            carried = rows_of(carried, ids)
             steps = {name: array.take(pa.array(ids)) for name, array in steps.items()}
         columns = {**columns, **steps}
         versions = pa.array(np.zeros(len(ids), np.int32))

@@ -11,10 +11,12 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from handlers.encode.base import BoundInput, Encoded, Tensors
@@ -32,6 +34,7 @@ from handlers.encode.values import (
     mask_of,
     numpy_dtype,
     rounded,
+    without_validity,
 )
 from handlers.errors import UsageError
 from handlers.failures import RowFailure, RowFailures
@@ -141,8 +144,13 @@ class BoundMatrix(BoundInput):
             target[:] = 0
             return
         array = batch.column(index)
-        if self.takes_floats and width == 1 and not array.null_count and is_machine_number(array.type):  # the hot path
-            target[:, 0] = array.to_numpy()
+        if self.takes_floats and width == 1 and is_machine_number(array.type):  # the hot path
+            target[:, 0] = without_validity(array).to_numpy()
+            if array.null_count:
+                nulls = pc.indices_nonzero(array.is_null()).to_numpy()
+                target[nulls] = 0 if self.spec.fill is None else self.fill_value
+                if self.spec.fill is None:
+                    self._note(failures, "NullValue", name, nulls, array)
             return
         if (problem := self.type_problem(array.type, self.spec)) is not None:
             failures |= dict.fromkeys(range(rows), RowFailure("encode", "WrongType", f'column "{name}" {problem}'))
@@ -151,13 +159,12 @@ class BoundMatrix(BoundInput):
             self._write_lists(target, array, name, failures)
         elif width > 1:
             target[:] = 0
-            for row in range(rows):
-                self._note(failures, "WrongLength", name, row, array, 0, width)
+            self._note(failures, "WrongLength", name, np.arange(rows), array, width)
         else:
             values = self.values(array)
             self._fill(target[:, 0], values)
-            for kind, index in _problems(values, self.spec):
-                self._note(failures, kind, name, index, array, 0, width)
+            for kind, indices in _problems(values, self.spec):
+                self._note(failures, kind, name, indices, array)
 
     def _write_lists(self, target: np.ndarray, array: pa.Array, name: str, failures: RowFailures) -> None:
         width = target.shape[1]
@@ -172,8 +179,8 @@ class BoundMatrix(BoundInput):
             if self.spec.fill is not None:
                 target[null] = self.fill_value
                 wrong &= ~null
-            for row in np.flatnonzero(wrong).tolist():
-                self._note(failures, "NullValue" if null[row] else "WrongLength", name, row, array, None, width)
+            for kind, rows in (("NullValue", wrong & null), ("WrongLength", wrong & ~null)):
+                self._note(failures, kind, name, np.flatnonzero(rows), array, width)
         values = self.values(flat)
         if right.all():
             self._fill(target, values)
@@ -181,9 +188,9 @@ class BoundMatrix(BoundInput):
             part = np.empty((int(right.sum()), width), target.dtype)
             self._fill(part, values)
             target[right] = part
-        indices = np.flatnonzero(right)
-        for kind, index in _problems(values, self.spec):
-            self._note(failures, kind, name, int(indices[index // width]), array, index % width, width)
+        rows = np.flatnonzero(right)
+        for kind, indices in _problems(values, self.spec):
+            self._note(failures, kind, name, rows[indices // width], array, width, indices % width)
 
     def _fill(self, target: np.ndarray, values: Values) -> None:
         target[...] = values.numbers.reshape(target.shape)
@@ -198,47 +205,68 @@ class BoundMatrix(BoundInput):
         rows, indices = rows[bad], finite[bad].argmin(axis=1)  # the first such value of each row
         edges = np.cumsum(self.widths)
         columns = np.searchsorted(edges, indices, side="right")
-        starts = edges - np.asarray(self.widths)
-        values = zip(rows.tolist(), columns.tolist(), (indices - starts[columns]).tolist(), strict=True)
-        for row, column, index in values:
-            if row not in failures:  # which all are where a column is missing
-                name = self.columns[column]
-                self._note(failures, "NotFinite", name, row, batch.column(name), index, self.widths[column])
+        indices -= (edges - np.asarray(self.widths))[columns]
+        for column in np.unique(columns).tolist():
+            name, chosen = self.columns[column], columns == column
+            if batch.schema.get_field_index(name) >= 0:  # else all rows have failed
+                self._note(
+                    failures, "NotFinite", name, rows[chosen], batch.column(name), self.widths[column], indices[chosen]
+                )
 
     def _note(
-        self, failures: RowFailures, kind: str, name: str, row: int, array: pa.Array, index: int | None, width: int
+        self,
+        failures: RowFailures,
+        kind: str,
+        name: str,
+        rows: np.ndarray,
+        array: pa.Array,
+        width: int = 1,
+        indices: np.ndarray | None = None,
     ) -> None:
-        """Notes an error of a row; `index` is that of the value in the row's list, None for the whole list."""
-        if row in failures:
-            return
-        value = array[row].as_py()
-        found = value if index is None else _leaf(value, index)
+        """Notes an error of `rows` that have none yet; `indices` are those of the values in the rows' lists.
+
+        Rows of equal values share a failure: what is wrong is most often null, NaN or infinite.
+        """
+        rows, first = np.unique(rows, return_index=True)
+        if failures:
+            new = np.fromiter((row not in failures for row in rows.tolist()), bool, len(rows))
+            rows, first = rows[new], first[new]
+        # Numbers are converted at once; lists are not, since they take many times their memory as Python's.
+        is_number = is_machine_number(array.type)
+        values = array.take(pa.array(rows)).to_pylist() if is_number else (array[row].as_py() for row in rows.tolist())
+        chosen = repeat(None, len(rows)) if indices is None else indices[first].tolist()
+        known: dict[str, RowFailure] = {}
+        for row, value, index in zip(rows.tolist(), values, chosen, strict=True):
+            found = value if index is None else _leaf(value, index)
+            text = f"holds {_short(found)}" if found is value else f"holds a list with {_short(found)}"
+            if kind == "WrongLength":
+                text = f"holds {_length(value)}, not a list of {_sizes(self.shape, width)} values"
+            if text not in known:
+                known[text] = self._failure(kind, name, text)
+            failures[row] = known[text]
+
+    def _failure(self, kind: str, name: str, text: str) -> RowFailure:
+        """The failure of rows of which a column has what `text` says."""
         need = str(self.dtype).removeprefix("torch.")
-        if kind == "WrongLength":
-            what = f"holds {_length(value)}, not a list of {_sizes(self.shape, width)} values"
-        else:
-            what = f"holds {_short(found)}" if found is value else f"holds a list with {_short(found)}"
         if kind == "NotFinite":
-            what += f", which is not finite as {need}"
+            text += f", which is not finite as {need}"
         elif kind == "NotAnInteger":
-            what += ", which is not a whole number"
+            text += ", which is not a whole number"
         elif kind == "UnknownCategory":
-            what += ", which is not one of the categories"
+            text += ", which is not one of the categories"
         elif kind == "OutOfRange":
             size = self.spec.codes
             low, high = bounds(self.dtype) if size is None else (0, size - 1)
-            what += f", which is not in {low} … {high}"
-        failures[row] = RowFailure(
-            "encode", kind, f'column "{name}" {what}; the model input "{self.spec.name}" needs {need}'
-        )
+            text += f", which is not in {low} … {high}"
+        return RowFailure("encode", kind, f'column "{name}" {text}; the model input "{self.spec.name}" needs {need}')
 
 
-def _problems(values: Values, spec: MatrixInput) -> Iterator[tuple[str, int]]:
-    """The errors among `values` with their indices; a null is one unless there is a fill value."""
+def _problems(values: Values, spec: MatrixInput) -> Iterator[tuple[str, np.ndarray]]:
+    """The kinds of errors among `values` with their indices; a null is one unless there is a fill value."""
     if values.nulls is not None and spec.fill is None:
-        yield from (("NullValue", index) for index in np.flatnonzero(values.nulls).tolist())
+        yield "NullValue", np.flatnonzero(values.nulls)
     for kind, mask in values.errors.items():
-        yield from ((kind, index) for index in np.flatnonzero(mask).tolist())
+        yield kind, np.flatnonzero(mask)
 
 
 def _leaf(value: Any, index: int) -> Any:

@@ -76,6 +76,13 @@ def mask_of(array: pa.Array) -> np.ndarray:
     return mask
 
 
+def without_validity(array: pa.Array) -> pa.Array:
+    """An array of machine numbers, flags or times with whatever its buffer has where values are null; a view."""
+    if not array.null_count:
+        return array
+    return pa.Array.from_buffers(array.type, len(array), [None, array.buffers()[1]], 0, array.offset)
+
+
 def numbers_of(array: pa.Array, timestamp: str | None = None, *, exact: bool = False) -> Values:
     """The numbers of an array without lists.
 

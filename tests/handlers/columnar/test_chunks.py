@@ -1,6 +1,7 @@
 """Provenance, dead letters, merging, and casts that change no value."""
 
 import decimal
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,12 +16,39 @@ from handlers.columnar.chunks import (
     dead_letters,
     exact_cast,
     merge,
+    rows_of,
     with_provenance,
     without_provenance,
 )
 from handlers.failures import RowFailure
 
 BATCH = pa.record_batch({"a": [1, 2, 3]})
+
+
+class TestRowsOf:
+    @pytest.mark.parametrize(
+        "ids", [[], [0], [0, 1, 2, 3, 4, 5], [0, 2, 4], [1, 3, 5], [1, 4], [4, 1]], ids=lambda ids: str(ids)
+    )
+    def test_any_rows_of_a_slice_with_nulls(self, ids: list[int]) -> None:
+        columns: dict[str, list[Any]] = {
+            "number": [9.0, None, 1.0, None, 2.0, float("inf"), 3.0],
+            "flag": [None, True, None, False, True, None, True],
+            "text": ["x", "a", None, "b", "", "c", None],
+            "list": [[0], [1], None, [2, 3], [], [None], [4]],
+        }
+        batch = pa.record_batch(columns).slice(1)
+        found = rows_of(batch, np.array(ids, np.int64))
+        found.validate(full=True)
+        assert found.to_pydict() == {name: [values[row + 1] for row in ids] for name, values in columns.items()}
+
+    def test_columns_whose_nulls_are_left_out_have_no_validity(self) -> None:
+        batch = pa.record_batch({"a": [1.0, None, 3.0, 4.0], "b": [None, None, 7, 8]})
+        found = rows_of(batch, np.array([0, 2, 3]))
+        assert found.to_pydict() == {"a": [1.0, 3.0, 4.0], "b": [None, 7, 8]}
+        assert [column.buffers()[0] is None for column in found.columns] == [True, False]
+
+    def test_no_columns(self) -> None:
+        assert rows_of(BATCH.select([]), np.array([0, 2])).num_columns == 0
 
 
 class TestProvenance:

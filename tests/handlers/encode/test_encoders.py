@@ -145,6 +145,38 @@ class TestNulls:
         assert errors == {2: "NotANumber"}
 
 
+class TestBadValues:
+    def test_nulls_of_a_slice_of_numbers(self) -> None:
+        array = pa.array([None, 1.5, None, 3.0, float("nan"), None]).slice(1)
+        tensor, errors = encode(array)
+        assert tensor[[0, 2]].tolist() == [[1.5], [3.0]]
+        assert errors == {1: "NullValue", 3: "NotFinite", 4: "NullValue"}
+        assert encode(array, fill=7)[0].nan_to_num(-1).tolist() == [[1.5], [7.0], [3.0], [-1.0], [7.0]]
+
+    def test_equal_values_of_several_rows_and_columns(self) -> None:
+        nan, inf = float("nan"), float("inf")
+        batch = pa.record_batch({"a": [nan, 1.0, nan, None, inf], "b": [None, nan, inf, nan, 1.0]})
+        failures = bound(batch, columns=["a", "b"]).encode(batch).failures
+        found = {row: failure.message.partition(";")[0] for row, failure in failures.items()}
+        assert found == {
+            0: 'column "b" holds null',
+            1: 'column "b" holds nan, which is not finite as float32',
+            2: 'column "a" holds nan, which is not finite as float32',
+            3: 'column "a" holds null',
+            4: 'column "a" holds inf, which is not finite as float32',
+        }
+
+    def test_the_first_bad_value_of_a_list_counts(self) -> None:
+        nan, inf = float("nan"), float("inf")
+        batch = pa.record_batch({"x": [[1.0, inf, nan], [1.0, None, None], [nan, None, inf]]})
+        failures = bound(batch).encode(batch).failures
+        assert [failures[row].message.partition(";")[0] for row in range(3)] == [
+            'column "x" holds a list with inf, which is not finite as float32',
+            'column "x" holds a list with null',
+            'column "x" holds a list with null',
+        ]
+
+
 class TestNotFinite:
     def test_nan_and_infinity(self) -> None:
         array = pa.array([1.0, float("nan"), float("inf"), -float("inf")])
