@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from transforms.sources import digits, plan_input
 from transforms.sources.digits import Literal, dumps, held, is_held, loads
-from transforms.sources.formats import delimited, jsonl
+from transforms.sources.formats import delimited, json_rows, jsonl
+from transforms.sources.formats.json_rows import parse
 
 HELD = ["0", "-0.0", "0.1", "1e30", "1e23", "9007199254740992", "0.30000000000000000", "1152921504606846976", "5e-324"]
 HELD += [
@@ -155,6 +156,34 @@ def test_json_keeps_every_digit(
     for row, value in read_all(found, read).items():
         written = json.loads(value, parse_float=str, parse_int=str)["a"] if str(value).startswith("{") else value  # type: ignore[arg-type]
         assert exact(written, texts[row]), (found.schema, value)
+
+
+JSON_NUMBERS = NUMBERS.filter(lambda text: Decimal(text) == Decimal(text) and not text.startswith("+"))
+TEXTS = st.sampled_from(
+    ["", "e5", "1e400", "9007199254740993", "2024-01-31-10-00-00-123", "a.b.c", "0.30000000000000004"]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.tuples(JSON_NUMBERS, TEXTS, JSON_NUMBERS), st.booleans())
+def test_the_check_of_json_lines_agrees_with_that_of_single_numbers(row: Any, spaces: bool) -> None:
+    first, text, second = row
+    line = f'{{"a":{first},"e":"{text}","l":[{second},0.5]}}'.replace(",", " , " if spaces else ",")
+    columns = pa.schema([("a", pa.float64()), ("e", pa.string()), ("l", pa.list_(pa.float64()))])
+    if is_held(first) and is_held(second):
+        values = parse([line.encode()], columns).to_pylist()
+        assert values == [{"a": float(first), "e": text, "l": [float(second), 0.5]}]
+    else:
+        with pytest.raises(ValueError, match="float64 does not hold all digits"):
+            parse([line.encode()], columns)
+
+
+def test_json_floats_written_in_full_need_no_closer_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_rows, "_number_pattern", lambda _: pytest.fail("a closer look"))
+    floats = np.random.default_rng(0).standard_normal(2_000).tolist()
+    lines = [json.dumps({"a": number, "e": "e5 me+"}).encode() for number in floats]
+    schema = pa.schema([("a", pa.float64()), ("e", pa.string())])
+    assert parse(lines, schema).column("a").to_pylist() == floats
 
 
 @pytest.mark.parametrize("form", ["a\n{}\n{}\n", '{{"a":{}}}\n{{"a":{}}}\n'])
