@@ -145,10 +145,14 @@ class Contest:
         environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": str(ROOT)}
         meter = [sys.executable, "-m", "benchmarks.meter", str(measured), str(self._timeout), *command]
         with log.open("wb") as stream:
-            subprocess.run(meter, stdout=stream, stderr=stream, cwd=ROOT, env=environment, check=True)
+            code = subprocess.run(
+                meter, stdout=stream, stderr=stream, cwd=ROOT, env=environment, check=False
+            ).returncode
+        said = log.read_text(errors="replace")[-LOG_CHARACTERS:].strip()
+        if code:
+            raise RuntimeError(f"the meter itself ended with exit code {code}: {said}")
         found = json.loads(measured.read_text())
         if found["exit_code"]:
-            said = log.read_text(errors="replace")[-LOG_CHARACTERS:].strip()
             raise DisqualifiedError(f"exit code {found['exit_code']}: {said}")
         seconds = None if peer.is_command else json.loads(marks.read_text())["seconds"]
         wall = found["wall_seconds"]

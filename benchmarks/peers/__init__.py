@@ -60,7 +60,7 @@ PEERS = {
         "`predict_batch_udf` of Spark",
         f"{_HERE}.spark:predict_batch_udf",
         ("pyspark",),
-        {"columns": ("array", "separate"), "batch_rows": _ROWS, "arrow_rows": (8192, 10_000, 65_536)},
+        {"columns": ("array", "struct", "separate"), "batch_rows": _ROWS, "arrow_rows": (8192, 10_000, 65_536)},
     ),
     "spark_iterator": Peer(
         "`mapInArrow` of Spark",

@@ -59,12 +59,14 @@ def predict_batch_udf(job: Job, clock: Clock) -> None:
 
 def _by_udf(table: DataFrame, job: Job) -> DataFrame:
     from pyspark.ml.functions import predict_batch_udf
-    from pyspark.sql.functions import array, col
+    from pyspark.sql.functions import array, col, struct
     from pyspark.sql.types import FloatType, StringType, StructField, StructType
 
-    model, is_separate = job.model, job.settings.get("columns") == "separate"
+    model, form = job.model, job.settings.get("columns", "array")
 
     def make_predict() -> Callable[..., dict[str, Any]]:
+        import inspect
+
         import numpy as np
         import torch
 
@@ -73,27 +75,30 @@ def _by_udf(table: DataFrame, job: Job) -> DataFrame:
         torch.set_num_threads(1)
         net, labels = load(model), np.array(LABELS)
 
-        def predict(*inputs: np.ndarray) -> dict[str, Any]:
-            rows = np.stack(inputs, axis=1) if is_separate else inputs[0]
+        def predict(rows: np.ndarray) -> dict[str, Any]:
             with torch.inference_mode():
                 confidence, best = net(torch.from_numpy(rows.astype(np.float32))).softmax(1).max(1)
             return {"predicted_class": labels[best.numpy()], "confidence": confidence.numpy()}
 
-        def predict_array(rows: np.ndarray) -> dict[str, Any]:
-            return predict(rows)
+        def predict_columns(*columns: np.ndarray) -> dict[str, Any]:
+            return predict(np.stack(columns, axis=1))
 
-        return predict if is_separate else predict_array
+        # Spark counts the parameters.
+        by_position = inspect.Parameter.POSITIONAL_ONLY
+        signature = inspect.Signature([inspect.Parameter(name, by_position) for name in COLUMNS])
+        predict_columns.__signature__ = signature  # type: ignore[attr-defined]
+        return predict_columns if form == "separate" else predict
 
     answer = StructType([StructField("predicted_class", StringType()), StructField("confidence", FloatType())])
     score = predict_batch_udf(
         make_predict,
         return_type=answer,
         batch_size=job.settings.get("batch_rows", 8192),
-        input_tensor_shapes=None if is_separate else [[FEATURES]],
+        input_tensor_shapes=[[FEATURES]] if form == "array" else None,
     )
     columns = [col(name) for name in COLUMNS]
-    scored = table.withColumn("scored", score(*columns) if is_separate else score(array(*columns)))
-    return scored.select("*", "scored.*").drop("scored")
+    inputs = {"array": [array(*columns)], "struct": [struct(*columns)], "separate": columns}[form]
+    return table.withColumn("scored", score(*inputs)).select("*", "scored.*").drop("scored")
 
 
 def spark_iterator(job: Job, clock: Clock) -> None:

@@ -20,8 +20,8 @@ class MicroBatches:
 
     Attributes:
         padding: how ragged inputs are padded.
-        longest: int64 of (rows,), in sorted order: tokens of the row; None where no input is ragged.
-        lengths: the same, but of all ragged inputs together.
+        longest: int64 of (rows,), in sorted order: tokens of the row, in the longest of its ragged inputs and 1 at least;
+            None where no input is ragged.
         primary: the first ragged input; its lengths determine the mask and how outputs are cut back.
         row_bytes: bytes of a row, or of one token of ragged inputs.
     """
@@ -42,7 +42,6 @@ class MicroBatches:
         longest = np.maximum(lengths.max(axis=0), 1)
         self._order = np.argsort(-longest, kind="stable")
         self.longest = longest[self._order]
-        self.lengths = lengths.sum(axis=0)[self._order]
         self.primary_lengths = lengths[0][self._order]
 
     def __len__(self) -> int:

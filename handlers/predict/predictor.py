@@ -19,6 +19,7 @@ from handlers.predict.backend import Backend, placement_of
 from handlers.predict.calling import caller
 from handlers.predict.faults import Health, device_lost, out_of_memory
 from handlers.predict.loaded import LoadedModel
+from handlers.predict.memory_format import ChannelsLast
 from handlers.predict.micro_batches import MicroBatches
 from handlers.predict.outputs import Form, Outputs, TokenOutputs, fill_up, named_outputs, to_cpu
 from handlers.predict.placement import Placement
@@ -31,7 +32,10 @@ R = TypeVar("R")
 MAX_ROWS = 8192
 CPU_BYTES = 16 << 20
 GPU_BYTES = 64 << 20
+CPU_TOKENS = 2048
+GPU_TOKENS = 16_384
 KEPT_BYTES = 30 << 20
+TRIED_ROWS = 2  # on which another memory format is tried
 SAMPLES = 8  # rows of a micro-batch on which a suspect model is tried
 
 
@@ -116,6 +120,8 @@ class Predictor:
             for parameter in module.parameters():  # ScriptModules have no requires_grad_
                 parameter.requires_grad_(False)
         self.module: Any = module
+        fits = model.device is None and not placement.compile
+        self._channels_last = ChannelsLast(module if fits else None, self._precision, self.device)
         called = torch.compile(module, dynamic=model.rows is None) if placement.compile else module
         self._by_name = caller(model, called)
 
@@ -156,7 +162,7 @@ class Predictor:
             form, outputs = self._forward(tensors, high - low, arguments or {})
             if work.longest is None:
                 return outputs
-            stats.tokens += int(work.lengths[low:high].sum())
+            stats.tokens += int(work.longest[low:high].sum())
             stats.padded_tokens += (high - low) * int(work.longest[low])
 
             def again(row: int, padding: int) -> Outputs:
@@ -295,7 +301,8 @@ class Predictor:
             rows = min(MAX_ROWS, budget // max(1, work.row_bytes))
         tokens = 1 if work.longest is None else max(1, int(work.longest[start]))
         if work.longest is not None:
-            rows = min(rows, work.padding.max_tokens // tokens)
+            budget = work.padding.max_tokens or (CPU_TOKENS if self.device.type == "cpu" else GPU_TOKENS)
+            rows = min(rows, budget // tokens)
         if self._limit is not None:
             rows = min(rows, self._limit // tokens)
         return max(1, rows)
@@ -308,8 +315,7 @@ class Predictor:
         if fixed is not None and rows < fixed:
             inputs = {name: fill_up(value, fixed) for name, value in inputs.items()}
         with torch.inference_mode(), self._autocast():
-            raw = self._call({name: self._own(value) for name, value in inputs.items()}, arguments)
-            form, named = named_outputs(raw)
+            form, named = named_outputs(self._call(inputs, arguments))
             outputs = {name: to_cpu(name, tensor) for name, tensor in named.items()}
             for name, tensor in outputs.items():
                 got = len(tensor) if tensor.dim() else 0
@@ -327,8 +333,23 @@ class Predictor:
         device = "cpu" if isinstance(self.module, Backend) else self.device
         return value.to(device, copy=True, memory_format=torch.contiguous_format)
 
-    def _call(self, tensors: Mapping[str, torch.Tensor | Frame], arguments: Mapping[str, Any]) -> Any:
+    def _call(self, inputs: Mapping[str, torch.Tensor | Frame], arguments: Mapping[str, Any]) -> Any:
+        """What the model gives for a micro-batch."""
+        if self._channels_last.untried:
+            few = self.model.rows or TRIED_ROWS
+            self._channels_last.try_on(
+                lambda: named_outputs(self._answer({name: value[:few] for name, value in inputs.items()}, arguments))[1]
+            )
+        try:
+            return self._answer(inputs, arguments)
+        except RuntimeError as error:
+            if not self._channels_last.give_up(error):
+                raise
+        return self._answer(inputs, arguments)
+
+    def _answer(self, inputs: Mapping[str, torch.Tensor | Frame], arguments: Mapping[str, Any]) -> Any:
         """Calls the model with its inputs by name; a single input goes in first, under any name."""
+        tensors = {name: self._own(value) for name, value in inputs.items()}
         if isinstance(self.module, Backend):
             if arguments:
                 raise UsageError(f"inference_args have no meaning for a model of format {self.module.FORMAT}")

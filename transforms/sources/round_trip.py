@@ -51,7 +51,7 @@ def _held(data: np.ndarray, starts: np.ndarray, ends: np.ndarray, floats: np.nda
     whole = places == -1
     places[whole] = 0
     # With one digit behind the point, the last two are not next to each other.
-    mask = (whole | ((data.take(points, mode="clip") == _POINT) & (places > 1))) & (places < len(_POWERS))
+    mask: np.ndarray = (whole | ((data.take(points, mode="clip") == _POINT) & (places > 1))) & (places < len(_POWERS))
     factors = _POWERS.take(places, mode="clip")
     products = floats * factors
     mask &= products < _MOST
@@ -73,7 +73,7 @@ def _product_error(first: np.ndarray, second: np.ndarray, products: np.ndarray) 
     """What `products`, rounded, lack of first * second."""
     first_high, first_low = _split(first)
     second_high, second_low = _split(second)
-    error = first_high * second_high
+    error: np.ndarray = first_high * second_high
     error -= products
     error += first_high * second_low
     error += first_low * second_high

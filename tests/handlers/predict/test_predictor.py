@@ -246,6 +246,25 @@ def test_sorting_by_length_pads_little():
     assert 1 - result.stats.tokens / result.stats.padded_tokens < 0.1  # in arrival order about a half
 
 
+def test_tokens_of_a_micro_batch_by_default():
+    found = predictor(Tokens(), parameters=("ids", "mask"))
+    result = found.predict({"ids": Ragged.of([torch.ones(300, dtype=torch.int64)] * 20)}, padding=Padding(mask="mask"))
+    assert result.stats.micro_batches == [6, 6, 6, 2]  # at most 2,048 tokens on the CPU
+    assert (result.stats.tokens, result.stats.padded_tokens) == (6000, 6000)
+
+
+def test_tokens_are_counted_in_the_longest_input():
+    short, long = ([torch.ones(length, dtype=torch.int64) for length in lengths] for lengths in ([1, 2], [3, 5]))
+
+    class Pair(torch.nn.Module):
+        def forward(self, first, second):
+            return first.sum(dim=1) + second.sum(dim=1)
+
+    found = predictor(Pair(), parameters=("first", "second"))
+    stats = found.predict({"first": Ragged.of(short), "second": Ragged.of(long)}).stats
+    assert (stats.tokens, stats.padded_tokens) == (3 + 5, 5 + 5)
+
+
 def test_a_function_of_the_users_is_isolated_and_counted():
     def double(batch, model, device, arguments, model_id):
         for example in batch:
