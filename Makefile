@@ -100,7 +100,7 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check
 
 types: $(STAMP)
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers=$(JOBS)
 
 format: $(STAMP)
 	$(BIN)/ruff check --fix
@@ -133,7 +133,7 @@ $(BENCH_STAMP): benchmarks/requirements.lock
 	"$$found" -m venv --clear $(BENCH_VENV); \
 	echo 'Installing benchmarks/requirements.lock (PyTorch, Spark, Ray: some GB)'; \
 	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check uv && \
-	  $(BENCH_VENV)/bin/uv pip install --quiet --python $(BENCH_VENV)/bin/python --require-hashes -r benchmarks/requirements.lock || \
+	  $(BENCH_VENV)/bin/uv pip install --quiet --compile-bytecode --python $(BENCH_VENV)/bin/python --require-hashes -r benchmarks/requirements.lock || \
 	  $(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r benchmarks/requirements.lock; \
 	touch $@
 

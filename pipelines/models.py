@@ -177,7 +177,7 @@ def _connect(given: _Given) -> None:
     from handlers.model import stores
     from pipelines import runners
 
-    stores.connect(remote, runners.pipeline_options(IN_PROCESS[0], given.beam))
+    stores.connect(remote, runners.pipeline_options(IN_PROCESS[0], given.beam, (type(options),)))
 
 
 def _list(options: ListOptions) -> int:

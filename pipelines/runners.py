@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
@@ -23,18 +22,24 @@ from pipelines.command.options import (
     RunOptions,
     SinkOptions,
     SourceOptions,
+    flags_of,
+    near_flag,
+    unknown_option,
 )
 from pipelines.command.several import SeveralModelsOptions
 from pipelines.dataflow import settings as dataflow
 from pipelines.prism import find_prism, needs_prism, running_prism
 from pipelines.spark.checks import check_spark, check_versions
+from pipelines.spark.local import is_local
 from pipelines.spark.master import on_loopback
 from pipelines.spark.session import spark_session
-from pipelines.spark.submit import Submission, is_local
+from pipelines.spark.submit import Submission
 from pipelines.spark.submit import settle as settle_spark
 from transforms import progress
 from transforms.accounting import Counts
 from transforms.bigquery import is_bigquery
+
+_OF_SCORE = (SourceOptions, ModelOptions, SeveralModelsOptions, SinkOptions, RunOptions)
 
 
 def in_process(runner: str) -> bool:
@@ -42,8 +47,13 @@ def in_process(runner: str) -> bool:
     return runner in IN_PROCESS
 
 
-def pipeline_options(runner: str, arguments: Sequence[str]) -> PipelineOptions:
+def pipeline_options(runner: str, arguments: Sequence[str], groups: Sequence[type] = _OF_SCORE) -> PipelineOptions:
     """Beam's options for a runner, from the arguments that are not ours.
+
+    Args:
+        runner: the name of the runner.
+        arguments: those that the command does not have itself.
+        groups: the options of the command, one of which a misspelt argument may stand for.
 
     Raises:
         UsageError: for a runner that Beam does not know, and for an argument that neither we nor Beam know.
@@ -56,7 +66,8 @@ def pipeline_options(runner: str, arguments: Sequence[str]) -> PipelineOptions:
     if not isinstance(made, PipelineRunner):
         raise UsageError(f'--runner "{runner}" is a {type(made).__name__}, not a runner of Beam')
     on_dataflow = runner == dataflow.RUNNER
-    _refuse_unknown(arguments, strict=in_process(runner) or (on_dataflow and not dataflow.from_template(arguments)))
+    strict = in_process(runner) or (on_dataflow and not dataflow.from_template(arguments))
+    _refuse_unknown(arguments, flags_of(groups), strict=strict)
     options = PipelineOptions([*arguments, f"--runner={name}"], save_main_session=False)
     if in_process(runner):
         _check_in_process(options)
@@ -83,13 +94,18 @@ class Launch:
     prism: str | None = None
 
 
-def settle(run: RunOptions, arguments: Sequence[str]) -> Launch:
+def settle(run: RunOptions, arguments: Sequence[str], groups: Sequence[type] = _OF_SCORE) -> Launch:
     """Adds what a runner needs besides the arguments, and quickly checks for what would fail or hang.
+
+    Args:
+        run: how the command is executed.
+        arguments: those that are passed to Beam.
+        groups: the options of the command, one of which a misspelt argument may stand for.
 
     Raises:
         UsageError: with the problem and its fix.
     """
-    options = pipeline_options(run.runner, arguments)
+    options = pipeline_options(run.runner, arguments, groups)
     if needs_prism(run.runner, options):
         return Launch(options, prism=find_prism(arguments))
     if run.runner != "SparkRunner":
@@ -99,7 +115,7 @@ def settle(run: RunOptions, arguments: Sequence[str]) -> Launch:
     submission = settle_spark(options, arguments, target.java, version)
     if version and submission.job_server:
         check_versions(submission.job_server, version)
-    return Launch(pipeline_options(run.runner, submission.arguments), submission)
+    return Launch(pipeline_options(run.runner, submission.arguments, groups), submission)
 
 
 class InProcess:
@@ -175,8 +191,8 @@ def _remote_workers(runner: str, arguments: Sequence[str]) -> str | None:
     return None if flink in ("[auto]", "[local]") or is_loopback(host_of(flink)) else str(flink)
 
 
-def _refuse_unknown(arguments: Sequence[str], *, strict: bool) -> None:
-    """Refuses arguments that Beam would silently ignore.
+def _refuse_unknown(arguments: Sequence[str], flags: Sequence[str], *, strict: bool) -> None:
+    """Refuses arguments that Beam would silently ignore; `flags` are those of the command.
 
     Job servers of portable runners have further options that are not known here, so for them only arguments that look
     like a misspelt option of ours or Beam's are refused.
@@ -186,14 +202,9 @@ def _refuse_unknown(arguments: Sequence[str], *, strict: bool) -> None:
         if add := getattr(kind, "_add_argparse_args", None):
             add(known)
     _, unknown = known.parse_known_args(list(arguments))
-    groups = (SourceOptions, ModelOptions, SeveralModelsOptions, SinkOptions, RunOptions)
-    flags = [f"--{item.name}" for group in groups for item in fields(group)]
-    flags += [flag for action in known._actions for flag in action.option_strings]
+    flags = [*flags, *(flag for action in known._actions for flag in action.option_strings)]
     for argument in unknown:
-        name = argument.split("=")[0]
-        near = difflib.get_close_matches(name, flags, 1, 0.8)
-        if not name.startswith("--") and strict:
+        if not argument.startswith("--") and strict:
             raise UsageError(f'unexpected argument "{argument}"')
-        if near or strict:
-            hint = f"did you mean {near[0]}?" if near else "see --help"
-            raise UsageError(f"unknown option {name}; {hint}")
+        if strict or near_flag(argument.partition("=")[0], flags):
+            raise unknown_option(argument, flags)

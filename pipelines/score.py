@@ -19,6 +19,7 @@ from pipelines.command.errors import FINISHED, NOT_SCORED
 from pipelines.command.options import Command
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.options import ScoreOptions, connect, open_model
+from pipelines.spark.early import started_early
 
 PROG = "torchbeam score"
 COMMAND = Command(
@@ -44,7 +45,12 @@ def _run(options: ScoreOptions) -> int:
     if options.run.runner == dataflow.RUNNER:
         dataflow.check_credentials(options.beam)
     # These import Beam and torch, which is slow, so usage is checked before.
-    with process.imports_without_collection() as imported, shared_s3():
+    run = options.run
+    with (
+        started_early(run.runner, options.beam, run.spark_version, verbose=run.verbose),
+        process.imports_without_collection() as imported,
+        shared_s3(),
+    ):
         return _score(options, imported)
 
 

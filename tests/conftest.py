@@ -50,6 +50,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         sys.modules["torch"].manual_seed(0)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_progress_lines() -> Iterator[None]:
+    """A run has no line of progress on stderr after 15 seconds, which it may take on a busy machine; see `said`, too."""
+    from transforms import progress_bar
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(progress_bar, "LOG_SECONDS", 3600.0)
+        yield
+
+
 @pytest.fixture(scope="session")
 def _kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TestBroker]:
     from kafka_brokers import started_broker

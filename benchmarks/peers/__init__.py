@@ -49,7 +49,9 @@ PEERS = {
         grid={"read_rows": (131_072, 65_536, 1_048_576), "batch_rows": (8192, 2048, 32_768)},
     ),
     "torchbeam": Peer("`torchbeam score`, in process", f"{_HERE}.ours:torchbeam"),
-    "torchbeam_spark": Peer("`torchbeam score --runner=SparkRunner`", f"{_HERE}.ours:torchbeam_spark"),
+    "torchbeam_spark": Peer(
+        "`torchbeam score --runner=SparkRunner`, the command", f"{_HERE}.ours:spark_command", is_command=True
+    ),
     "torchbeam_frame": Peer("`torchbeam.spark.score(frame, model)`", f"{_HERE}.spark:torchbeam_frame", ("pyspark",)),
     "stock": Peer(
         "Beam's `RunInference`, `PytorchModelHandlerTensor`",

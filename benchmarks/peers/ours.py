@@ -16,30 +16,30 @@ def _arguments(job: Job) -> list[str]:
     return [f"--{name}={value}" for name, value in options.items()]
 
 
-def _score(job: Job, clock: Clock, *more: str) -> None:
-    from pipelines import score
-    from pipelines.jobs import scoring  # noqa: F401 - what the command imports later
-
-    said = io.StringIO()
-    with clock.running(), contextlib.redirect_stdout(said):
-        code = score.main([*_arguments(job), *more])
-    if code:
-        raise SystemExit(f"torchbeam score ended with exit code {code}: {said.getvalue()}")
-
-
 def torchbeam(job: Job, clock: Clock) -> None:
     """`torchbeam score` on Beam's in-process runner: the whole command, with listing, the sample and the checks."""
-    _score(job, clock)
+    from pipelines import score
+    from pipelines.command.process import imports_without_collection
 
+    with imports_without_collection() as imported:  # as the command imports them
+        from pipelines.jobs import scoring  # noqa: F401
 
-def torchbeam_spark(job: Job, clock: Clock) -> None:
-    """The same on `local[cores]` of Spark, with Beam's runner for it."""
-    _score(job, clock, "--runner=SparkRunner", f"--spark_master_url=local[{os.cpu_count()}]")
+        imported()
+    said = io.StringIO()
+    with clock.running(), contextlib.redirect_stdout(said):
+        code = score.main(_arguments(job))
+    if code:
+        raise SystemExit(f"torchbeam score ended with exit code {code}: {said.getvalue()}")
 
 
 def command(job: Job) -> list[str]:
     """The command line, as one types it."""
     return [sys.executable, "-m", "torchbeam", "score", *_arguments(job)]
+
+
+def spark_command(job: Job) -> list[str]:
+    """The same on `local[cores]` of Spark, with Beam's runner for it. Java starts while Python imports, so this is the command."""
+    return [*command(job), "--runner=SparkRunner", f"--spark_master_url=local[{os.cpu_count()}]"]
 
 
 def imports(_: Job) -> list[str]:

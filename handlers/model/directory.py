@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ from handlers.model.formats import FORMATS
 from handlers.model.formats.hub_config import is_hub_directory, with_defaults
 from handlers.model.registry import resolve
 from handlers.model.spec import ModelSpec, parse_yaml, spec_of
-from handlers.model.trust import CODE_FOLDER, VERSION_DIGITS, Trust
+from handlers.model.trust import CODE_FOLDER, VERSION_DIGITS, Trust, trust_of
 from handlers.model_code import NO_CODE, ModelCode, plain_name
 from handlers.paths import is_mlflow, is_remote
 
@@ -71,9 +71,9 @@ class ModelDir:
     def __init__(
         self, path: str | os.PathLike[str], trust: Trust | None = None, registry: str | os.PathLike[str] | None = None
     ) -> None:
-        found = resolve(os.fspath(path), registry)
+        self.trust = trust_of(trust) or Trust()
+        found = resolve(_path_of(path), registry)
         self.path, self.registered = found.path, found.registered
-        self.trust = trust or Trust()
         self._server = mlflow_registry.server() if is_mlflow(self.path) else ("", "")
         local = remote.download(self.path, _digest, self._server) if is_remote(self.path) else Path(self.path)
         self._absolute = "" if is_remote(self.path) else str(local.absolute())
@@ -288,6 +288,31 @@ class ModelDir:
                 _copy(item, folder / CODE_FOLDER / item.name)
             _replace(folder, target)
         return ModelDir(target, trust)
+
+
+def opened(
+    model: ModelDir | str | os.PathLike[str],
+    trust: Trust | None,
+    open_path: Callable[[str, Trust | None], ModelDir] = ModelDir,
+) -> ModelDir:
+    """The model that a caller gave: a `ModelDir` as it is, that of a path by `open_path`.
+
+    Raises:
+        UsageError: for a model or a trust of another kind, and for a trust beside a `ModelDir`, which has its own.
+    """
+    if not isinstance(model, ModelDir):
+        return open_path(_path_of(model), trust_of(trust))
+    if trust_of(trust) is not None:
+        raise UsageError("trust is for the path of a model: give it to ModelDir, or leave it out")
+    return model
+
+
+def _path_of(model: object) -> str:
+    """The path, or the name in a registry, that a caller gave for a model; raises `UsageError` for anything else."""
+    if isinstance(model, str | os.PathLike) and isinstance(path := os.fspath(model), str) and path.strip():
+        return path
+    given = repr(model) if isinstance(model, str | bytes) else f"a {type(model).__name__}"
+    raise UsageError(f"the model must be a ModelDir, or the path or the registered name of a model, not {given}")
 
 
 def _directory_spec(local: Path, path: str) -> ModelSpec:

@@ -6,13 +6,11 @@ more than what `max_memory` allows and its largest layer. Needs the extra `large
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import logging
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +19,8 @@ from safetensors import safe_open
 
 from handlers.errors import UsageError, one_line
 from handlers.model.device_map import PlacementSpec
+from handlers.predict import freed_memory
 from handlers.private import scratch_folder
-
-_M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def dispatch(
@@ -124,7 +121,7 @@ def main_device(device_map: Mapping[str, str | int]) -> torch.device:
 def one_at_a_time(module: torch.nn.Module) -> torch.nn.Module:
     """Puts a lock around `forward`: layers come and go during a call, so that threads cannot share them."""
     lock, forward = threading.Lock(), module.forward
-    _free_at_once()
+    freed_memory.give_back()
 
     @functools.wraps(forward)
     def locked(*args: Any, **kwargs: Any) -> Any:
@@ -133,15 +130,6 @@ def one_at_a_time(module: torch.nn.Module) -> torch.nn.Module:
 
     module.forward = locked
     return module
-
-
-def _free_at_once() -> None:
-    """Makes glibc return blocks of a megabyte or more to the system when they are freed.
-
-    It keeps those of up to 32 MB otherwise, in each thread, which is more than a model on the disk may take.
-    """
-    with suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL("libc.so.6").mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def local_copies(files: Sequence[Path], placement: PlacementSpec, owner: object) -> list[Path]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
-from handlers.errors import UsageError, one_line
+from handlers.errors import ServiceError, UsageError, one_line
 
 if TYPE_CHECKING:
     from apache_beam.options.pipeline_options import PipelineOptions
@@ -17,6 +22,7 @@ if TYPE_CHECKING:
 # Checked once before a run, so that a wrong bucket, key or endpoint is reported within seconds: Beam itself repeats requests
 # that get no answer for two (gs) to ten minutes (s3), which is right in the middle of a run and wrong at its start.
 _CONNECT_SECONDS, _ANSWER_SECONDS, _ATTEMPTS = 5, 20, 3
+_GOOGLE = "https://storage.googleapis.com"
 # The options of Beam that begin with `--s3_`.
 _S3_KEYS = ("access_key_id", "secret_access_key", "session_token")
 _S3_SETTINGS = ("endpoint_url", "region_name", "api_version", "verify", "disable_ssl")
@@ -127,13 +133,18 @@ def shared_s3() -> Iterator[None]:
 class SharesS3:
     """Mixed into a DoFn that reads or writes files: `shared_s3` from its setup to its teardown, where it runs."""
 
+    _shares = False
+
     def setup(self) -> None:
         """Begins it."""
         _shared_s3.begin()
+        self._shares = True
 
     def teardown(self) -> None:
-        """Ends it."""
-        _shared_s3.end()
+        """Ends it; nothing where it has not begun, as where a setup has failed before."""
+        if self._shares:
+            self._shares = False
+            _shared_s3.end()
 
 
 def _share_s3_clients() -> Callable[[], None]:
@@ -194,10 +205,33 @@ def _list_s3(bucket: str, prefix: str, options: PipelineOptions) -> None:
     client.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
 
 
+def _check_connection(url: str) -> None:
+    """Connects once to the host of `url`, unless a proxy does that; raises `ServiceError` if there is no way to it.
+
+    Without a network Google's clients look for credentials and repeat requests for most of a minute before they say so.
+    """
+    parts = urlsplit(url)
+    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+    if parts.scheme in getproxies() and not proxy_bypass(host):
+        return
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            socket.create_connection((host, port), _CONNECT_SECONDS).close()
+            return
+        except OSError as error:
+            if attempt == _ATTEMPTS:
+                raise ServiceError(
+                    f"no connection to {host}:{port} in {_ATTEMPTS} attempts of at most {_CONNECT_SECONDS} s "
+                    f"({one_line(error)})"
+                ) from None
+        time.sleep(0.2 * attempt)
+
+
 def _list_gs(bucket: str, prefix: str, options: PipelineOptions) -> None:
     from apache_beam.io.gcp.gcsio import create_storage_client
     from google.cloud.storage.retry import DEFAULT_RETRY
 
+    _check_connection(os.environ.get("STORAGE_EMULATOR_HOST") or _GOOGLE)
     found = create_storage_client(options).list_blobs(
         bucket,
         prefix=prefix,

@@ -70,6 +70,15 @@ class Trust:
             )
 
 
+def trust_of(given: object) -> Trust | None:
+    """What a caller gave as `trust`; raises `UsageError` for anything but a `Trust` and None."""
+    if given is None or isinstance(given, Trust):
+        return given
+    raise UsageError(
+        f"trust must be a torchbeam.Trust, such as Trust(code=False) or Trust(version=…), or None, not {given!r:.80}"
+    )
+
+
 def check_version(text: str) -> str:
     """The digits of a version; raises `ValueError` where there are too few of them, or others."""
     if not re.fullmatch(rf"[0-9a-f]{{{VERSION_DIGITS},64}}", text):

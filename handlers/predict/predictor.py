@@ -15,6 +15,7 @@ import torch
 
 from handlers.errors import BrokenModelError, DeviceLostError, TorchbeamError, UsageError, one_line
 from handlers.isolation import Isolated, contained, isolate
+from handlers.predict import freed_memory
 from handlers.predict.backend import Backend, placement_of
 from handlers.predict.calling import caller
 from handlers.predict.faults import Health, device_lost, out_of_memory
@@ -34,7 +35,6 @@ CPU_BYTES = 16 << 20
 GPU_BYTES = 64 << 20
 CPU_TOKENS = 2048
 GPU_TOKENS = 16_384
-KEPT_BYTES = 30 << 20
 TRIED_ROWS = 2  # on which another memory format is tried
 SAMPLES = 8  # rows of a micro-batch on which a suspect model is tried
 
@@ -104,7 +104,7 @@ class Predictor:
         self.model = model
         self.device = model.device or device or placement.resolve()
         if self.device.type == "cpu" and model.device is None:
-            _keep_freed_memory()
+            freed_memory.keep()
         self._precision = getattr(torch, placement.precision)
         self._batch_size = model.rows or batch_size
         self._lock = threading.Lock()
@@ -360,15 +360,6 @@ class Predictor:
         if self._precision == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self._precision)
-
-
-def _keep_freed_memory() -> None:
-    """Has glibc keep the memory of activations from call to call, where it would give it back to the kernel every time.
-
-    Its limits follow the largest block that was mapped and freed, up to 32 MiB (mallopt(3), M_MMAP_THRESHOLD). The pages
-    of this block are never touched. Faulting in those of activations took as long as the forward of a small model.
-    """
-    torch.empty(KEPT_BYTES, dtype=torch.uint8)
 
 
 def _error_of(call: Callable[[], Any]) -> Exception | None:

@@ -18,6 +18,7 @@ from pipelines.command.options import RunOptions
 from pipelines.spark import checks, submit
 from pipelines.spark.java import Java, find_java
 from pipelines.spark.job_server import JobServer, find_job_server
+from pipelines.spark.local import is_local
 from pipelines.spark.master import Master, ask_master, is_standalone
 
 
@@ -43,7 +44,7 @@ def examine(checkup: Checkup, runner: Outcome[PipelineOptions], run: RunOptions,
         checkup.check("cores", lambda: _cores(runner.value, master.value))
     version = (known.version if known else None) or run.spark_version
     jar = checkup.check("jar", lambda: _jar(runner.value, version))
-    if runner.finding and not submit.is_local(submit.master_url(runner.value, arguments)):
+    if runner.finding and not is_local(submit.master_url(runner.value, arguments)):
         checkup.check("spark", lambda: _versions(jar.value, version))
     checkup.check(
         "workers", lambda: _workers(submit.settle(runner.value, arguments, java.value, jar.value.spark_version))
@@ -59,7 +60,7 @@ def _master(url: str, ui: str | None) -> Finding[Master | None]:
     """The standalone master; None for other kinds, which cannot be queried from here."""
     checks.check_master_url(url)
     if not is_standalone(url):
-        here = submit.is_local(url)
+        here = is_local(url)
         return Finding(f"{url}: {'Spark runs in the job server, here' if here else 'not queried from here'}", None)
     master = ask_master(url, ui)
     if master.ui is None:

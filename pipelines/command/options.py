@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal, NoReturn, TypeVar
@@ -274,9 +275,29 @@ def parser(command: Command, groups: Sequence[type]) -> argparse.ArgumentParser:
     for group in groups:
         section = made.add_argument_group(group.TITLE)  # type: ignore[attr-defined]
         for item in fields(group):
-            name = item.metadata.get("flag") or item.name
-            section.add_argument(f"--{name}", dest=item.name, **_argument(item, command.strict))
+            section.add_argument(_flag_of(item), dest=item.name, **_argument(item, command.strict))
     return made
+
+
+def flags_of(groups: Sequence[type]) -> list[str]:
+    """The flags of `groups`, such as `--input`."""
+    return [_flag_of(item) for group in groups for item in fields(group)]
+
+
+def unknown_option(argument: str, flags: Sequence[str]) -> UsageError:
+    """The error for an argument that is none of `flags`, with the one that it may stand for."""
+    name = argument.partition("=")[0]
+    near = near_flag(name, flags)
+    return UsageError(f"unknown option {name}; {f'did you mean {near}?' if near else 'see --help'}")
+
+
+def near_flag(name: str, flags: Sequence[str]) -> str | None:
+    """The one of `flags` that is spelt like `name`; None if there is none."""
+    return next(iter(difflib.get_close_matches(name, flags, 1, 0.8)), None)
+
+
+def _flag_of(item: dataclasses.Field[Any]) -> str:
+    return f"--{item.metadata.get('flag') or item.name}"
 
 
 def _argument(item: dataclasses.Field[Any], strict: bool) -> dict[str, Any]:
@@ -346,5 +367,5 @@ def parse_one(kind: type[T], argv: Sequence[str], command: Command) -> T:
         raise UsageError(f'unexpected argument "{argv[0]}"; write {command.usage}')
     values, unknown = parser(command, (kind,)).parse_known_args(argv)
     if unknown:
-        raise UsageError(f'unknown option "{unknown[0]}"; see --help')
+        raise unknown_option(unknown[0], flags_of((kind,)))
     return pick(kind, values)

@@ -93,14 +93,20 @@ class EndedBySignal:
         return child
 
 
-def supervised_command(program: Sequence[str], remove: str | Path = "") -> list[str]:
-    """The command that runs `program` until this process ends, and then removes the folder `remove`."""
+def supervised_command(program: Sequence[str], remove: str | Path = "", grace: int = GRACE_SECONDS) -> list[str]:
+    """The command that runs `program` until this process ends, and then removes the folder `remove`.
+
+    On SIGTERM the program has `grace` seconds for its end.
+    """
     # A file, not a module name: another module may have that name where the program runs.
-    return [sys.executable, "-P", __file__, str(os.getpid()), str(remove), *program]
+    return [sys.executable, "-P", __file__, str(os.getpid()), str(remove), str(grace), *program]
 
 
 def start_supervised(
-    program: Sequence[str], remove: str | Path = "", environment: Mapping[str, str] | None = None
+    program: Sequence[str],
+    remove: str | Path = "",
+    environment: Mapping[str, str] | None = None,
+    grace: int = GRACE_SECONDS,
 ) -> subprocess.Popen[str]:
     """Starts `program` under a supervisor, in a session of its own: Ctrl-C is for this process, which stops it.
 
@@ -108,9 +114,10 @@ def start_supervised(
         program: the program and its arguments. What it writes comes through `stdout`.
         remove: a folder to remove if this process is killed.
         environment: variables to add to those of this process.
+        grace: seconds between SIGTERM and SIGKILL.
     """
     return subprocess.Popen(  # noqa: S603 - from the caller
-        supervised_command(program, remove),
+        supervised_command(program, remove, grace),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -121,18 +128,25 @@ def start_supervised(
     )
 
 
-def stop_supervised(process: subprocess.Popen[str]) -> None:
-    """Ends what `start_supervised` has started, and waits until it has ended."""
+def stop_supervised(process: subprocess.Popen[str], grace: int = GRACE_SECONDS) -> None:
+    """Ends what `start_supervised` has started with this `grace`, and waits until it has ended."""
     process.terminate()
     try:
-        process.wait(STOP_SECONDS)
+        process.wait(grace + STOP_SECONDS - GRACE_SECONDS)
     except subprocess.TimeoutExpired:  # the supervisor hangs; the program is in its process group
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def run(parent: int, remove: str, program: Sequence[str]) -> int:
+def kill_supervised(process: subprocess.Popen[str]) -> None:
+    """Kills what `start_supervised` has started, and its supervisor, and waits for the latter."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # not yet waited for, so the group is still that of the supervisor
+    process.wait()
+
+
+def run(parent: int, remove: str, grace: int, program: Sequence[str]) -> int:
     """Runs a program to its end and returns its exit code.
 
     Forwards SIGTERM to it, followed by SIGKILL if it does not end.
@@ -140,13 +154,14 @@ def run(parent: int, remove: str, program: Sequence[str]) -> int:
     Args:
         parent: the process whose end also ends the program.
         remove: a folder to remove if that process has ended; may be empty.
+        grace: seconds between SIGTERM and SIGKILL.
         program: the program and its arguments.
     """
 
     def end(child: subprocess.Popen[bytes]) -> None:
         signal.signal(signal.SIGALRM, lambda *_: child.kill())
         child.terminate()
-        signal.alarm(GRACE_SECONDS)
+        signal.alarm(grace)
 
     child = EndedBySignal(end, signal.SIGTERM).start(program)
 
@@ -164,4 +179,4 @@ def run(parent: int, remove: str, program: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run(int(sys.argv[1]), sys.argv[2], sys.argv[3:]))
+    sys.exit(run(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4:]))

@@ -150,6 +150,9 @@ class EvaluationOptions:
     overwrite: bool = flag("replace metrics.json and report.html under --output")
 
 
+GROUPS = (InputOptions, EvaluationOptions, OnTheWayOptions, RunOptions)
+
+
 @dataclass(frozen=True)
 class EvaluateOptions:
     """All options of the command.
@@ -170,8 +173,7 @@ class EvaluateOptions:
     @staticmethod
     def parse(argv: list[str], command: Command) -> EvaluateOptions:
         """Builds the options from arguments; raises `UsageError`, or SystemExit(0) for `--help`."""
-        groups = (InputOptions, EvaluationOptions, OnTheWayOptions, RunOptions)
-        values, others = parser(command, groups).parse_known_args(argv)
+        values, others = parser(command, GROUPS).parse_known_args(argv)
         if others and not others[0].startswith("-"):
             raise UsageError(f"unexpected argument \"{others[0]}\"; quote patterns, as --input='data/*.parquet'")
         evaluation, model = pick(EvaluationOptions, values), pick(OnTheWayOptions, values)

@@ -20,7 +20,7 @@ from handlers.model import stores
 from handlers.model.directory import ModelDir
 from handlers.paths import is_remote
 from pipelines import runners
-from pipelines.jobs.evaluate_options import EvaluateOptions, EvaluationOptions
+from pipelines.jobs.evaluate_options import GROUPS, EvaluateOptions, EvaluationOptions
 from pipelines.jobs.evaluation_input import Run, Scored, scored_output, settled_run, view_of
 from pipelines.jobs.evaluation_output import METRICS, PAGE, Target, write
 from pipelines.jobs.execution import Execution, execute
@@ -91,7 +91,7 @@ def prepare(options: EvaluateOptions, model: ModelDir | None) -> Job:
     _check_output(options)
     paths = [score.source.input, wanted.output, score.model.model or None, wanted.compare, wanted.actuals]
     runners.check_paths(score.run, score.beam, paths)
-    launch = runners.settle(score.run, score.beam)
+    launch = runners.settle(score.run, score.beam, GROUPS)
     future = _future(wanted, model)
     asked = Wanted(
         wanted.label,

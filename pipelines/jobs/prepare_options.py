@@ -100,6 +100,9 @@ class FolderOptions:
     overwrite: bool = flag("replace prepared rows under --output")
 
 
+GROUPS = (SourceOptions, RowOptions, ConfigOptions, FolderOptions, RunOptions)
+
+
 @dataclass(frozen=True)
 class PrepareOptions:
     """All options of `prepare`; `beam` are passed to Beam unchanged."""
@@ -119,8 +122,7 @@ class PrepareOptions:
     @staticmethod
     def parse(argv: list[str], command: Command) -> PrepareOptions:
         """Parses arguments; raises `UsageError`, or SystemExit(0) for `--help`."""
-        groups = (SourceOptions, RowOptions, ConfigOptions, FolderOptions, RunOptions)
-        values, others = parser(command, groups).parse_known_args(argv)
+        values, others = parser(command, GROUPS).parse_known_args(argv)
         if others and not others[0].startswith("-"):
             raise UsageError(f"unexpected argument \"{others[0]}\"; quote patterns, as --input='data/*.parquet'")
         source, rows, config = pick(SourceOptions, values), pick(RowOptions, values), pick(ConfigOptions, values)

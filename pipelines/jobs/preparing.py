@@ -43,7 +43,7 @@ from pipelines.jobs.prepare_checks import (
     check_split,
     check_usable,
 )
-from pipelines.jobs.prepare_options import PrepareOptions
+from pipelines.jobs.prepare_options import GROUPS, PrepareOptions
 from transforms.accounting import Counts, FileOutcome, FileOutcomes, dead_at_read, total
 from transforms.file_ops import join, read_text, remove_tree, write_text
 from transforms.inference.rechunk import Rechunk
@@ -126,7 +126,7 @@ def settle(options: PrepareOptions, config: ModelConfig, run_id: str) -> Job:
     code = str(config.code_folder) if config.code_folder else None
     runners.check_paths(options.run, arguments, [given.input, code])
     staging = _staging(options, arguments, run_id)
-    launch = runners.settle(options.run, arguments)
+    launch = runners.settle(options.run, arguments, GROUPS)
     numeric = config.spec.numeric_columns
     if config.spec.task in ("regression", "forecast"):
         numeric = (*numeric, rows.label)
@@ -300,7 +300,8 @@ def _staging(options: PrepareOptions, arguments: Sequence[str], run_id: str) -> 
     try:
         runners.check_paths(options.run, arguments, [output])
     except UsageError as error:
-        temporary = runners.pipeline_options(options.run.runner, arguments).view_as(GoogleCloudOptions).temp_location
+        beam_options = runners.pipeline_options(options.run.runner, arguments, GROUPS)
+        temporary = beam_options.view_as(GoogleCloudOptions).temp_location
         if temporary is None or not is_remote(temporary):
             raise UsageError(
                 f"{error}; or name a folder that all of them reach with --temp_location, for rows on their way to --output"

@@ -210,6 +210,9 @@ class StreamRunOptions:
     verbose: bool = flag("show the logs of Beam and the tracebacks of errors")
 
 
+GROUPS = (StreamSourceOptions, StreamModelOptions, StreamSinkOptions, StreamRunOptions)
+
+
 @dataclass(frozen=True)
 class StreamOptions:
     """All options of the command; `beam` are passed to Beam unchanged."""
@@ -236,11 +239,10 @@ class StreamOptions:
     @staticmethod
     def parse(argv: list[str], command: Command) -> StreamOptions:
         """Parses arguments; raises `UsageError`, or SystemExit(0) for `--help`."""
-        groups = (StreamSourceOptions, StreamModelOptions, StreamSinkOptions, StreamRunOptions)
-        values, others = parser(command, groups).parse_known_args(argv)
+        values, others = parser(command, GROUPS).parse_known_args(argv)
         if others and not others[0].startswith("-"):
             raise UsageError(f'unexpected argument "{others[0]}"; see --help')
-        source, model, sink, how = (pick(group, values) for group in groups)
+        source, model, sink, how = (pick(group, values) for group in GROUPS)
         return StreamOptions(source, model, sink, how, tuple(others))  # type: ignore[arg-type]
 
     def connect(self) -> None:
@@ -255,7 +257,7 @@ class StreamOptions:
             from handlers.model import stores
             from pipelines import runners
 
-            stores.connect({flag: path}, runners.pipeline_options(self.how.runner, self.beam))
+            stores.connect({flag: path}, runners.pipeline_options(self.how.runner, self.beam, GROUPS))
 
 
 def watch_of(options: StreamModelOptions) -> ModelWatch:

@@ -22,7 +22,7 @@ from handlers.refresh.watch import Refresh
 from pipelines import runners
 from pipelines.dataflow import settings as dataflow
 from pipelines.jobs.execution import Execution, execute
-from pipelines.jobs.stream_options import StreamOptions
+from pipelines.jobs.stream_options import GROUPS, StreamOptions
 from transforms import progress
 from transforms.accounting import Counts
 from transforms.streams.deliver import log_rest
@@ -82,7 +82,7 @@ def prepare(options: StreamOptions, model: ModelDir, refresh: Refresh | None = N
 def settle(options: StreamOptions) -> runners.Launch:
     """How the stream is started; raises `UsageError` for a runner that cannot run it."""
     check_runner(options)
-    launch = runners.settle(options.run, options.beam)
+    launch = runners.settle(options.run, options.beam, GROUPS)
     if not runners.in_process(options.how.runner):
         launch.options.view_as(StandardOptions).streaming = True
     return launch

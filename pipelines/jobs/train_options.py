@@ -10,7 +10,18 @@ from typing import Any, Literal
 from handlers.errors import UsageError
 from handlers.paths import is_remote
 from handlers.train.config import BUILT_IN, ModelConfig, check_architecture
-from pipelines.command.options import IN_PROCESS, Command, RunOptions, SourceOptions, flag, option, parser, pick
+from pipelines.command.options import (
+    IN_PROCESS,
+    Command,
+    RunOptions,
+    SourceOptions,
+    flag,
+    flags_of,
+    option,
+    parser,
+    pick,
+    unknown_option,
+)
 from pipelines.command.values import path, positive, positive_or_auto
 from pipelines.jobs.options import absolute_path
 from pipelines.jobs.prepare_options import RowOptions
@@ -166,6 +177,9 @@ class OutputOptions:
     resume: bool = flag("continue a training that was interrupted from its last epoch; start one if there is none")
 
 
+GROUPS = (InputOptions, LabelledRows, NetworkOptions, TrainingOptions, OutputOptions, RunOptions)
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """All options of the command; `beam` are passed to Beam unchanged.
@@ -196,8 +210,7 @@ class TrainOptions:
     @staticmethod
     def parse(argv: list[str], command: Command) -> TrainOptions:
         """Parses arguments; raises `UsageError`, or SystemExit(0) for `--help`."""
-        groups = (InputOptions, LabelledRows, NetworkOptions, TrainingOptions, OutputOptions, RunOptions)
-        parse = parser(command, groups).parse_known_args
+        parse = parser(command, GROUPS).parse_known_args
         values, others = parse(argv)
         config = ModelConfig()
         if values.model:
@@ -206,7 +219,7 @@ class TrainOptions:
             values, others = parse([*_arguments(config, given), *argv])
         if others and not others[0].startswith("-"):
             raise UsageError(f"unexpected argument \"{others[0]}\"; quote patterns, as --input='data/*.parquet'")
-        source, rows, network, training, sink, run = (pick(group, values) for group in groups)
+        source, rows, network, training, sink, run = (pick(group, values) for group in GROUPS)
         options = TrainOptions(source, rows, network, training, sink, run, config, tuple(others))  # type: ignore[arg-type]
         options._check()
         return options
@@ -234,7 +247,7 @@ class TrainOptions:
                 if getattr(self.rows, name) != getattr(LabelledRows(), name):
                     raise UsageError(f"--{name} is an option of prepare; the rows of --prepared are chosen already")
             if self.beam:  # which prepares nothing
-                raise UsageError(f'unknown option "{self.beam[0]}"; see --help')
+                raise unknown_option(self.beam[0], flags_of(GROUPS))
         if not self.architecture:
             raise UsageError(
                 f"say what to train: --architecture={', '.join(BUILT_IN)} or module:Class, or --model=CONFIG.yaml with architecture"

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 import threading
 import time
 import zipfile
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ from urllib.request import Request, urlopen
 from handlers.errors import TorchbeamError, UsageError
 from handlers.redact import redact
 from pipelines.command.built import built
-from pipelines.command.supervisor import STOP_SECONDS, start_supervised, stop_supervised
+from pipelines.command.supervisor import GRACE_SECONDS, STOP_SECONDS, kill_supervised, start_supervised, stop_supervised
+from pipelines.spark.local import is_current
 from pipelines.spark.master import is_standalone
 
 VARIABLE = "TORCHBEAM_SPARK_JOB_SERVER_JAR"
@@ -30,8 +32,10 @@ DEFAULT_SPARK_VERSION = "3.5.7"  # that of templates/spark/pom.xml
 
 _START_SECONDS = 60.0
 _DOWNLOAD_CHECK_SECONDS = 4.0
+_RECORD_SECONDS = 120  # for Java to write its archive of classes: 5 s on two idle cores
 _STARVED = 2  # warnings of Spark that no executor has started, one every 15 s
 
+_BUILT = re.compile(r"beam-(?P<beam>[\d.]+)-spark-(?P<spark>[\d.]+)\.jar")
 _log = logging.getLogger("SparkJobServer")
 
 
@@ -88,10 +92,12 @@ def find_job_server(option: str | None, spark_version: str | None) -> JobServer:
 
 def built_job_servers() -> list[JobServer]:
     """The job servers in the user's cache, newest versions first."""
-    found = []
-    for jar in built("spark-job-server").glob("beam-*-spark-*.jar"):
-        with suppress(UsageError):
-            found.append(read_job_server(jar))
+    # `make` has put the versions into the names; to read them takes half a second for a jar of 100,000 entries.
+    found = [
+        JobServer(jar, match["spark"], match["beam"])
+        for jar in built("spark-job-server").glob("*.jar")
+        if (match := _BUILT.fullmatch(jar.name))
+    ]
     return sorted(
         found, key=lambda server: (_numbers(server.spark_version), _numbers(server.beam_version)), reverse=True
     )
@@ -181,13 +187,37 @@ JAVA_ARGUMENTS = (
 )
 
 
+@dataclass(frozen=True)
+class Call:
+    """What a job server is started with.
+
+    Attributes:
+        jar: the jar of the job server.
+        java: the Java executable.
+        master: the URL of the Spark master.
+        arguments: arguments of Java, including Spark's settings.
+        environment: variables to add to those of this process.
+        local: whether Spark runs in the job server, and the Python workers in this process: nothing else has to be ended.
+        archive: the archive of its classes, which a run that finishes writes if it is not current; None for none.
+    """
+
+    jar: Path
+    java: str
+    master: str
+    arguments: tuple[str, ...]
+    environment: tuple[tuple[str, str], ...] = ()
+    local: bool = False
+    archive: Path | None = None
+
+
 @dataclass
 class Running:
     """A running job server and the state read from its log.
 
     Attributes:
-        master: the URL of the Spark master.
+        call: what it was started with.
         folder: a temporary folder of the run, removed at its end.
+        recorded: the archive of classes in `folder` that Java writes at its end, if it does.
         endpoint: the address for jobs; empty until it accepts them.
         ui: the URL of Spark's web page, once the job has one.
         tasks: the number of finished Spark tasks.
@@ -197,9 +227,10 @@ class Running:
         last: the last lines of the log.
     """
 
+    call: Call
     process: subprocess.Popen[str]
-    master: str
     folder: Path
+    recorded: Path | None = None
     endpoint: str = ""
     ui: str | None = None
     tasks: int = 0
@@ -208,6 +239,17 @@ class Running:
     problem: str | None = None
     last: deque[str] = field(default_factory=lambda: deque(maxlen=200))
     _starved: int = 0
+    _reader: threading.Thread | None = None
+
+    def read_log(self) -> None:
+        """Starts to read the log, in a thread."""
+        self._reader = threading.Thread(target=self.follow, name="job-server-log", daemon=True)
+        self._reader.start()
+
+    def join(self) -> None:
+        """Waits for the end of the log."""
+        if self._reader is not None:
+            self._reader.join(STOP_SECONDS)
 
     def follow(self) -> None:
         """Reads the log until its end; runs in a separate thread."""
@@ -244,7 +286,7 @@ class Running:
             self.waiting = True
             # Other clusters may queue a job for long, and an executor that was lost comes back. A standalone master
             # that had room a moment ago gives one at once.
-            if is_standalone(self.master) and not self.executors and self._starved >= _STARVED:
+            if is_standalone(self.call.master) and not self.executors and self._starved >= _STARVED:
                 self.problem = (
                     "the cluster gives the job no executor: its cores or its memory are taken, or no worker is left; "
                     f"see {self.ui or 'the page of the master'}, or ask for less with "
@@ -257,47 +299,84 @@ class Running:
         return (errors or [*self.last, "it logged nothing"])[-1].strip()
 
 
+def start(call: Call) -> Running:
+    """Starts a job server. Whoever starts it ends it; it also ends when this process is killed."""
+    folder = Path(tempfile.mkdtemp(prefix="torchbeam-spark-"))
+    recorded = None
+    arguments = list(call.arguments)
+    if call.archive is not None and is_current(call.archive, call.jar):
+        arguments.insert(0, f"-XX:SharedArchiveFile={call.archive}")
+    elif call.archive is not None and os.access(call.archive.parent, os.W_OK):
+        recorded = folder / "classes.jsa"
+        arguments.insert(0, f"-XX:ArchiveClassesAtExit={recorded}")
+    whole = [call.java, *JAVA_ARGUMENTS, *arguments, f"-Djava.io.tmpdir={folder}", "-jar", str(call.jar)]
+    whole += ["--spark-master-url", call.master, "--job-port", "0", "--artifact-port", "0", "--expansion-port", "-1"]
+    whole += ["--artifacts-dir", str(folder)]
+    _log.info("%s", redact(" ".join(whole)))
+    grace = _RECORD_SECONDS if recorded else GRACE_SECONDS
+    try:
+        process = start_supervised(whole, folder, dict(call.environment), grace)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    server = Running(call, process, folder, recorded)
+    server.read_log()
+    return server
+
+
+def end(server: Running, *, finished: bool) -> None:
+    """Ends a job server.
+
+    Args:
+        server: the job server.
+        finished: whether its job has finished. Then a local Spark has stopped already, and Java is killed: its own end takes half
+            a second.
+    """
+    try:
+        if server.recorded is not None and finished:
+            stop_supervised(server.process, _RECORD_SECONDS)
+        elif server.recorded is not None or (finished and server.call.local):
+            kill_supervised(server.process)
+        else:
+            stop_supervised(server.process)
+        server.join()
+        if server.recorded is not None and server.call.archive is not None and finished:
+            _keep(server.recorded, server.call.archive)
+    finally:
+        shutil.rmtree(server.folder, ignore_errors=True)
+
+
+def _keep(recorded: Path, archive: Path) -> None:
+    """Moves an archive of classes to its place, so that it is there as a whole or not at all."""
+    partial = archive.with_name(f".{archive.name}.{os.getpid()}")
+    try:
+        shutil.copyfile(recorded, partial)
+        partial.replace(archive)
+    except OSError as error:  # the next start is slow again
+        _log.info("the archive of classes %s was not written: %s", archive, error)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @contextmanager
-def running(
-    jar: Path, java: str, master: str, arguments: Sequence[str], environment: dict[str, str]
-) -> Iterator[Running]:
+def running(call: Call, started: Running | None = None) -> Iterator[Running]:
     """Runs a job server for the time of the context; it also ends when this process is killed.
 
     Args:
-        jar: the jar of the job server.
-        java: the Java executable.
-        master: the URL of the Spark master.
-        arguments: arguments of Java, including Spark's settings.
-        environment: variables to add to those of this process.
+        call: what it is started with.
+        started: one that was started with it.
 
     Raises:
         JobServerError: if it does not start.
     """
-    with tempfile.TemporaryDirectory(prefix="torchbeam-spark-") as artifacts:
-        whole = [java, *JAVA_ARGUMENTS, *arguments, f"-Djava.io.tmpdir={artifacts}", "-jar", str(jar)]
-        whole += [
-            "--spark-master-url",
-            master,
-            "--job-port",
-            "0",
-            "--artifact-port",
-            "0",
-            "--expansion-port",
-            "-1",
-            "--artifacts-dir",
-            artifacts,
-        ]
-        _log.info("%s", redact(" ".join(whole)))
-        process = start_supervised(whole, artifacts, environment)
-        server = Running(process, master, Path(artifacts))
-        reader = threading.Thread(target=server.follow, name="job-server-log", daemon=True)
-        reader.start()
-        try:
-            _wait_for_start(server)
-            yield server
-        finally:
-            stop_supervised(process)
-            reader.join(STOP_SECONDS)
+    server = started or start(call)
+    finished = False
+    try:
+        _wait_for_start(server)
+        yield server
+        finished = True
+    finally:
+        end(server, finished=finished)
 
 
 def _wait_for_start(server: Running) -> None:

@@ -20,7 +20,9 @@ from apache_beam.options.pipeline_options import PipelineOptions, PortableOption
 
 from handlers.errors import TorchbeamError
 from handlers.redact import redact
-from pipelines.spark.job_server import JobServer, JobServerError, Running, beams_own, running
+from pipelines.spark.early import take
+from pipelines.spark.job_server import Call, JobServer, JobServerError, Running, beams_own, running
+from pipelines.spark.local import class_archive, is_local, log_settings, short_lived
 from pipelines.spark.progress import SparkProgress
 from pipelines.spark.submit import Submission
 from pipelines.spark.worker import NO_BEAM
@@ -177,13 +179,20 @@ def spark_session(submission: Submission, options: PipelineOptions, *, verbose: 
             with tempfile.TemporaryDirectory(prefix="torchbeam-spark-") as folder:
                 yield Session(options, None, SparkProgress(None), Path(folder))
             return
-        settings = [f"-Dlog4j2.configurationFile={Path(__file__).with_name('log4j2.properties')}"]
-        if verbose:
-            settings.append("-Dtorchbeam.log=info")
         jar = _jar(submission.job_server)
         master = options.view_as(SparkRunnerOptions).spark_master_url
-        arguments = [*settings, *submission.jvm_arguments]
-        with running(jar, submission.java.path, master, arguments, dict(submission.environment)) as server:
+        local = is_local(master) and options.view_as(PortableOptions).environment_type == "LOOPBACK"
+        given = submission.jvm_arguments
+        call = Call(
+            jar,
+            submission.java.path,
+            master,
+            (*log_settings(verbose=verbose), *(short_lived(given) if local else ()), *given),
+            submission.environment,
+            local,
+            class_archive(submission.java, jar) if local else None,
+        )
+        with running(call, take(call)) as server:
             options.view_as(PortableOptions).job_endpoint = server.endpoint
             yield Session(options, server, SparkProgress(server), server.folder)
 
@@ -206,22 +215,25 @@ def _threads_of_workers_here(threads: int | None) -> Iterator[None]:
 
 @contextmanager
 def _without_grpc_tracebacks() -> Iterator[None]:
-    """Hides the tracebacks of Beam's threads that lose the job server at the end of a run."""
+    """Hides the tracebacks of Beam's threads that lose the job server at the end of a run, also after the context."""
     show = threading.excepthook
     others = set(threading.enumerate())
+    left: set[threading.Thread] = set()
 
     def hook(happened: threading.ExceptHookArgs) -> None:
-        if not issubclass(happened.exc_type, grpc.RpcError):
+        of_run = happened.thread in left if ended else happened.thread not in others
+        if not (of_run and issubclass(happened.exc_type, grpc.RpcError)):
             show(happened)
 
-    with _replaced(threading, "excepthook", hook):
-        try:
-            yield
-        finally:
-            end = time.monotonic() + _POLL_SECONDS
-            for thread in set(threading.enumerate()) - others:
-                with suppress(AssertionError, RuntimeError):  # dummy threads cannot be joined
-                    thread.join(max(end - time.monotonic(), 0))
+    ended = False
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        left.update(set(threading.enumerate()) - others)
+        ended = True
+        if not left:
+            threading.excepthook = show
 
 
 def _jar(server: JobServer) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import socket
 import sys
 from collections.abc import Sequence
@@ -17,9 +16,9 @@ from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptio
 from handlers.errors import UsageError
 from pipelines.spark.java import Java
 from pipelines.spark.job_server import VARIABLE, JobServer, find_job_server
+from pipelines.spark.local import default_master, is_local, loopback_address, names_master
 from pipelines.spark.master import addresses, is_standalone, on_loopback
 
-_LOCAL_MASTER = re.compile(r"local(\[.+\])?$")
 # The fields that the configuration of PROCESS may have.
 _PROCESS_FIELDS = ("command", "env", "os", "arch")
 _ENVIRONMENTS = ("LOOPBACK", "PROCESS", "DOCKER", "EXTERNAL")
@@ -53,27 +52,11 @@ class Submission:
     warnings: tuple[str, ...] = ()
 
 
-def is_local(master: str) -> bool:
-    """Whether Spark runs in the job server, on this machine."""
-    return _LOCAL_MASTER.match(master) is not None
-
-
 def master_url(options: PipelineOptions, arguments: Sequence[str]) -> str:
     """The master of the run; by default this machine with a task for each core (Beam's default is four)."""
-    if _names_master(arguments):
+    if names_master(arguments):
         return str(options.view_as(SparkRunnerOptions).spark_master_url)
-    return f"local[{_cores()}]"
-
-
-def _names_master(arguments: Sequence[str]) -> bool:
-    return any(argument.split("=")[0] == "--spark_master_url" for argument in arguments)
-
-
-def _cores() -> int:
-    """The cores that this process may use, which may be fewer than the machine has."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return default_master()
 
 
 def settle(
@@ -97,15 +80,18 @@ def settle(
     cpus = task_cpus(settings)
     added = []
     # A running job server has a default master for jobs that name none.
-    if not portable.job_endpoint or _names_master(arguments):
+    if not portable.job_endpoint or names_master(arguments):
         added.append(f"--spark_master_url={master}")
     if not _whole_number("environment_cache_millis", portable.environment_cache_millis):
         added.append(f"--environment_cache_millis={_ENVIRONMENT_CACHE_MILLIS}")
     _whole_number("sdk_worker_parallelism", portable.sdk_worker_parallelism)
-    kind = _environment(portable, master, named=_names_master(arguments))
+    kind = _environment(portable, master, named=names_master(arguments))
     added.append(f"--environment_type={kind}")
     if kind == "PROCESS" and not portable.lookup_environment_option("process_command"):
         added.append(f"--environment_config={_worker_config(portable.environment_config, settings)}")
+    elif kind == "LOOPBACK":
+        # Beam would run `pip freeze` for its workers to compare, but they are this process.
+        added.append("--experiments=disable_logging_submission_environment")
     if not any(argument.startswith("--app_name") for argument in arguments):
         added.append("--app_name=torchbeam")
     all_arguments = (*arguments, *added)
@@ -123,7 +109,7 @@ def settle(
         )
     # The driver of a cluster on this machine, and Spark in the job server, need no address that other hosts can reach.
     here = is_local(master) or on_loopback(master)
-    environment = {"SPARK_LOCAL_IP": "127.0.0.1"} if here and "SPARK_LOCAL_IP" not in os.environ else {}
+    environment = loopback_address() if here else {}
     jvm_arguments = tuple(server_options.job_server_jvm_properties)
     return Submission(
         all_arguments, job_server, java, jvm_arguments, tuple(environment.items()), threads, tuple(warnings)

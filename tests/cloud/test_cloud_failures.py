@@ -18,11 +18,12 @@ import fake_stores
 import pyarrow as pa
 import pytest
 from cloud_runs import PATHS, check, expected, one_line, run
+from deadlines import WAIT_SECONDS, said
 from fake_stores import BUCKET, Fault, Store
 
 from pipelines import score
 
-pytestmark = pytest.mark.slow(100)
+pytestmark = pytest.mark.slow(60)
 
 
 @pytest.mark.parametrize("flag", ["input", "model", "output", "report"])
@@ -139,10 +140,13 @@ def test_nobody_answers(store: Store, monkeypatch: pytest.MonkeyPatch, capsys: p
         nobody = f"http://127.0.0.1:{free.getsockname()[1]}"  # bound, but not listening
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", nobody)
         flags = [f"--{flag}={store.url(path)}" for flag, path in PATHS.items()]
-        began = time.monotonic()
+        started = time.monotonic()
         assert score.main([*flags, f"--s3_endpoint_url={nobody}", "--s3_region_name=us-east-1"]) == 2
-        assert time.monotonic() - began < 45
-    assert f"--input {store.url('in')} cannot be reached: " in one_line(capsys)
+        assert time.monotonic() - started < WAIT_SECONDS  # Beam's own client of S3 gives up after ten minutes
+    line = one_line(capsys)
+    assert f"--input {store.url('in')} cannot be reached: " in line
+    if store.url("").startswith("gs://"):  # said before credentials are looked for and requests repeated
+        assert f"no connection to {nobody.removeprefix('http://')} in 3 attempts of at most 5 s (" in line
 
 
 def test_no_keys(
@@ -189,7 +193,7 @@ def test_interrupted(ready: Store, tmp_path: Path) -> None:
     def hold(method: str, path: str) -> Fault | None:
         if method == "PUT" and "/predictions/" in path:
             waiting.set()
-            go_on.wait(60)
+            go_on.wait(WAIT_SECONDS)
         return None
 
     ready.proxy.fault = hold
@@ -197,11 +201,11 @@ def test_interrupted(ready: Store, tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "pipelines.score", *flags, *ready.options], stderr=subprocess.PIPE, text=True
     )
-    assert waiting.wait(60)
+    assert waiting.wait(WAIT_SECONDS)
     process.send_signal(signal.SIGINT)
     time.sleep(1)
     go_on.set()
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130, err
-    assert err.splitlines() == ["torchbeam score: interrupted; nothing was published"]
+    assert said(err) == ["torchbeam score: interrupted; nothing was published"]
     assert not ready.names("out")

@@ -21,19 +21,20 @@ from typing import Any
 
 import pytest
 import torch
+from short_jvms import SHORT_JVM
 
 from handlers import ModelDir
 from handlers.errors import UsageError
 from pipelines.command.supervisor import supervised_command
 from pipelines.spark.java import find_java
-from pipelines.spark.job_server import DEFAULT_SPARK_VERSION, find_job_server, running
+from pipelines.spark.job_server import DEFAULT_SPARK_VERSION, Call, find_job_server, running
 from torchbeam import score
 
 pytestmark = pytest.mark.slow(60)
 
 ROOT = Path(__file__).parents[2]
 PROJECT = ROOT / "examples" / "java"
-BUILD_SECONDS, START_SECONDS, RUN_SECONDS = 300, 120, 180
+BUILD_SECONDS, START_SECONDS, RUN_SECONDS = 300, 300, 300
 ROWS = [
     {"id": row, "a": None if row % 10 == 3 else row / 8, "b": 1.5 - row / 16, "name": f"näme {row}"}
     for row in range(60)
@@ -61,7 +62,12 @@ def ended(command: list[str], log: Path, seconds: float) -> tuple[int | str, str
     """Runs a command until it ends or is killed, with all that it started: its exit code and its output."""
     with log.open("wb") as file:
         process = subprocess.Popen(
-            supervised_command(command), stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+            supervised_command(command),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+            env=os.environ | SHORT_JVM,
         )
         try:
             code: int | str = process.wait(seconds)
@@ -137,10 +143,10 @@ def test_java_gives_what_score_gives(classpath: str, tmp_path: Path) -> None:
     settings = [f"-Dlog4j2.configurationFile={logging}", "-Dspark.ui.enabled=false"]
     with (
         expansion_service(tmp_path / "expansion.log") as expansion,
-        running(jar, java, "local[2]", settings, {}) as server,
+        running(Call(jar, java, "local[2]", tuple(settings))) as server,
     ):
         command = [java, "-cp", classpath, "torchbeam.example.ScoreFromJava"]
-        command += [f"--jobEndpoint={server.endpoint}", f"--expansionService={expansion}", "--giveUpMinutes=2"]
+        command += [f"--jobEndpoint={server.endpoint}", f"--expansionService={expansion}", "--giveUpMinutes=5"]
         command += [f"--model={model.path}", f"--input={tmp_path}/rows.csv", f"--output={tmp_path}/out"]
         code, said = ended(command, tmp_path / "java.log", RUN_SECONDS)
     service = (tmp_path / "expansion.log").read_text(errors="replace")[-5000:]

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from deadlines import WAIT_SECONDS
 
 from torchbeam import ModelDir
 
@@ -43,7 +44,9 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelDir:
 
 
 def run(code: list[str], folder: Path) -> str:
-    done = subprocess.run([sys.executable, *code], capture_output=True, text=True, check=False, cwd=folder, timeout=120)
+    done = subprocess.run(
+        [sys.executable, *code], capture_output=True, text=True, check=False, cwd=folder, timeout=WAIT_SECONDS
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from deadlines import WAIT_SECONDS
 
-def wait_until(condition: Callable[[], bool], seconds: float) -> None:
-    """Waits until `condition` holds; fails after so many seconds."""
+
+def wait_until(
+    condition: Callable[[], bool], seconds: float = WAIT_SECONDS, process: subprocess.Popen[str] | None = None
+) -> None:
+    """Waits until `condition` holds; fails after so many seconds, or once `process` has ended before."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert process is None or process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < end, f"it did not happen within {seconds:.0f} s"
         time.sleep(0.05)
 
 
@@ -25,5 +31,5 @@ def is_there(pid: int) -> bool:
 
 def written(file: Path) -> int:
     """The number in a file, once it is there."""
-    wait_until(lambda: file.exists() and file.read_text().endswith("\n"), 20)
+    wait_until(lambda: file.exists() and file.read_text().endswith("\n"))
     return int(file.read_text())

@@ -193,6 +193,7 @@ class TestRefusals:
         assert "accuracy=NUMBER" in refused("--fail_below=accuracy=high")
         assert "no metric of task classification" in refused("--fail_above=rmse=1")
         assert "--key is for --compare" in refused("--key=id")
+        assert "unknown option --slice_buy; did you mean --slice_by?" in refused("--slice_buy=age")
         assert 'no class "maybe"; there are: no, yes' in refused("--positive_class=maybe")
 
     def test_columns(self, refused: Refused) -> None:

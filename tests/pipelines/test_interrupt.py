@@ -14,13 +14,12 @@ import apache_beam as beam
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deadlines import WAIT_SECONDS, said
 from poisoned_table import Table, save_model
 
 from pipelines import runners
 from pipelines.command.options import RunOptions
 from pipelines.jobs.execution import Execution, execute
-
-WAIT_SECONDS = 120.0
 
 pytestmark = pytest.mark.slow(10)
 
@@ -62,7 +61,7 @@ def test_ended_in_its_middle(table: Path, slow_model: Path, tmp_path: Path, end:
     process.send_signal(end)
     out, err = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130, err
-    assert err.splitlines() == ["torchbeam score: interrupted; nothing was published"]
+    assert said(err) == ["torchbeam score: interrupted; nothing was published"]
     assert out == ""
     assert not output.parent.exists()
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from deadlines import WAIT_SECONDS
 
 from handlers.model.directory import ModelDir
 from pipelines import cli
@@ -27,7 +28,7 @@ import time
 from pathlib import Path
 
 def hold(row: dict):
-    end = time.monotonic() + 60
+    end = time.monotonic() + 300
     while row["wait"] and not Path(row["wait"]).exists():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -134,7 +135,8 @@ def test_list_goes_on_after_damaged_aliases(registry: str, torchbeam: Torchbeam)
         (["push", "--model=nowhere", "--name=credit"], "--model nowhere does not exist"),
         (["push", "--model=credit@1", "--name=../credit"], "--name must be letters"),
         (["push", "--model=credit@1"], "--name"),
-        (["list", "--bogus=1"], "unknown option --bogus"),
+        (["list", "--bogus=1"], "unknown option --bogus; see --help"),
+        (["list", "--registri=x"], "unknown option --registri; did you mean --registry?"),
         (["show", "--model=debit"], 'has no model "debit"; it has: credit'),
     ],
 )
@@ -186,7 +188,7 @@ def test_a_run_keeps_the_version_that_it_began_with(registry: str, torchbeam: To
     add = progress.add
 
     def promote() -> None:
-        assert begun.wait(60)
+        assert begun.wait(WAIT_SECONDS)
         ModelRegistry(folder).promote("credit@2", "champion")
         promoted.touch()
 

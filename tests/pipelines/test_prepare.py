@@ -244,7 +244,7 @@ def test_wrong_usage(table: Path, tmp_path: Path, refused: Callable[..., str]) -
     assert "all 1 rows are held out" in refused(**good, sample_rows=1, validation=0.9999999)
     assert "give a local folder" in refused(**good | {"output": "gs://bucket/prepared"})
     assert "cannot be read: No such file" in refused(**good, model=tmp_path / "none.yaml")
-    assert "unknown option --sample_row; see --help" in refused("--sample_row=3", **good)
+    assert "unknown option --sample_row; did you mean --sample_rows?" in refused("--sample_row=3", **good)
     (tmp_path / "model.yaml").write_text("features: {mean: avg(x)}\n")
     assert "depends on other rows" in refused(**good, model=tmp_path / "model.yaml")
     assert not out.exists()

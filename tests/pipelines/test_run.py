@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from deadlines import WAIT_SECONDS
 
 from pipelines import cli, run
 from pipelines.jobs.stages import PipelineConfig, Stage, is_done, read_stamp, stages
@@ -53,7 +54,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tables")
     command = [sys.executable, str(EXAMPLE / "tables.py"), str(folder)]
-    subprocess.run(command, check=True, timeout=60)
+    subprocess.run(command, check=True, timeout=WAIT_SECONDS)
     return folder
 
 
@@ -237,6 +238,8 @@ def test_help_is_light() -> None:
         "try:\n    run.main(['--help'])\nexcept SystemExit:\n    pass\n"
         "print([name for name in ('torch', 'apache_beam') if name in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=WAIT_SECONDS
+    )
     assert done.stdout.endswith("[]\n")
     assert "--only" in done.stdout

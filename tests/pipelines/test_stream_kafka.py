@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from child_processes import wait_until
+from deadlines import WAIT_SECONDS
 from kafka_brokers import PASSWORD, USER, Sent, TestBroker
 
 from handlers import ModelDir
@@ -142,6 +143,7 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.communicate()
 
 
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
 def test_killed_in_the_middle(
     kafka: TestBroker, model: Path, start: Callable[..., subprocess.Popen[str]], delivery: str
@@ -159,18 +161,19 @@ def test_killed_in_the_middle(
 
     put(range(rows))
     process = start(*arguments)
-    wait_until(lambda: delivered() > 500, 120)
+    wait_until(lambda: delivered() > 500, process=process)
     kill(process)
     assert delivered() < rows
     process = start(*arguments)
     at = delivered()
-    wait_until(lambda: delivered() > at + 500, 120)
+    wait_until(lambda: delivered() > at + 500, process=process)
     kafka.kill()
     kafka.start()
     put(range(rows, rows + 500))
-    wait_until(lambda: delivered() == rows + 500, 120 + 2 * HUNG_SECONDS)  # each partition may hang so long, see there
+    # Each partition may hang so long, see there.
+    wait_until(lambda: delivered() == rows + 500, WAIT_SECONDS + 2 * HUNG_SECONDS, process)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130, err
 
     found = [*kafka.get(topics.output), *kafka.get(topics.dead)]

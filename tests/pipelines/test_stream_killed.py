@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from deadlines import WAIT_SECONDS
 from stream_folders import COLUMNS, Folders, put, rows, save_model
 
 pytestmark = pytest.mark.slow(40)
-
-SECONDS = 240.0
 
 
 def _start(folders: Folders, model: str, *others: str) -> subprocess.Popen[str]:
@@ -29,7 +28,7 @@ def _start(folders: Folders, model: str, *others: str) -> subprocess.Popen[str]:
 
 
 def _wait(process: subprocess.Popen[str], condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < end
@@ -40,6 +39,7 @@ def _child(process: subprocess.Popen[str]) -> int:
     return int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[0])
 
 
+@pytest.mark.timeout(1800)  # four starts took eight minutes on a machine with a load of 14
 def test_kill_and_restart(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model")
     folders = Folders(tmp_path)
@@ -55,7 +55,7 @@ def test_kill_and_restart(tmp_path: Path) -> None:
     process = _start(folders, model.path)
     _wait(process, lambda: files() >= 3)
     os.kill(_child(process), signal.SIGKILL)
-    err = process.communicate(timeout=SECONDS)[1]
+    err = process.communicate(timeout=WAIT_SECONDS)[1]
     assert process.returncode == 1
     assert "killed by SIGKILL" in err.splitlines()[-1]
 
@@ -65,14 +65,14 @@ def test_kill_and_restart(tmp_path: Path) -> None:
     process = _start(folders, model.path)
     _wait(process, lambda: files() > before + 3)
     process.kill()  # its child dies with it
-    process.communicate(timeout=SECONDS)
+    process.communicate(timeout=WAIT_SECONDS)
     _wait_for_the_lock(folders)
 
     process = _start(folders, model.path)
     _wait(process, lambda: len({row["message_id"] for row in folders.records("out")}) == 4000 - len(bad))
     _wait(process, lambda: len({row["message_id"] for row in folders.records("dead")}) == len(bad))
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=SECONDS)
+    out, err = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130, err
     assert err.splitlines()[-1] == "torchbeam stream: interrupted; what was delivered is committed"
     assert " messages read, " in out
@@ -100,7 +100,7 @@ def test_kill_and_restart(tmp_path: Path) -> None:
     put(folders.input, "z.jsonl", rows(1, seed=9))
     _wait(process, lambda: position_file.read_text() != position)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=SECONDS)
+    out, err = process.communicate(timeout=WAIT_SECONDS)
     assert process.returncode == 130, err
     assert out.startswith("1 messages read, 1 scored, 0 dropped, 0 dead letters")
 
@@ -109,7 +109,7 @@ def _wait_for_the_lock(folders: Folders) -> None:
     """Waits until the process that died has let go of the folder."""
     import fcntl
 
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + WAIT_SECONDS
     with (folders.input / ".torchbeam" / "torchbeam" / "lock").open() as file:
         while time.monotonic() < end:
             try:

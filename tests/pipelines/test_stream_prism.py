@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from child_processes import is_there, wait_until
+from deadlines import WAIT_SECONDS
 from stream_folders import Folders, put
 from stream_runs import check, save_linear, value
 
@@ -53,7 +54,7 @@ def test_scores_and_leaves_nothing(tmp_path: Path) -> None:
     folders, net = Folders(tmp_path), save_linear(tmp_path / "model")
     put(folders.input, "1.jsonl", [value(row) for row in range(500)] + [b"no json"])
     put(folders.input, "2.jsonl", [value(row) for row in range(500, 1000)])
-    ended = subprocess.run(command(folders, "--stop_after=1001"), capture_output=True, text=True, timeout=120)
+    ended = subprocess.run(command(folders, "--stop_after=1001"), capture_output=True, text=True, timeout=WAIT_SECONDS)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[0] == "1,001 messages read, 1,000 scored, 0 dropped, 1 dead letters"
     assert [line for line in ended.stderr.splitlines() if not line.startswith("INFO torchbeam.stream")] == []
@@ -67,23 +68,23 @@ def test_ended_and_started_again(tmp_path: Path, end: signal.Signals) -> None:
     put(folders.input, "1.jsonl", [value(row) for row in range(300)])
     first = subprocess.Popen(command(folders), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     # It runs until it is ended: what arrives while it runs is scored while it runs.
-    wait_until(lambda: len(folders.records("out")) == 300, 90)
+    wait_until(lambda: len(folders.records("out")) == 300, process=first)
     put(folders.input, "2.jsonl", [value(row) for row in range(300, 600)])
-    wait_until(lambda: len(folders.records("out")) == 600, 90)
+    wait_until(lambda: len(folders.records("out")) == 600, process=first)
     (prism,) = prisms_of(first.pid) or prisms_of(
         int(Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()[0])
     )
     os.kill(first.pid, end)
-    _, err = first.communicate(timeout=60)
+    _, err = first.communicate(timeout=WAIT_SECONDS)
     if end == signal.SIGTERM:
         assert first.returncode == 130, err
-    wait_until(lambda: not is_there(prism), 30)
+    wait_until(lambda: not is_there(prism))
     put(folders.input, "3.jsonl", [value(row) for row in range(600, 900)])
     # What was written and not yet committed when the process was killed comes again, with the same ids.
     again = subprocess.Popen(command(folders), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_until(lambda: len(by_id(folders)) == 900, 90)
+    wait_until(lambda: len(by_id(folders)) == 900, process=again)
     again.terminate()
-    _, err = again.communicate(timeout=60)
+    _, err = again.communicate(timeout=WAIT_SECONDS)
     assert again.returncode == 130, err
     check(list(by_id(folders).values()), net, 900)
 

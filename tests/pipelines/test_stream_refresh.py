@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from deadlines import WAIT_SECONDS
 
 from handlers.model.directory import ModelDir
 from pipelines import stream
@@ -28,11 +29,11 @@ _wait = threading.Event().wait
 
 def until(what: Callable[[], Any]) -> None:
     """Waits for something that a run does."""
-    for _ in range(3000):
+    for _ in range(15_000):
         if what():
             return
         _wait(0.02)
-    raise AssertionError("it did not happen within a minute")
+    raise AssertionError("it did not happen within five minutes")
 
 
 def write(folder: Path, slope: float, **fields: Any) -> ModelDir:
@@ -102,7 +103,7 @@ def run(tmp_path: Path, steps: dict[int, Callable[[], None]], model: str, *optio
         ]
     )
     assert not [thread for thread in threading.enumerate() if thread.name == "torchbeam-refresh"]
-    feeder.join(60)
+    feeder.join(WAIT_SECONDS)
     assert feeder.error is None
     return code
 

@@ -63,7 +63,9 @@ def _refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
             "--runner=SparkRunner",
             "SparkRunner cannot run a stream: Beam's portable Spark runner runs batch pipelines only",
         ),
-        ("--max_batch_row=9", "unknown option --max_batch_row"),
+        ("--max_batch_row=9", "unknown option --max_batch_row; did you mean --max_batch_rows?"),
+        ("--form=latest", "unknown option --form; did you mean --from?"),
+        ("--output_formt=csv", "unknown option --output_formt; see --help"),  # an option of score alone
         ("--model=/none/there", "/none/there"),
     ],
 )

@@ -200,7 +200,7 @@ def test_refused_options(refused: Refused, tmp_path: Path) -> None:
     assert 'no column "churnd"; did you mean "churned"?' in refused(label="churnd")
     assert "have the label" in refused(label="age")
     assert "no module named" in refused(architecture="nowhere:Net")
-    assert 'unknown option "--epoch=3"' in refused("--epoch=3")
+    assert "unknown option --epoch; did you mean --epochs?" in refused("--epoch=3")
 
 
 def test_without_lightning(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

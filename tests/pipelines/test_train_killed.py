@@ -67,11 +67,11 @@ def test_kill_9(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         stdout=subprocess.DEVNULL,
         env=os.environ | {"HELD_AT": str(held)},
     )
-    wait_until(lambda: held.exists() or process.poll() is not None, 120)
+    wait_until(lambda: held.exists() or process.poll() is not None)
     child = json.loads((output / CLAIM).read_text())["process"]["id"]
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    wait_until(lambda: not is_there(child), 20)
+    wait_until(lambda: not is_there(child))
     assert not (output / "model.yaml").exists()
 
     assert train.main([*options, f"--output={output}"]) == 2

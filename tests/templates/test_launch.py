@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deadlines import WAIT_SECONDS
 from fake_dataflow import (
     ACCELERATOR,
     JOB_ID,
@@ -48,11 +49,13 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(ROOT / name, folder / "source")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     wheel = ["wheel", "--no-deps", "--no-build-isolation", "-w", str(folder / "dist"), str(folder / "source")]
-    subprocess.run([*pip, *wheel], check=True, timeout=120)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True, timeout=120)
+    subprocess.run([*pip, *wheel], check=True, timeout=WAIT_SECONDS)
+    subprocess.run(
+        [sys.executable, "-m", "venv", "--without-pip", str(folder / "venv")], check=True, timeout=WAIT_SECONDS
+    )
     (site,) = (folder / "venv").glob("lib/python*/site-packages")
     (built,) = (folder / "dist").glob("torchbeam-*.whl")
-    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(built)], check=True, timeout=120)
+    subprocess.run([*pip, "install", "--no-deps", "--target", str(site), str(built)], check=True, timeout=WAIT_SECONDS)
     # A path in a .pth is searched, but the .pth files in it are not read: the source tree of the tests is not found.
     borrowed = [path for path in sys.path if Path(path).name == "site-packages"]
     (site / "borrowed.pth").write_text("\n".join(borrowed) + "\n")
@@ -115,7 +118,7 @@ def launch(python: Path, values: dict[str, str], *others: str, cwd: Path) -> sub
         capture_output=True,
         text=True,
         check=False,
-        timeout=240,
+        timeout=WAIT_SECONDS,
         cwd=cwd,
         env={"HOME": str(cwd), "PATH": "/usr/bin:/bin"},
     )

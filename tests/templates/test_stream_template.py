@@ -11,6 +11,7 @@ from pathlib import Path
 
 import metadata as template_metadata
 import pytest
+from deadlines import WAIT_SECONDS
 from fake_dataflow import JOB_ID, StagedPipeline, fake_dataflow, launch_arguments
 from google.cloud.dataflow_v1beta3.types import TemplateMetadata
 from stream_runs import save_linear
@@ -112,7 +113,7 @@ def test_posted_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=240,
+            timeout=WAIT_SECONDS,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )
         assert done.returncode == 0, done.stderr

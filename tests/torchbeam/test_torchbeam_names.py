@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from deadlines import WAIT_SECONDS
 
 import torchbeam
 
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 
 def python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=cwd, timeout=120
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, cwd=cwd, timeout=WAIT_SECONDS
     )
 
 

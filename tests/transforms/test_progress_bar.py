@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deadlines import WAIT_SECONDS
 
 import torchbeam
 from handlers.model.directory import ModelDir
@@ -44,7 +45,7 @@ def test_lines_in_a_log(
     assert not is_interactive()
     with ProgressBar(state, 3040):
         for _ in range(3):
-            assert state.asked.acquire(timeout=60)
+            assert state.asked.acquire(timeout=WAIT_SECONDS)
     first = capsys.readouterr().err.splitlines()[0]
     for part in expected:
         assert part in first
@@ -57,7 +58,7 @@ def test_a_bar_in_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert is_interactive()
     with ProgressBar(state, 3040):
         for _ in range(2):
-            assert state.asked.acquire(timeout=60)
+            assert state.asked.acquire(timeout=WAIT_SECONDS)
     shown = capsys.readouterr().err
     assert "1,520 rows" in shown
     assert "20 dead letters" in shown
@@ -84,7 +85,7 @@ scoring.PROGRESS_SECONDS = 0.0
 batch = pa.record_batch({"x": [1.0, 2.0]})
 def batches():
     yield batch
-    assert updated.acquire(timeout=60)  # until the bar has moved once
+    assert updated.acquire(timeout=300)  # until the bar has moved once
     yield batch
 
 found = torchbeam.score(MODEL, pa.RecordBatchReader.from_batches(batch.schema, batches()), device="cpu")
@@ -104,11 +105,11 @@ def test_a_bar_in_a_notebook(tmp_path: Path) -> None:
     arguments = {"in_features": 1, "out_features": 1}
     inputs = [{"name": "x", "columns": ["x"]}]
     model = ModelDir.save(layer, tmp_path / "m", task="regression", arguments=arguments, inputs=inputs)
-    manager, client = start_new_kernel(cwd=str(Path(torchbeam.__file__).parents[1]))
+    manager, client = start_new_kernel(startup_timeout=WAIT_SECONDS, cwd=str(Path(torchbeam.__file__).parents[1]))
     try:
         outputs: list[dict[str, Any]] = []
         reply = client.execute_interactive(
-            _CELL.replace("MODEL", repr(model.path)), timeout=120, output_hook=outputs.append
+            _CELL.replace("MODEL", repr(model.path)), timeout=WAIT_SECONDS, output_hook=outputs.append
         )
     finally:
         client.stop_channels()

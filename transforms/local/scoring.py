@@ -25,8 +25,8 @@ from handlers.columnar.scorer import Scored, Scorer
 from handlers.encode.columns import matching
 from handlers.errors import UsageError
 from handlers.model import files
-from handlers.model.directory import ModelDir
-from handlers.model.trust import Trust
+from handlers.model.directory import ModelDir, opened
+from handlers.model.trust import Trust, trust_of
 from handlers.paths import is_remote
 from handlers.predict.placement import Placement, Precision
 from handlers.predict.predictor import Predictor
@@ -175,6 +175,8 @@ class Model:
         progress: bool | None = False,
     ) -> Run:
         """What `score` does, with the results in Arrow, as they come."""
+        if not isinstance(progress, bool | None):
+            raise UsageError(f"progress must be True, False or None, not {progress!r}")
         started = time.perf_counter()
         so_far = Counts()
         shown = is_interactive() if progress is None else progress
@@ -243,14 +245,12 @@ def load(
         trust: how far the directory of a path is trusted.
 
     Raises:
-        UsageError: if the model cannot be read or is not trusted so far, or the device is missing; or if `trust` is given
-            for a `ModelDir`, which has its own.
+        UsageError: if the model is of another kind, cannot be read or is not trusted so far, or the device is missing; if
+            `trust` is no `Trust`, or is given for a `ModelDir`, which has its own.
     """
-    if trust is not None and isinstance(model, ModelDir):
-        raise UsageError("trust is for the path of a model: give it to ModelDir, or leave it out")
     placement = Placement(device, precision)
     with _lock:  # one load at a time, so that no model is loaded twice
-        directory = model if isinstance(model, ModelDir) else _open(os.fspath(model), trust)
+        directory = opened(model, trust, _open)
         key = (directory.path, directory.digest, directory.trust, placement, batch_size)
         found = _models.pop(key, None) or Model(directory, placement, batch_size)
         _models[key] = found
@@ -305,12 +305,13 @@ def score(
 
     Raises:
         UsageError: for data, columns or functions that do not match the model, files that are not there or have no format
-            in common, and a model that is not trusted so far. A file that cannot be read is in `failed_files`.
+            in common, a model that is not trusted so far, and an argument of another kind. A file that cannot be read is in
+            `failed_files`.
         BrokenModelError: if the model fails on each of the first rows, and on zeros.
     """
     if not isinstance(model, Model):
         model = load(model, device=device, precision=precision, batch_size=batch_size, trust=trust)
-    elif trust is not None:
+    elif trust_of(trust) is not None:
         raise UsageError("the model is loaded already: give trust to torchbeam.load, or leave it out")
     return model.score(
         data,

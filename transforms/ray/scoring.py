@@ -15,7 +15,7 @@ import pyarrow as pa
 from handlers.batching import Batching
 from handlers.columnar.chunks import dead_letter_schema
 from handlers.errors import UsageError
-from handlers.model.directory import ModelDir
+from handlers.model.directory import ModelDir, opened
 from handlers.model.trust import Trust
 from handlers.paths import is_remote
 from handlers.predict.placement import Placement, Precision
@@ -93,7 +93,7 @@ def score(
         BrokenModelError: if the model fails on each of the first rows, and on zeros.
     """
     _check(ds, concurrency, num_gpus)
-    directory = model if isinstance(model, ModelDir) else ModelDir(model, trust)
+    directory = opened(model, trust)
     check_takes_rows(directory)
     placement, batching = Placement(device, precision), Batching(batch_size=batch_size)
     sample = _sample(ds)

@@ -18,7 +18,7 @@ from handlers.columnar.chunks import dead_letter_schema
 from handlers.columnar.plan import Plan
 from handlers.columnar.tagged import DEAD, DEAD_FIELD
 from handlers.errors import TorchbeamError, UsageError, one_line
-from handlers.model.directory import ModelDir
+from handlers.model.directory import ModelDir, opened
 from handlers.model.trust import Trust
 from handlers.paths import is_remote
 from handlers.predict.placement import Placement, Precision
@@ -99,7 +99,7 @@ def score(
         BrokenModelError: if the model fails on each of the first rows, and on zeros.
     """
     _check(df)
-    directory = model if isinstance(model, ModelDir) else ModelDir(model, trust)
+    directory = opened(model, trust)
     check_takes_rows(directory)
     schema = _columns(df)
     options = {"columns": columns, "preprocess": preprocess, "postprocess": postprocess, "probabilities": probabilities}

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import small_models
 import torch
+from deadlines import WAIT_SECONDS
 from small_models import Save
 
 from handlers.columnar.chunks import with_provenance
@@ -31,7 +32,7 @@ def at_once(call: Callable[[int], R], count: int) -> list[R]:
 
     def begin(index: int) -> R:
         if index < THREADS:
-            barrier.wait(30)
+            barrier.wait(WAIT_SECONDS)
         return call(index)
 
     with ThreadPoolExecutor(THREADS) as pool:

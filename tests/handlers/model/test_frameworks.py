@@ -15,6 +15,7 @@ import pytest
 import torch
 import xgboost
 import yaml
+from deadlines import WAIT_SECONDS
 from onnx import TensorProto, helper
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.compose import ColumnTransformer
@@ -405,7 +406,12 @@ def test_onnxruntime_sends_no_usage_data(tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     command = [sys.executable, "-c", code]
     done = subprocess.run(
-        command, env=environment | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True, timeout=60
+        command,
+        env=environment | {"TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=WAIT_SECONDS,
     )
     assert done.stdout == "onnxruntime\n"
     assert not (tmp_path / ".ses").exists()

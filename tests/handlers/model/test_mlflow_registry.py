@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 import small_models
 import torch
+from deadlines import WAIT_SECONDS
 from small_models import Save
 
 from handlers.errors import UsageError
@@ -28,7 +29,6 @@ from pipelines import models as command
 pytest.importorskip("mlflow.server", reason="no MLflow server (pip install mlflow)")
 pytestmark = pytest.mark.slow(40)
 
-SECONDS = 120  # for the server to start, on a busy machine
 X = torch.tensor([[0.0, 1.0], [2.0, -1.0]])
 
 
@@ -57,7 +57,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + WAIT_SECONDS
     while True:
         try:
             urllib.request.urlopen(url, timeout=5).close()

@@ -25,6 +25,11 @@ def test_contexts_that_overlap() -> None:
     assert boto3_client.Client is ours
     work.teardown()
     assert boto3_client.Client is own
+    work.teardown()
+    SharesS3().teardown()
+    with shared_s3():
+        assert boto3_client.Client is not own
+    assert boto3_client.Client is own
     assert str(messages.S3ClientError("no such key", 404)) != "no such key"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deadlines import WAIT_SECONDS
 
 from handlers.errors import UsageError
 from handlers.predict import placement
@@ -23,7 +24,7 @@ def hold(folder, gpus, copies, pipe):
         pipe.send((os.getpid(), str(error)))
         return
     pipe.send((os.getpid(), (slot.number, slot.gpu)))
-    time.sleep(60)
+    time.sleep(3600)
 
 
 @pytest.fixture
@@ -36,12 +37,12 @@ def processes(tmp_path):
         for _, end in pipes:
             started.append(context.Process(target=hold, args=(str(tmp_path), gpus, copies, end), daemon=True))
             started[-1].start()
-        return [pipe.recv() for pipe, _ in pipes if pipe.poll(20)]
+        return [pipe.recv() for pipe, _ in pipes if pipe.poll(WAIT_SECONDS)]
 
     yield start
     for process in started:
         process.kill()
-        process.join(10)
+        process.join(WAIT_SECONDS)
 
 
 def test_processes_spread_over_the_gpus(processes):
@@ -76,7 +77,7 @@ def test_a_forked_child_does_not_keep_the_slot_of_its_parent(tmp_path):
     child = os.fork()
     if child == 0:
         os.write(tell, b"!")
-        time.sleep(30)
+        time.sleep(3600)
         os._exit(0)
     try:
         assert os.read(ready, 1) == b"!"

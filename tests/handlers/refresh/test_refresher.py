@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deadlines import WAIT_SECONDS
 from small_models import Linear
 
 from handlers.errors import UsageError
@@ -223,11 +224,11 @@ def test_the_thread_takes_a_newer_model_and_ends_with_its_owner(versions: Callab
     refresher = Refresher(Refresh(ModelWatch(f"{Path(first.path).parent}/*"), 0.01), first, tell)
     thread = thread_of(refresher)
     second = versions(2, 3.0)
-    assert taken.wait(60)
+    assert taken.wait(WAIT_SECONDS)
     with refresher._looking:
         assert refresher.version == second.version
     del refresher
-    thread.join(60)
+    thread.join(WAIT_SECONDS)
     assert not thread.is_alive()
 
 

@@ -17,6 +17,7 @@ import pytest
 from apache_beam.internal.gcp import auth
 from apache_beam.io.filesystems import FileSystems
 from apache_beam.runners.dataflow import dataflow_runner
+from deadlines import WAIT_SECONDS
 from fake_dataflow import (
     ACCELERATOR,
     JOB_ID,
@@ -249,13 +250,13 @@ class TestFollowing:
             stderr=subprocess.PIPE,
             text=True,
         )
-        end = time.monotonic() + 120
+        end = time.monotonic() + WAIT_SECONDS
         while not any(path.startswith("GET") for path in service.paths):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() < end
             time.sleep(0.1)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=WAIT_SECONDS)
         assert process.returncode == 130, err
         assert f"id {JOB_ID}" in out
         last = err.splitlines()[-1]

@@ -17,10 +17,10 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
+from deadlines import WAIT_SECONDS
+from short_jvms import SHORT_JOB_SERVER, SHORT_JVM
 
 from pipelines.command.supervisor import supervised_command
-
-WAIT_SECONDS = 300.0  # starting executors took more than two minutes on a machine with a load of 14
 
 
 def free_port() -> int:
@@ -120,6 +120,7 @@ def started_cluster(folder: Path) -> Iterator[Cluster]:
         "SPARK_LOCAL_DIRS": str(folder / "local"),
         "SPARK_WORKER_DIR": str(folder / "work"),
         "SPARK_NO_DAEMONIZE": "1",
+        **SHORT_JVM,  # of the executors, too
     }
     # What this process's own session has must not reach the workers by itself.
     environment = {name: value for name, value in environment.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
@@ -173,7 +174,7 @@ class Run:
 
     def __init__(self, *arguments: str) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "pipelines.score", "--runner=SparkRunner", *arguments],
+            [sys.executable, "-m", "pipelines.score", "--runner=SparkRunner", SHORT_JOB_SERVER, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

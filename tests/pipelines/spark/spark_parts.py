@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from apache_beam.options.pipeline_options import PipelineOptions
+from deadlines import WAIT_SECONDS
+from short_jvms import SHORT_JVM
 
 from handlers.errors import UsageError
 from pipelines.command.supervisor import die_with_parent
@@ -67,7 +69,7 @@ def spark_process(folder: Path, *arguments: object, page: int) -> Iterator[int]:
     except UsageError as error:
         pytest.skip(str(error))
     home = Path(pyspark.__file__).parent
-    settings = {"SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1"}
+    settings = {"SPARK_HOME": str(home), "SPARK_LOCAL_IP": "127.0.0.1", **SHORT_JVM}
     parent = os.getpid()
     with (folder / "spark.log").open("ab") as log:
         process = subprocess.Popen(
@@ -79,7 +81,7 @@ def spark_process(folder: Path, *arguments: object, page: int) -> Iterator[int]:
             preexec_fn=lambda: die_with_parent(parent),  # also where the tests are killed, nothing is left
         )
     try:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + WAIT_SECONDS
         while not _page_is_up(page):
             assert process.poll() is None, (folder / "spark.log").read_text()
             assert time.monotonic() < deadline, (folder / "spark.log").read_text()
@@ -111,7 +113,7 @@ def session(command: Sequence[str], environment: dict[str, str]) -> Iterator[Non
         process.wait()
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = WAIT_SECONDS) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "it did not come to pass"

@@ -11,10 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from short_jvms import SHORT_JOB_SERVER
 
 from pipelines import evaluate
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(30)
 
 
 def test_local(job_server: Path, tmp_path: Path) -> None:
@@ -34,7 +35,7 @@ def test_local(job_server: Path, tmp_path: Path) -> None:
         pq.write_table(table.slice(part * 5000, 5000), tmp_path / f"{part}.parquet")
     flags = [f"--input={tmp_path}", "--label=label", "--slice_by=age", f"--compare={tmp_path}", "--key=id"]
     assert evaluate.main([*flags, f"--output={tmp_path / '_here'}"]) == 0
-    spark = ["--runner=SparkRunner", "--spark_master_url=local[2]", f"--output={tmp_path / '_spark'}"]
+    spark = ["--runner=SparkRunner", "--spark_master_url=local[2]", SHORT_JOB_SERVER, f"--output={tmp_path / '_spark'}"]
     command = [sys.executable, "-m", "pipelines.evaluate", *flags, *spark]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr

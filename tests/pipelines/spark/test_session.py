@@ -13,8 +13,9 @@ import grpc  # type: ignore[import-untyped,unused-ignore]
 import pytest
 import torch
 from apache_beam.options.pipeline_options import PipelineOptions
+from deadlines import WAIT_SECONDS
 
-from pipelines.spark.job_server import Running
+from pipelines.spark.job_server import Call, Running
 from pipelines.spark.progress import SparkProgress
 from pipelines.spark.session import Session, spark_session
 from pipelines.spark.submit import Submission
@@ -25,7 +26,7 @@ REGISTERED = "INFO CoarseGrainedSchedulerBackend: Registered executor NettyRpcEn
 
 def told(master: str, *lines: str) -> Running:
     """A job server that has logged some lines."""
-    server = Running(cast("Any", None), master, Path("unused"), ui="http://host:4040")
+    server = Running(Call(Path("unused"), "java", master, ()), cast("Any", None), Path("unused"), ui="http://host:4040")
     for line in lines:
         server._note(line)
     return server
@@ -85,7 +86,7 @@ class Result:
         self._wait = wait
 
     def wait_until_finish(self) -> None:
-        self._wait.wait(30)
+        self._wait.wait(WAIT_SECONDS)
 
     def cancel(self) -> None:
         self.cancelled = True
@@ -104,7 +105,7 @@ class Pipeline:
     def run(self) -> Result:
         self.folder = Path(tempfile.mkdtemp())
         self.entered.set()
-        self.go.wait(30)
+        self.go.wait(WAIT_SECONDS)
         return self.result
 
 

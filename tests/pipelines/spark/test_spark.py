@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from deadlines import said
 from poisoned_table import POISONED, Table, save_model
 from spark_cluster import Cluster, Run, processes, wait_for
 
@@ -75,7 +76,7 @@ def test_local(
     master = "--spark_master_url=local[2]"
     code, out, err = run(master, input=poisoned.folder, model=model, output=tmp_path / "out").finish()
     assert code == 0, err
-    assert not [line for line in err.splitlines() if not line.startswith("scoring: ")]
+    assert said(err) == []
     assert ["rows", "dead", str(POISONED)] in [line.split() for line in out.splitlines()]
     Scored.read(tmp_path / "out").check(expected)
     assert not processes(str(job_server), environment=str(tmp_path))
@@ -176,20 +177,15 @@ def test_driver_killed(
     ]  # the next run removes both
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(
-    started: Start,
-    cluster: Cluster,
-    job_server: Path,
-    tmp_path: Path,
-    end: signal.Signals,
-    monkeypatch: pytest.MonkeyPatch,
+    started: Start, cluster: Cluster, job_server: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """By SIGTERM; that a command takes all signals alike is tested in test_process and test_interrupt."""
     (tmp_path / "temporary").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
     begun = started(cluster)
     assert processes(str(job_server), environment=str(tmp_path))
-    begun.process.send_signal(end)
+    begun.process.send_signal(signal.SIGTERM)
     code, out, err = begun.finish()
     assert code == 130, err
     assert err.splitlines()[-1] == "torchbeam score: interrupted; nothing was published"

@@ -23,7 +23,7 @@ sys.path.append(str(Path(__file__).parents[2] / "handlers"))
 import image_files
 import text_models
 
-pytestmark = pytest.mark.slow(120)
+pytestmark = pytest.mark.slow(70)
 
 COUNTED = (
     "rows_read",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from child_processes import is_there, written
+from deadlines import WAIT_SECONDS
 from spark_parts import wait_for
 
 
@@ -36,7 +37,7 @@ class TestWorker:
         executor = subprocess.Popen(["sh", "-c", f"{worker} & echo $! > {tmp_path}/pid; wait"])
         watcher = written(tmp_path / "pid")
         children = Path(f"/proc/{watcher}/task/{watcher}/children")
-        wait_for(lambda: bool(children.read_text()) and any((tmp_path / "scratch").iterdir()), 20)
+        wait_for(lambda: bool(children.read_text()) and any((tmp_path / "scratch").iterdir()))
         child = int(children.read_text().split()[0])
         time.sleep(1)  # the worker itself must have begun to look at who started it
         if how == "told to end":
@@ -45,6 +46,6 @@ class TestWorker:
             os.kill(watcher, signal.SIGKILL)
         else:
             executor.kill()
-        wait_for(lambda: not any((tmp_path / "scratch").iterdir()) and not is_there(child), 15)
-        wait_for(lambda: not is_there(watcher), 5)  # the folder goes a moment before it does
-        executor.wait(10)
+        wait_for(lambda: not any((tmp_path / "scratch").iterdir()) and not is_there(child))
+        wait_for(lambda: not is_there(watcher))  # the folder goes a moment before it does
+        executor.wait(WAIT_SECONDS)

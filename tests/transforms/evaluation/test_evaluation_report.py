@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from deadlines import WAIT_SECONDS
 
 from transforms.accounting import Counts
 from transforms.evaluation import report
@@ -111,7 +112,7 @@ def test_in_a_browser(tmp_path: Path, width: int) -> None:
     ]
     done = subprocess.run(
         [BROWSER, *flags, f"--window-size={width + 40},1000", f"file://{tmp_path / 'frame.html'}"],
-        capture_output=True, text=True, check=False, timeout=120,
+        capture_output=True, text=True, check=False, timeout=WAIT_SECONDS,
     )  # fmt: skip
     title = re.search(r"<title>([\d ]+)</title>", done.stdout)
     assert title, done.stderr[-1000:]

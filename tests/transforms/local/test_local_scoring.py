@@ -166,6 +166,7 @@ def test_a_model_that_is_written_again_is_loaded_again(tmp_path: Path, frame: pd
 
 def test_wrong_use_is_one_line(model: ModelDir, frame: pd.DataFrame, tmp_path: Path) -> None:
     broken = ModelDir.save(NeverWorks(), tmp_path / "b", task="regression", inputs=[{"name": "x", "columns": ["a"]}])
+    loaded = torchbeam.load(model, device="cpu")
     cases: list[tuple[Any, Any, dict[str, Any], type[Exception], str]] = [
         (tmp_path / "none", frame, {}, UsageError, "does not exist"),
         (model, frame[["a"]], {}, UsageError, '"b"'),
@@ -173,6 +174,15 @@ def test_wrong_use_is_one_line(model: ModelDir, frame: pd.DataFrame, tmp_path: P
         (model, frame.assign(dead_letter=1), {}, UsageError, "has a reserved name"),
         (model, frame, {"postprocess": ["os:nothing"]}, UsageError, "nothing"),
         (model, 3, {}, UsageError, "data must be a pandas or Polars frame"),
+        ({"path": model.path}, frame, {}, UsageError, "the model must be a ModelDir, or the path .* not a dict"),
+        (None, frame, {}, UsageError, "the model must be .* not a NoneType"),
+        (b"models", frame, {}, UsageError, "the model must be .* not b'models'"),
+        ("", frame, {}, UsageError, "the model must be .* not ''"),
+        (model.path, frame, {"trust": "x"}, UsageError, r"trust must be a torchbeam\.Trust, .*, or None, not 'x'"),
+        (model.path, frame, {"trust": {"code": False}}, UsageError, "trust must be .*, not {'code': False}"),
+        (model, frame, {"trust": False}, UsageError, "trust must be .*, not False"),
+        (loaded, frame, {"trust": "x"}, UsageError, "trust must be .*, not 'x'"),
+        (model, frame, {"progress": "x"}, UsageError, "progress must be True, False or None, not 'x'"),
         (broken, frame[["a"]].head(4), {}, BrokenModelError, "the model fails on"),
     ]
     for given_model, data, options, kind, message in cases:

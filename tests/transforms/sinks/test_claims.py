@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Barrier, Event
 
 import pytest
+from deadlines import WAIT_SECONDS
 
 from handlers.errors import UsageError
 from transforms.processes import Process
@@ -202,8 +203,8 @@ class TestHeld:
             assert dead is None
             clock.now += 60
             renewed.clear()
-            assert renewed.wait(60)
-            assert renewed.wait(60)
+            assert renewed.wait(WAIT_SECONDS)
+            assert renewed.wait(WAIT_SECONDS)
         assert list(tmp_path.iterdir()) == []
 
     def test_it_goes_with_an_error_and_with_ctrl_c(self, tmp_path: Path, claim: Callable[..., OutputClaim]) -> None:
@@ -237,7 +238,7 @@ class TestHeld:
 
         with held(claim("a"), tell):
             (tmp_path / CLAIM).write_text(replace(there(tmp_path), run_id="b").to_json())
-            assert told.wait(60)
+            assert told.wait(WAIT_SECONDS)
         assert len(lines) == 1
         assert lines[0].startswith("warning: the claim of this run")
         assert there(tmp_path).run_id == "b"
@@ -252,7 +253,7 @@ class TestHeld:
             mine.hand_over()
             (renewing,) = [thread for thread in threading.enumerate() if thread.name == "claim"]
             claim("a").release(unless_of_process=True)
-            renewing.join(60)
+            renewing.join(WAIT_SECONDS)
             assert not renewing.is_alive()
         assert lines == []
 

@@ -20,6 +20,7 @@ from apache_beam.io.localfilesystem import LocalFileSystem
 from apache_beam.runners.portability.fn_api_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
 from apache_beam.transforms.window import FixedWindows, TimestampedValue
+from deadlines import WAIT_SECONDS
 
 from handlers.columnar.chunks import dead_letter_schema, dead_letters, with_provenance
 from handlers.errors import TorchbeamError, UsageError
@@ -62,7 +63,7 @@ def sink_threads() -> list[threading.Thread]:
 
 
 def without_threads() -> bool:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + WAIT_SECONDS
     while sink_threads() and time.monotonic() < deadline:
         time.sleep(0.01)
     return not sink_threads()

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Generator
 
 import pytest
+from deadlines import WAIT_SECONDS
 
 from transforms.sources.ahead import AHEAD, AHEAD_BYTES, ahead
 
@@ -43,7 +44,7 @@ def test_the_next_item_is_made_in_a_thread_while_one_is_used() -> None:
     found = ahead(items(), small)
 
     assert next(found) == 1
-    assert second.wait(60)  # nobody has asked for it
+    assert second.wait(WAIT_SECONDS)  # nobody has asked for it
     assert list(found) == [2]
     assert threads != [threading.current_thread()]
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pytest
+from short_jvms import SHORT_JVM
 from small_models import Touchy
 
 import torchbeam
@@ -38,6 +39,8 @@ def spark() -> Iterator[SparkSession]:
         patch.setenv("PYSPARK_PYTHON", sys.executable)
         # Spark's Python workers find the functions and models of the tests.
         patch.setenv("PYTHONPATH", ":".join(sys.path))
+        for name, value in SHORT_JVM.items():
+            patch.setenv(name, value)
         session = (
             SparkSession.builder.master("local[2]")
             .config("spark.driver.host", "127.0.0.1")
@@ -207,6 +210,9 @@ def test_wrong_use_is_one_line(spark: SparkSession, model: ModelDir, rows: Path,
         (df.withColumn("Confidence", df.a), model, {}, "the same to Spark"),
         (df.withColumn("dead_letter", df.a), model, {}, "reserved name"),
         (df, model, {"device": "gpu"}, "is not one of auto"),
+        (df, {"path": model.path}, {}, "the model must be a ModelDir, or the path"),
+        (df, model.path, {"trust": "x"}, "trust must be"),
+        (df, model, {"trust": torchbeam.Trust(code=False)}, "trust is for the path of a model"),
     ]
     for frame, given_model, options, message in cases:
         with pytest.raises(UsageError, match=message) as caught:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from deadlines import WAIT_SECONDS
 from kafka_brokers import PASSWORD, USER, Sent, TestBroker
 
 from handlers.errors import StreamError, UsageError
@@ -43,7 +44,7 @@ def read_all(of: KafkaSource, partition: str = "0", offset: int | None = None, l
     """The micro-batches of a partition until `least` messages are there."""
     reader = of.reader(partition, of.start(partition) if offset is None else offset)
     found: list[Messages] = []
-    end = time.monotonic() + 60
+    end = time.monotonic() + WAIT_SECONDS
     while sum(map(len, found)) < least:
         assert time.monotonic() < end, found
         if (messages := reader.read(1000, 0.2)) is not None:
@@ -185,7 +186,7 @@ def test_the_broker_goes_away_and_comes_back(kafka: TestBroker, caplog: pytest.L
             assert reader.read(10, 0.1) is None
         assert done.is_alive()
         kafka.start()
-        done.join(60)
+        done.join(WAIT_SECONDS)
         kafka.put(there, [b"2"])
         while (second := reader.read(10, 1.0)) is None:
             pass
@@ -234,7 +235,7 @@ def test_nothing_answers() -> None:
         UsageError, match=r"^--output: Kafka at no-such-host\.invalid:9092 cannot be reached: .*resolve"
     ):
         to_url("kafka://no-such-host.invalid/topic").check()
-    assert time.monotonic() - started < 60
+    assert time.monotonic() - started < WAIT_SECONDS
 
 
 def test_no_such_topic_and_it_is_not_made(kafka: TestBroker) -> None:

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from deadlines import WAIT_SECONDS
 from kafka_brokers import TestBroker
 
 from handlers.errors import StreamError
@@ -122,7 +123,7 @@ def test_the_broker_is_killed_between_transactions(kafka: TestBroker, monkeypatc
         each.start()
     kafka.start()
     for each in both:
-        each.join(60)
+        each.join(WAIT_SECONDS)
         assert not each.is_alive()
     assert sorted(sent.value or b"" for sent in kafka.get(output)) == [b"first a", b"first b", b"second a", b"second b"]
     assert [kafka.committed(source, "group", stable=True) for source in sources] == [2, 2]

@@ -16,6 +16,7 @@ import torch
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that
+from deadlines import WAIT_SECONDS
 from stream_messages import put, records
 
 from handlers import ModelDir
@@ -28,8 +29,6 @@ from transforms.streams.read import MicroBatches
 from transforms.streams.runs import end_run, run_of
 from transforms.streams.score_stream import ScoreStream
 from transforms.streams.settle import MessageFormat
-
-SECONDS = 60.0
 
 
 class Sum(torch.nn.Module):
@@ -52,7 +51,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> ModelDir:
 
 
 def wait_until(condition: Callable[[], bool], thread: threading.Thread) -> None:
-    end = time.monotonic() + SECONDS
+    end = time.monotonic() + WAIT_SECONDS
     while not condition():
         assert thread.is_alive()
         assert time.monotonic() < end
@@ -152,7 +151,7 @@ def test_outputs_appear_while_it_runs_and_a_stop_ends_it(tmp_path: Path, model: 
         wait_until(lambda: len(records(tmp_path / "out")) == 2 and len(records(tmp_path / "dead")) == 1, thread)
     finally:
         run_of("live").stop()
-        thread.join(SECONDS)
+        thread.join(WAIT_SECONDS)
     assert not thread.is_alive()
     assert not errors
     assert [row["prediction"] for row in records(tmp_path / "out")] == [3, 4]
