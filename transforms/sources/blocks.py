@@ -110,6 +110,11 @@ class Block:
         kept = {position: refusal for position, refusal in self.refusals.items() if position < rows}
         return Block(self.batch.slice(0, rows), self.numbers[:rows], kept)
 
+    def after(self, rows: int) -> Block:
+        """All but the first `rows` rows."""
+        kept = {position - rows: refusal for position, refusal in self.refusals.items() if position >= rows}
+        return Block(self.batch.slice(rows), self.numbers[rows:], kept)
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -23,7 +23,7 @@ from handlers.paths import is_remote
 
 COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 # Where decompression fails, what it gave within the piece is lost, and read again byte by byte: small pieces cost little.
-_PIECE = 1 << 16
+_PIECE = 1 << 18
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
 
 Partitions = tuple[tuple[str, str | None], ...]

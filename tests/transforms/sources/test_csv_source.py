@@ -242,6 +242,32 @@ def test_a_row_longer_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         list(read_split(found.splits[0], found.schema))
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_long_rows_are_read_in_larger_blocks(
+    read: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The file is read again from its start, and no row comes twice: neither those that fit nor those that do not."""
+    monkeypatch.setattr(delimited, "_USUAL_BLOCK_BYTES", 2048)
+    monkeypatch.setattr(delimited, "_BATCH_BYTES", 4096)
+    lengths = {500: 5_000, 501: 30_000, 1_200: 100_000}
+    lines = [
+        "x" if row % 97 == 1 else f"{'y' if row % 101 == 2 else row},{'z' * lengths.get(row, row % 13)}"
+        for row in range(1_500)
+    ]
+    rows, dead = read(plan_input(write(tmp_path / "l.csv", end.join(["n,s", *lines])), numeric_columns=["n"]))
+    bad = [row for row in range(1_500) if row % 97 == 1 or row % 101 == 2]
+    assert sorted(each["dead_letter"]["row"] for each in dead) == bad
+    good = [row for row in range(1_500) if row not in bad]
+    assert [(row["n"], len(row["s"] or ""), row[ROW]) for row in rows] == [
+        (row, lengths.get(row, row % 13), row) for row in good
+    ]
+
+
+def test_a_field_of_9_mib(read: Any, tmp_path: Path) -> None:
+    rows, dead = read(plan_input(write(tmp_path / "l.csv", "a,b\n1,x\n2," + "y" * (9 << 20) + "\n3,z\n")))
+    assert ([(row["a"], len(row["b"])) for row in rows], dead) == ([(1, 1), (2, 9 << 20), (3, 1)], [])
+
+
 def test_names(tmp_path: Path) -> None:
     path = write(tmp_path / "d.csv", "a,a\n1,2\n")
     with pytest.raises(UsageError, match='more than one column "a"'):

@@ -5,6 +5,7 @@ from decimal import Context, Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -12,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transforms.sources import plan_input
+from transforms.sources import digits, plan_input
 from transforms.sources.digits import Literal, dumps, held, is_held, loads
-from transforms.sources.formats import delimited, jsonl
+from transforms.sources.formats import delimited, json_rows, jsonl
+from transforms.sources.formats.json_rows import parse
 
 HELD = ["0", "-0.0", "0.1", "1e30", "1e23", "9007199254740992", "0.30000000000000000", "1152921504606846976", "5e-324"]
 HELD += [
@@ -64,6 +66,41 @@ def test_arrays_and_single_numbers_agree(texts: list[str]) -> None:
     mask = held(array, pc.cast(array, pa.float64()))
     assert mask.tolist() == [*map(same_digits, texts), True]
     assert [is_held(text) for text in texts] == mask[:-1].tolist()
+
+
+DIGITS = st.text("0123456789", max_size=20)
+# Near powers of ten and of two, with leading and trailing zeros, signs, exponents, and one digit too many or too few.
+WRITTEN = st.one_of(
+    NUMBERS,
+    st.floats(-1e6, 1e6).map("{:.16f}".format),
+    st.floats(-1e18, 1e18).map("{:.17g}".format),
+    st.builds("{}{}.{}".format, st.sampled_from(["", "-", "+"]), DIGITS, DIGITS),
+    st.builds(lambda a, n, m, b: f"{a}{'9' * n}.{'9' * m}{b}", DIGITS, st.integers(0, 17), st.integers(0, 17), DIGITS),
+    st.builds(lambda a, n, m, b: f"{a}{'0' * n}.{'0' * m}{b}", DIGITS, st.integers(0, 17), st.integers(0, 17), DIGITS),
+    st.builds("{}.{}e{}".format, DIGITS, DIGITS, st.sampled_from(["5", "-05", "+07", "00", "-20", "300", "16"])),
+).filter(lambda text: any(digit in "0123456789" for digit in text.partition("e")[0]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(WRITTEN, min_size=1, max_size=30), st.integers(0, 3))
+def test_the_quick_check_of_arrays_agrees_with_the_careful_one(texts: list[str], before: int) -> None:
+    array = pa.array(["0.30000000000000004"] * before + texts + ["x"])[before:-1]
+    assert held(array, pc.cast(array, pa.float64())).tolist() == [is_held(text) for text in texts]
+
+
+@pytest.mark.parametrize("places", [0, 2, 8, 12, 15, 16, 17, 18, 20])
+@pytest.mark.parametrize("scale", [0.001, 1, 1e3, 1e8])
+def test_the_quick_check_of_many_floats(places: int, scale: float) -> None:
+    numbers = np.random.default_rng(places).standard_normal(500) * scale
+    texts = [f"{number:.{places}f}" for number in numbers]
+    array = pa.array(texts)
+    assert held(array, pc.cast(array, pa.float64())).tolist() == [is_held(text) for text in texts]
+
+
+def test_floats_written_in_full_need_no_closer_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(digits, "is_held", lambda text: pytest.fail(text))
+    texts = pa.array([repr(number) for number in np.random.default_rng(0).standard_normal(2_000).tolist()])
+    assert held(texts, pc.cast(texts, pa.float64())).all()
 
 
 def test_json_keeps_how_numbers_are_written() -> None:
@@ -119,6 +156,34 @@ def test_json_keeps_every_digit(
     for row, value in read_all(found, read).items():
         written = json.loads(value, parse_float=str, parse_int=str)["a"] if str(value).startswith("{") else value  # type: ignore[arg-type]
         assert exact(written, texts[row]), (found.schema, value)
+
+
+JSON_NUMBERS = NUMBERS.filter(lambda text: Decimal(text) == Decimal(text) and not text.startswith("+"))
+TEXTS = st.sampled_from(
+    ["", "e5", "1e400", "9007199254740993", "2024-01-31-10-00-00-123", "a.b.c", "0.30000000000000004"]
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.tuples(JSON_NUMBERS, TEXTS, JSON_NUMBERS), st.booleans())
+def test_the_check_of_json_lines_agrees_with_that_of_single_numbers(row: Any, spaces: bool) -> None:
+    first, text, second = row
+    line = f'{{"a":{first},"e":"{text}","l":[{second},0.5]}}'.replace(",", " , " if spaces else ",")
+    columns = pa.schema([("a", pa.float64()), ("e", pa.string()), ("l", pa.list_(pa.float64()))])
+    if is_held(first) and is_held(second):
+        values = parse([line.encode()], columns).to_pylist()
+        assert values == [{"a": float(first), "e": text, "l": [float(second), 0.5]}]
+    else:
+        with pytest.raises(ValueError, match="float64 does not hold all digits"):
+            parse([line.encode()], columns)
+
+
+def test_json_floats_written_in_full_need_no_closer_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_rows, "_number_pattern", lambda _: pytest.fail("a closer look"))
+    floats = np.random.default_rng(0).standard_normal(2_000).tolist()
+    lines = [json.dumps({"a": number, "e": "e5 me+"}).encode() for number in floats]
+    schema = pa.schema([("a", pa.float64()), ("e", pa.string())])
+    assert parse(lines, schema).column("a").to_pylist() == floats
 
 
 @pytest.mark.parametrize("form", ["a\n{}\n{}\n", '{{"a":{}}}\n{{"a":{}}}\n'])

@@ -29,18 +29,20 @@ from handlers.failures import RowFailure
 from transforms.sources.blocks import Block, Numeric, Plan, ReadOptions, Split, check_columns, fit, null_batch
 from transforms.sources.digits import held
 from transforms.sources.files import InputFile, InputStream, open_stream
+from transforms.sources.formats.utf8 import INVALID, Utf8
 from transforms.sources.inference import HEAD_BYTES, HEAD_THREADS, SAMPLE_BYTES, SAMPLE_ROWS, sampled, text_field
 
 NAME = "csv"
 EXTENSIONS = (".csv", ".tsv")
 COMPRESSED = True
 
-BLOCK_BYTES = 8 << 20  # a row has to fit in one
+BLOCK_BYTES = 64 << 20  # a row has to fit in one
+# Arrow splits blocks that stay in the processor's cache in half the time. Where a row is longer, the file is read again.
+_USUAL_BLOCK_BYTES = 1 << 20
+_BLOCK_STEP = 8
+_BATCH_BYTES = 4 << 20  # cast at a time: checks of few values cost more each
 _HEADERS = 64  # read by one task: a small file is read sooner than a thread takes it up
 
-# Arrow can skip a row with too few fields only where its text is UTF-8. So each byte that is not is replaced by this
-# character, which no text may hold, and the fields that have it are refused.
-_INVALID = "\U0010ffff"
 # The first field of a row that is put behind the last one, and no file holds. Arrow finds it as a row of its own only where
 # the last row is whole: it would else be within a quote that is never closed, or a part of a row that breaks off.
 _END = uuid.uuid4().hex
@@ -51,45 +53,10 @@ _PATTERNS: tuple[tuple[Callable[[pa.DataType], bool], str], ...] = (
     (pa.types.is_boolean, "true|false|0|1"),
     (pa.types.is_temporal, r"-?[0-9]{4}.*"),
 )
-codecs.register_error("torchbeam.invalid", lambda error: (_INVALID, error.end))  # type: ignore[attr-defined]
 
 
-class _Utf8:
-    """The bytes of a stream as valid UTF-8, and `end` as a row behind them. `repaired`: whether some were not."""
-
-    def __init__(self, stream: InputStream) -> None:
-        self.repaired = False
-        self.end = b""
-        self._stream = stream
-        self._decoder = codecs.getincrementaldecoder("utf-8")("torchbeam.invalid")
-        self._ahead = b""
-        self._ended = False
-
-    def read(self, size: int) -> bytes:
-        data = self.peek(size)
-        if self._ended and self.end:
-            # In one piece with the last bytes: a block more would make the last row one of too many blocks for Arrow.
-            data += self.end if self._stream.error is not None else b"\n" + self.end
-            self.end = b""
-        self._ahead = data[size:]
-        return data[:size]
-
-    def peek(self, size: int) -> bytes:
-        """At least `size` of the bytes that come next, or all there are."""
-        while len(self._ahead) < size and not self._ended:
-            data = self._stream.read(size - len(self._ahead))
-            self._ended = not data
-            text = self._decoder.decode(data, final=self._ended)
-            self.repaired = self.repaired or (not text.isascii() and _INVALID in text)
-            self._ahead += text.encode()
-        return self._ahead
-
-    def close(self) -> None:
-        self._stream.close()
-
-    @property
-    def closed(self) -> bool:
-        return self._stream.closed
+class _LongRowError(BrokenFileError):
+    """A row does not fit in a block."""
 
 
 @dataclass
@@ -153,7 +120,7 @@ def _header(split: Split) -> list[str]:
     """The names of the columns of a file; none if it cannot be read, in which case reading it fails with a reason."""
     try:
         with open_stream(split.path) as stream:
-            source = _Utf8(stream)
+            source = Utf8(stream)
             try:
                 return _names(source, split, HEAD_BYTES)
             except BrokenFileError:
@@ -170,7 +137,7 @@ def _sample(split: Split) -> tuple[dict[str, pa.Array], bool]:
         whole = len(head) < SAMPLE_BYTES and stream.error is None
         if not whole:
             head = head[: head.rfind(b"\n") + 1]  # a last row that is cut off says nothing about types
-        table = _open(_Utf8(InputStream(pa.BufferReader(head))), split)
+        table = _open(Utf8(InputStream(pa.BufferReader(head))), split, BLOCK_BYTES)
         batches = list(table.batches)
     except Exception:
         return {}, False  # it fails when it is read, with a reason
@@ -184,9 +151,26 @@ def _sample(split: Split) -> tuple[dict[str, pa.Array], bool]:
 
 def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Block]:
     """Reads the rows of a file. Where it breaks, a last row that is not whole is left out."""
+    done, size = 0, min(_USUAL_BLOCK_BYTES, BLOCK_BYTES)
+    while True:
+        first = done
+        try:
+            for block in _read(split, schema, options, size):
+                before = int(np.searchsorted(block.numbers, first))
+                done += block.rows - before
+                yield block.after(before) if before else block
+            return
+        except _LongRowError:
+            if size == BLOCK_BYTES:
+                raise
+            size = min(size * _BLOCK_STEP, BLOCK_BYTES)
+
+
+def _read(split: Split, schema: pa.Schema, options: ReadOptions, block_bytes: int) -> Iterator[Block]:
+    """As `blocks`, if no row is longer than `block_bytes`; else the rows before it."""
     with open_stream(split.path) as stream:
-        source = _Utf8(stream)
-        table = _open(source, split)
+        source = Utf8(stream)
+        table = _open(source, split, block_bytes)
         if table.names:
             check_columns(table.names, options.needed, split)
         held: Block | None = None
@@ -204,7 +188,7 @@ def blocks(split: Split, schema: pa.Schema, options: ReadOptions) -> Iterator[Bl
             raise BrokenFileError(f"{split.name} has a quote that {row} opens and nothing closes")
 
 
-def _open(source: _Utf8, split: Split) -> _Table:
+def _open(source: Utf8, split: Split, block_bytes: int) -> _Table:
     delimiter = _delimiter(split)
     names = _names(source, split)
     table = _Table(names)
@@ -220,7 +204,7 @@ def _open(source: _Utf8, split: Split) -> _Table:
     try:
         reader = pacsv.open_csv(
             pa.PythonFile(source, mode="r"),
-            read_options=pacsv.ReadOptions(use_threads=False, block_size=BLOCK_BYTES),
+            read_options=pacsv.ReadOptions(use_threads=False, block_size=block_bytes),
             parse_options=pacsv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=skip),
             convert_options=pacsv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()),
@@ -230,12 +214,12 @@ def _open(source: _Utf8, split: Split) -> _Table:
             ),
         )
     except pa.ArrowInvalid as error:
-        raise _explained(error, split) from error
-    table.batches = _batches(reader, table, split)
+        raise _explained(error, split, block_bytes) from error
+    table.batches = _joined(_batches(reader, table, split, block_bytes))
     return table
 
 
-def _names(source: _Utf8, split: Split, size: int | None = None) -> list[str]:
+def _names(source: Utf8, split: Split, size: int | None = None) -> list[str]:
     """The fields of the first row that is not blank; none where there is no row."""
     size = size or SAMPLE_BYTES
     head = source.peek(size)
@@ -250,12 +234,14 @@ def _names(source: _Utf8, split: Split, size: int | None = None) -> list[str]:
         )
     if names[-1].endswith(_END):
         raise BrokenFileError(f"the header of {split.name} has a quote that is never closed")
-    if wrong := [name.replace(_INVALID, "\ufffd") for name in names if _INVALID in name]:
+    if wrong := [name.replace(INVALID, "\ufffd") for name in names if INVALID in name]:
         raise BrokenFileError(f'the header of {split.name} is not UTF-8: column "{wrong[0]}"; save the file as UTF-8')
     return names
 
 
-def _batches(reader: pacsv.CSVStreamingReader, table: _Table, split: Split) -> Iterator[pa.RecordBatch]:
+def _batches(
+    reader: pacsv.CSVStreamingReader, table: _Table, split: Split, block_bytes: int
+) -> Iterator[pa.RecordBatch]:
     with reader:
         try:
             for batch in reader:
@@ -264,18 +250,30 @@ def _batches(reader: pacsv.CSVStreamingReader, table: _Table, split: Split) -> I
                     batch = batch.slice(0, batch.num_rows - 1)
                 yield batch
         except pa.ArrowInvalid as error:
-            table.error = _explained(error, split)
+            table.error = _explained(error, split, block_bytes)
 
 
-def _explained(error: Exception, split: Split) -> Exception:
+def _joined(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of `_BATCH_BYTES` or more."""
+    parts: list[pa.RecordBatch] = []
+    size = 0
+    for batch in batches:
+        parts.append(batch)
+        size += batch.nbytes
+        if size >= _BATCH_BYTES:
+            yield pa.concat_batches(parts)
+            parts, size = [], 0
+    if parts:
+        yield pa.concat_batches(parts)
+
+
+def _explained(error: Exception, split: Split, block_bytes: int) -> Exception:
     if "straddling" not in str(error):
         return error
-    return BrokenFileError(
-        f"{split.name} has a row longer than {BLOCK_BYTES >> 20} MiB, or a quote that is never closed"
-    )
+    return _LongRowError(f"{split.name} has a row longer than {block_bytes >> 20} MiB, or a quote that is never closed")
 
 
-def _blocks(table: _Table, source: _Utf8, schema: pa.Schema, split: Split) -> Iterator[Block]:
+def _blocks(table: _Table, source: Utf8, schema: pa.Schema, split: Split) -> Iterator[Block]:
     """The rows of `table` in blocks, numbered together with those that were skipped."""
 
     def cast(array: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -313,7 +311,7 @@ def _shown(block: Block) -> Block:
 
 
 def _readable(text: str) -> str:
-    return text.replace(_INVALID, "\ufffd")
+    return text.replace(INVALID, "\ufffd")
 
 
 def _refused(rows: Sequence[pacsv.InvalidRow], schema: pa.Schema, split: Split) -> Block:
@@ -330,7 +328,7 @@ def _number(row: pacsv.InvalidRow) -> int:
 
 
 def _cast(array: pa.Array, kind: pa.DataType, *, check: bool) -> pa.Array:
-    if check and pc.any(pc.match_substring(array, _INVALID)).as_py():
+    if check and pc.any(pc.match_substring(array, INVALID)).as_py():
         raise ValueError("invalid UTF-8")
     try:
         cast = pc.cast(array, kind)
@@ -344,7 +342,7 @@ def _cast(array: pa.Array, kind: pa.DataType, *, check: bool) -> pa.Array:
 
 def _may_fit(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if pa.types.is_string(kind):
-        return pc.invert(pc.match_substring(array, _INVALID))
+        return pc.invert(pc.match_substring(array, INVALID))
     pattern = next(pattern for is_kind, pattern in _PATTERNS if is_kind(kind))
     array = pc.utf8_trim_whitespace(array)
     fits = pc.match_substring_regex(array, rf"(?i)^({pattern})$")

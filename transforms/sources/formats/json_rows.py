@@ -7,15 +7,18 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pajson
 
 from handlers.columnar.chunks import NUMBERS
 from transforms.sources.blocks import batch_of
-from transforms.sources.digits import dumps, has_floats, held, keeps_digits, loads, number_texts
+from transforms.sources.digits import SAFE_DIGITS, dumps, has_floats, held, keeps_digits, loads, number_texts
 
 _OPEN, _CLOSE = b"{}"
+_HUGE = re.compile(rb"[eE][+-]?[0-9]{3}")  # or tiny
+_IN_NUMBER = bytes(code in b"+-.0123456789eE" for code in range(256))
 
 
 def parse(
@@ -65,18 +68,42 @@ def _check_digits(lines: list[bytes], data: bytes, columns: Sequence[pa.Field]) 
 
     Arrow reads it as the nearest that float64 has. Only lines with numbers that are long are looked at closer.
     """
-    if not columns:
+    if not columns or _surely_all_held(data):
         return
-    if not _all_held(_number_pattern(tuple(columns)).findall(data)):
+    found = _number_pattern(tuple(columns)).findall(data)
+    if not _all_held(pa.array(found, pa.binary()).cast(pa.string())):
         for row in map(loads, lines):
             if not all(keeps_digits(row.get(each.name), each.type) for each in columns):
                 raise ValueError("float64 does not hold all digits")
 
 
-def _all_held(texts: list[bytes]) -> bool:
-    array = pa.array(texts, pa.binary()).cast(pa.string())
+def _surely_all_held(data: bytes) -> bool:
+    """Whether float64 holds all numbers in JSON text, in strings, too, as far as a quick look shows."""
+    if any(_HUGE.match(data, mark) for mark in _exponents(data)):
+        return False
+    in_number = np.frombuffer(data.translate(_IN_NUMBER), np.int8)
+    edges = np.flatnonzero(in_number[1:] != in_number[:-1]) + 1  # the text neither begins nor ends with a number
+    starts, ends = edges[::2], edges[1::2]
+    long = ends - starts > SAFE_DIGITS
+    if not long.any():
+        return True
+    # Arrow's offsets leave no gaps, so that every other value is what lies between two numbers.
+    offsets = np.column_stack([starts[long], ends[long]]).astype(np.int32).ravel()
+    offsets = np.append(offsets, np.int32(len(data)))
+    texts = pa.StringArray.from_buffers(len(offsets) - 1, pa.py_buffer(offsets), pa.py_buffer(data))
+    return _all_held(texts.take(pa.array(np.arange(0, len(texts), 2))))
+
+
+def _exponents(data: bytes) -> list[int]:
+    """Where in JSON text an exponent may begin."""
+    codes = np.frombuffer(data, np.uint8)
+    marks = np.flatnonzero((codes | 0x20) == ord("e"))
+    return list(marks[np.isin(codes.take(marks + 1, mode="clip"), list(b"+-0123456789"))].tolist())
+
+
+def _all_held(texts: pa.Array) -> bool:
     try:
-        return bool(held(array, pc.cast(array, pa.float64())).all())
+        return bool(held(texts, pc.cast(texts, pa.float64())).all())
     except pa.ArrowInvalid:  # an address of dots and digits, out of a string
         return False
 
