@@ -27,6 +27,8 @@ _MAX_DIGITS = 800  # no float64 has more
 def is_held(text: str) -> bool:
     """Whether float64 holds the number that `text` is. What is no number, or none that is finite, counts as held."""
     text = text.strip()
+    if _is_float(text) and repr(float(text)) == text:
+        return True  # as most programs write floats: this is quickest
     mantissa, mark, _ = text.partition("e")
     if mark and _is_float(text) and f"{float(text):.{max(len(mantissa.lstrip('-')) - 2, 0)}e}" == text:
         return True  # as "%.18e" writes all numbers: this is quicker
