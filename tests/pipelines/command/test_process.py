@@ -34,14 +34,14 @@ def test_a_summary_that_nobody_reads(poisoned: Table, model: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("end", "said"),
+    ("end", "expected"),
     [
         ("os._exit(0)", "exit code 0; "),
         ("os.abort()", "ended by SIGABRT; the model or a native library has crashed; set PYTHONFAULTHANDLER=1"),
         ("os.kill(os.getpid(), 9)", "killed by SIGKILL, as the system does where memory runs out; "),
     ],
 )
-def test_a_model_that_ends_its_process(tmp_path: Path, poisoned: Table, end: str, said: str) -> None:
+def test_a_model_that_ends_its_process(tmp_path: Path, poisoned: Table, end: str, expected: str) -> None:
     save_model(tmp_path / "model", architecture="poison_rows:Ends", preprocess=[], postprocess=[])
     pq.write_table(poisoned.table.slice(0, 100), tmp_path / "in.parquet")
     flags = [
@@ -56,7 +56,7 @@ def test_a_model_that_ends_its_process(tmp_path: Path, poisoned: Table, end: str
     )
     assert found.returncode == 1, found.stderr
     (line,) = said(found.stderr)
-    assert line.startswith("torchbeam score: error: the process ended without finishing the run: " + said)
+    assert line.startswith("torchbeam score: error: the process ended without finishing the run: " + expected)
     assert found.stdout == ""
     assert not (tmp_path / "out" / "report.json").exists()
 
