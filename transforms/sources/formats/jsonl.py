@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from handlers.columnar.chunks import DEAD_LETTER, MODEL_DEAD_LETTER_TYPE, NUMBER
 from handlers.errors import BrokenFileError, one_line
 from handlers.failures import RowFailure
 from handlers.isolation import isolate
+from transforms.sources.ahead import in_threads
 from transforms.sources.blocks import (
     Block,
     Numeric,
@@ -127,12 +130,17 @@ def _sample(split: Split) -> tuple[list[dict[str, Any]], bool]:
 
 def blocks(split: Split, schema: pa.Schema, _options: ReadOptions) -> Iterator[Block]:
     """Reads the lines of a file. A line that is no JSON object or holds a value that does not fit is refused."""
-    for number, raw in line_blocks(split):
+
+    def parsed(block: tuple[int, list[bytes]]) -> list[Block]:
+        number, raw = block
         lines = [line.strip() for line in raw]
         if number == 0 and _opens_array(lines[0]):
             raise BrokenFileError(f"{split.name} is a JSON array; write one JSON object a line instead")
         numbers = np.arange(number, number + len(lines), dtype=np.int64)
-        yield from rows_of(lines, numbers, schema, split)
+        return list(rows_of(lines, numbers, schema, split))
+
+    with closing(in_threads(parsed, line_blocks(split))) as found:
+        yield from chain.from_iterable(found)
 
 
 def rows_of(

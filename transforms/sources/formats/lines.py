@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 
 from handlers.errors import BrokenFileError
 from transforms.sources.blocks import Split
@@ -13,7 +13,7 @@ MAX_LINE_BYTES = 64 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
-def line_blocks(split: Split) -> Iterator[tuple[int, list[bytes]]]:
+def line_blocks(split: Split) -> Generator[tuple[int, list[bytes]]]:
     """The lines of a file that are not blank, block by block, each with the number of its first line.
 
     Where the file breaks, the whole lines before the break are given before the error is raised.
