@@ -107,7 +107,7 @@ def spark_iterator(job: Job, clock: Clock) -> None:
 
 
 def _by_iterator(table: DataFrame, job: Job) -> DataFrame:
-    from pyspark.sql.types import FloatType, StringType
+    from pyspark.sql.types import FloatType, StringType, StructField, StructType
 
     def score(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         import torch
@@ -120,5 +120,5 @@ def _by_iterator(table: DataFrame, job: Job) -> DataFrame:
             for batch in batches:
                 yield scorer(batch)[0]
 
-    schema = table.schema.add("predicted_class", StringType()).add("confidence", FloatType())
-    return table.mapInArrow(score, schema)
+    answers = [StructField("predicted_class", StringType()), StructField("confidence", FloatType())]
+    return table.mapInArrow(score, StructType([*table.schema.fields, *answers]))
