@@ -56,7 +56,7 @@ PEERS = {
     "stock": Peer(
         "Beam's `RunInference`, `PytorchModelHandlerTensor`",
         f"{_HERE}.stock:stock",
-        grid={"batch_rows": (8192, 512, 32_768)},
+        grid={"batch_rows": (256, 1024, 8192)},
     ),
     "predict_batch_udf": Peer(
         "`predict_batch_udf` of Spark",

@@ -33,12 +33,15 @@ def stock(job: Job, clock: Clock) -> None:
     output = Path(job.output)
     output.mkdir(parents=True)
     torch.save(load(job.model).state_dict(), weights := output / "weights.pt")
+    # Of one size: left to Beam, batches may stay at one or two rows, and take ten times as long.
+    rows = job.settings.get("batch_rows", 256)
     handler = PytorchModelHandlerTensor(
         state_dict_path=str(weights),
         model_class=BenchNet,
         model_params={},
         device="CPU",
-        max_batch_size=job.settings.get("batch_rows", 8192),
+        min_batch_size=rows,
+        max_batch_size=rows,
     )
     schema = pq.read_schema(job.files[0]).remove_metadata()
     schema = schema.append(pa.field("predicted_class", pa.string())).append(pa.field("confidence", pa.float32()))
