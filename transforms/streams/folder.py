@@ -217,9 +217,9 @@ class FolderReader:
     def close(self) -> None:
         """Closes the file that is read, and lets others read the folder."""
         self._close_file()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+        handle, self._lock = self._lock, None  # first: closed twice, it may be another file's by then
+        if handle is not None:
+            os.close(handle)
 
     def _next_file(self) -> tuple[LoggedFile, BinaryIO] | None:
         """Opens the file that holds the offset, or the first one after it; None if there is none."""
