@@ -7,9 +7,7 @@ does not keep the model waiting, and a chunk is never in memory as tensors all a
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +15,7 @@ import pyarrow as pa
 
 from handlers.columnar.chains import Rows
 from handlers.columnar.chunks import other_rows
+from handlers.columnar.threads import in_threads
 from handlers.encode.base import BoundInput, Tensors
 from handlers.errors import BrokenModelError, one_line
 from handlers.failures import RowFailure, RowFailures
@@ -132,18 +131,8 @@ class ModelStage:
         if len(pieces) == 1 and pieces[0] is None:
             yield self._encode(rows)
             return
-        with ThreadPoolExecutor(1, thread_name_prefix="encode") as thread:
-            waiting: deque[Future[_Piece]] = deque()
-            try:
-                for indices in pieces:
-                    waiting.append(thread.submit(self._encode, rows if indices is None else rows.take(indices)))
-                    if len(waiting) > 1:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                for future in waiting:
-                    future.cancel()
+        parts = (rows if indices is None else rows.take(indices) for indices in pieces)
+        yield from in_threads(self._encode, parts, 1, "encode")
 
     def _pieces(self, batch: pa.RecordBatch) -> list[np.ndarray | None]:
         """Indices of the rows of each piece; None for all rows at once, in their order."""

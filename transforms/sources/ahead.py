@@ -1,4 +1,4 @@
-"""Reading ahead: the next chunks are read in a thread while one is scored; parsing in several threads, in order."""
+"""Reading ahead: the next chunks are read in a thread while one is scored."""
 
 from __future__ import annotations
 
@@ -8,17 +8,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Any, TypeVar
 
-import pyarrow as pa
-
 # What may be read ahead. More than one chunk, since reading and scoring do not take turns evenly.
 AHEAD_BYTES = 32 << 20
 AHEAD = 3
 
-# More threads would hold more blocks than they save time: reading the text itself is one thread's work.
-PARSERS = 4
-
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 def ahead(items: Generator[T], size: Callable[[T], int]) -> Generator[T]:
@@ -43,33 +37,3 @@ def ahead(items: Generator[T], size: Callable[[T], int]) -> Generator[T]:
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def in_threads(function: Callable[[T], R], items: Generator[T]) -> Generator[R]:
-    """Yields `function` of each of `items`, in order, computed by as many threads as there are cores, up to `PARSERS`.
-
-    What `items` raises is raised here after the results of all items before, what `function` raises at its item.
-    """
-    threads = min(PARSERS, pa.cpu_count())
-    waiting: deque[Future[R]] = deque()
-    failure: Exception | None = None
-    with closing(items), ThreadPoolExecutor(threads, thread_name_prefix="parse") as pool:
-        try:
-            while True:
-                try:
-                    item = next(items)
-                except StopIteration:
-                    break
-                except Exception as error:
-                    failure = error
-                    break
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-    if failure is not None:
-        raise failure

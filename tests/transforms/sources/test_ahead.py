@@ -5,17 +5,9 @@ from collections.abc import Generator
 
 import pytest
 from deadlines import WAIT_SECONDS
+from noted_items import noting
 
-from transforms.sources.ahead import AHEAD, AHEAD_BYTES, PARSERS, ahead, in_threads
-
-
-def noting(count: int, made: list[int], closed: list[int]) -> Generator[int]:
-    try:
-        for number in range(count):
-            made.append(number)
-            yield number
-    finally:
-        closed.append(len(made))
+from transforms.sources.ahead import AHEAD, AHEAD_BYTES, ahead
 
 
 def small(_: int) -> int:
@@ -83,41 +75,3 @@ def test_the_generator_is_closed_and_the_thread_ended_where_the_consumer_stops()
     assert len(closed) == 1
     assert len(made) <= 1 + AHEAD
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("read")]
-
-
-@pytest.mark.parametrize("count", [0, 1, 20])
-def test_results_of_threads_come_in_order(count: int) -> None:
-    made: list[int] = []
-    closed: list[int] = []
-
-    assert list(in_threads(lambda number: number * 2, noting(count, made, closed))) == list(range(0, 2 * count, 2))
-    assert closed == [count]
-
-
-def test_results_before_an_error_come_first() -> None:
-    def items() -> Generator[int]:
-        yield from range(7)
-        raise OSError("broken")
-
-    found = in_threads(str, items())
-    assert [next(found) for _ in range(7)] == list("0123456")
-    with pytest.raises(OSError, match="broken"):
-        next(found)
-
-
-def test_an_error_of_a_thread_comes_at_its_item() -> None:
-    found = in_threads(lambda number: 6 // (3 - number), noting(20, [], closed := []))
-    assert [next(found) for _ in range(3)] == [2, 3, 6]
-    with pytest.raises(ZeroDivisionError):
-        next(found)
-    assert closed
-
-
-def test_threads_are_given_few_items_ahead_and_end_with_their_user() -> None:
-    made: list[int] = []
-    found = in_threads(str, noting(1000, made, closed := []))
-    assert next(found) == "0"
-    assert len(made) <= PARSERS + 1
-    found.close()
-    assert closed == [len(made)]
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("parse")]

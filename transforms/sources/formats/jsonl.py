@@ -19,10 +19,10 @@ import numpy as np
 import pyarrow as pa
 
 from handlers.columnar.chunks import DEAD_LETTER, MODEL_DEAD_LETTER_TYPE, NUMBERS
+from handlers.columnar.threads import in_threads
 from handlers.errors import BrokenFileError, one_line
 from handlers.failures import RowFailure
 from handlers.isolation import isolate
-from transforms.sources.ahead import in_threads
 from transforms.sources.blocks import (
     Block,
     Numeric,
@@ -43,6 +43,8 @@ NAME = "jsonl"
 EXTENSIONS = (".jsonl", ".ndjson", ".json")
 COMPRESSED = True
 
+# More threads would hold more blocks than they save time: reading the text itself is one thread's work.
+PARSERS = 4
 HEAD_FILES = 1_000
 ALL_HEADS_BYTES = 16 << 20  # of all heads together: many files must not take longer to plan than to read
 
@@ -139,7 +141,8 @@ def blocks(split: Split, schema: pa.Schema, _options: ReadOptions) -> Iterator[B
         numbers = np.arange(number, number + len(lines), dtype=np.int64)
         return list(rows_of(lines, numbers, schema, split))
 
-    with closing(in_threads(parsed, line_blocks(split))) as found:
+    threads = min(PARSERS, pa.cpu_count())
+    with closing(in_threads(parsed, line_blocks(split), threads, "parse")) as found:
         yield from chain.from_iterable(found)
 
 
