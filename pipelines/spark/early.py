@@ -12,9 +12,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from handlers.errors import TorchbeamError
+from pipelines.spark.call import Call, call_of
 from pipelines.spark.java import find_java
-from pipelines.spark.job_server import VARIABLE, Call, Running, built_job_servers, end, start
-from pipelines.spark.local import class_archive, default_master, is_local, log_settings, loopback_address, short_lived
+from pipelines.spark.job_server import VARIABLE, Running, built_job_servers, end, start
+from pipelines.spark.local import default_master, is_local, loopback_address
 
 # With these, the job server is not one of the cache, or is not all that Spark needs, or there is none to start.
 _OTHERS = ("--job_endpoint", "--spark_job_server_jar", "--spark_submit_uber_jar", "--environment_type", "--streaming")
@@ -56,17 +57,9 @@ def local_call(arguments: Sequence[str], spark_version: str | None, *, verbose: 
     jars = [each.jar for each in built_job_servers() if each.jar and spark_version in (None, each.spark_version)]
     if not jars or not is_local(values.spark_master_url):
         return None
-    java, jar = find_java(values.job_server_java_launcher), jars[0]
-    given = values.job_server_jvm_properties
-    return Call(
-        jar,
-        java.path,
-        values.spark_master_url,
-        (*log_settings(verbose=verbose), *short_lived(given), *given),
-        tuple(loopback_address().items()),
-        True,
-        class_archive(java, jar),
-    )
+    java, given = find_java(values.job_server_java_launcher), values.job_server_jvm_properties
+    environment = tuple(loopback_address().items())
+    return call_of(jars[0], java, values.spark_master_url, given, environment, local=True, verbose=verbose)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from handlers.errors import TorchbeamError, UsageError
 from handlers.redact import redact
 from pipelines.command.built import built
 from pipelines.command.supervisor import GRACE_SECONDS, STOP_SECONDS, kill_supervised, start_supervised, stop_supervised
+from pipelines.spark.call import Call
 from pipelines.spark.local import is_current
 from pipelines.spark.master import is_standalone
 
@@ -185,29 +186,6 @@ JAVA_ARGUMENTS = (
     *(f"--add-opens=java.base/{package}=ALL-UNNAMED" for package in _OPENED),
     "-Djdk.reflect.useDirectMethodHandle=false",
 )
-
-
-@dataclass(frozen=True)
-class Call:
-    """What a job server is started with.
-
-    Attributes:
-        jar: the jar of the job server.
-        java: the Java executable.
-        master: the URL of the Spark master.
-        arguments: arguments of Java, including Spark's settings.
-        environment: variables to add to those of this process.
-        local: whether Spark runs in the job server, and the Python workers in this process: nothing else has to be ended.
-        archive: the archive of its classes, which a run that finishes writes if it is not current; None for none.
-    """
-
-    jar: Path
-    java: str
-    master: str
-    arguments: tuple[str, ...]
-    environment: tuple[tuple[str, str], ...] = ()
-    local: bool = False
-    archive: Path | None = None
 
 
 @dataclass

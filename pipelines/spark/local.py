@@ -27,11 +27,6 @@ def default_master() -> str:
     return f"local[{_cores()}]"
 
 
-def names_master(arguments: Sequence[str]) -> bool:
-    """Whether the user has named a master."""
-    return any(argument.split("=")[0] == "--spark_master_url" for argument in arguments)
-
-
 def _cores() -> int:
     """The cores that this process may use, which may be fewer than the machine has."""
     if hasattr(os, "sched_getaffinity"):

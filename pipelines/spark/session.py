@@ -20,9 +20,10 @@ from apache_beam.options.pipeline_options import PipelineOptions, PortableOption
 
 from handlers.errors import TorchbeamError
 from handlers.redact import redact
+from pipelines.spark.call import call_of
 from pipelines.spark.early import take
-from pipelines.spark.job_server import Call, JobServer, JobServerError, Running, beams_own, running
-from pipelines.spark.local import class_archive, is_local, log_settings, short_lived
+from pipelines.spark.job_server import JobServer, JobServerError, Running, beams_own, running
+from pipelines.spark.local import is_local
 from pipelines.spark.progress import SparkProgress
 from pipelines.spark.submit import Submission
 from pipelines.spark.worker import NO_BEAM
@@ -182,15 +183,14 @@ def spark_session(submission: Submission, options: PipelineOptions, *, verbose: 
         jar = _jar(submission.job_server)
         master = options.view_as(SparkRunnerOptions).spark_master_url
         local = is_local(master) and options.view_as(PortableOptions).environment_type == "LOOPBACK"
-        given = submission.jvm_arguments
-        call = Call(
+        call = call_of(
             jar,
-            submission.java.path,
+            submission.java,
             master,
-            (*log_settings(verbose=verbose), *(short_lived(given) if local else ()), *given),
+            submission.jvm_arguments,
             submission.environment,
-            local,
-            class_archive(submission.java, jar) if local else None,
+            local=local,
+            verbose=verbose,
         )
         with running(call, take(call)) as server:
             options.view_as(PortableOptions).job_endpoint = server.endpoint

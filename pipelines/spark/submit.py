@@ -16,7 +16,7 @@ from apache_beam.options.pipeline_options import JobServerOptions, PipelineOptio
 from handlers.errors import UsageError
 from pipelines.spark.java import Java
 from pipelines.spark.job_server import VARIABLE, JobServer, find_job_server
-from pipelines.spark.local import default_master, is_local, loopback_address, names_master
+from pipelines.spark.local import default_master, is_local, loopback_address
 from pipelines.spark.master import addresses, is_standalone, on_loopback
 
 # The fields that the configuration of PROCESS may have.
@@ -54,9 +54,13 @@ class Submission:
 
 def master_url(options: PipelineOptions, arguments: Sequence[str]) -> str:
     """The master of the run; by default this machine with a task for each core (Beam's default is four)."""
-    if names_master(arguments):
+    if _names_master(arguments):
         return str(options.view_as(SparkRunnerOptions).spark_master_url)
     return default_master()
+
+
+def _names_master(arguments: Sequence[str]) -> bool:
+    return any(argument.split("=")[0] == "--spark_master_url" for argument in arguments)
 
 
 def settle(
@@ -80,12 +84,12 @@ def settle(
     cpus = task_cpus(settings)
     added = []
     # A running job server has a default master for jobs that name none.
-    if not portable.job_endpoint or names_master(arguments):
+    if not portable.job_endpoint or _names_master(arguments):
         added.append(f"--spark_master_url={master}")
     if not _whole_number("environment_cache_millis", portable.environment_cache_millis):
         added.append(f"--environment_cache_millis={_ENVIRONMENT_CACHE_MILLIS}")
     _whole_number("sdk_worker_parallelism", portable.sdk_worker_parallelism)
-    kind = _environment(portable, master, named=names_master(arguments))
+    kind = _environment(portable, master, named=_names_master(arguments))
     added.append(f"--environment_type={kind}")
     if kind == "PROCESS" and not portable.lookup_environment_option("process_command"):
         added.append(f"--environment_config={_worker_config(portable.environment_config, settings)}")

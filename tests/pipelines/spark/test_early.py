@@ -11,9 +11,10 @@ from spark_parts import make_fake_java, options
 
 from pipelines.command.built import built
 from pipelines.runners import pipeline_options
+from pipelines.spark.call import Call
 from pipelines.spark.early import local_call, started_early
 from pipelines.spark.java import find_java
-from pipelines.spark.job_server import VARIABLE, Call, Running, running
+from pipelines.spark.job_server import VARIABLE, Running, running
 from pipelines.spark.local import class_archive, is_current
 from pipelines.spark.session import spark_session
 from pipelines.spark.submit import settle

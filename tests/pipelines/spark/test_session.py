@@ -15,7 +15,8 @@ import torch
 from apache_beam.options.pipeline_options import PipelineOptions
 from deadlines import WAIT_SECONDS
 
-from pipelines.spark.job_server import Call, Running
+from pipelines.spark.call import Call
+from pipelines.spark.job_server import Running
 from pipelines.spark.progress import SparkProgress
 from pipelines.spark.session import Session, spark_session
 from pipelines.spark.submit import Submission
