@@ -27,21 +27,24 @@ _MAX_DIGITS = 800  # no float64 has more
 def is_held(text: str) -> bool:
     """Whether float64 holds the number that `text` is. What is no number, or none that is finite, counts as held."""
     text = text.strip()
-    if _is_float(text) and repr(float(text)) == text:
+    try:
+        near = float(text)
+    except ValueError:
+        return True
+    if repr(near) == text:
         return True  # as most programs write floats: this is quickest
     mantissa, mark, _ = text.partition("e")
-    if mark and _is_float(text) and f"{float(text):.{max(len(mantissa.lstrip('-')) - 2, 0)}e}" == text:
+    if mark and f"{near:.{max(len(mantissa.lstrip('-')) - 2, 0)}e}" == text:
         return True  # as "%.18e" writes all numbers: this is quicker
     try:
         number = Decimal(text)
     except InvalidOperation:
-        return not _is_float(text)  # of an exponent beyond those of Decimal
+        return False  # of an exponent beyond those of Decimal
     if not number.is_finite() or not number:
         return True
     digits = "".join(map(str, number.as_tuple().digits)).strip("0")
     if len(digits) > _MAX_DIGITS:
         return False
-    near = float(text)
     # Python's own text of a float may be rounded up where a tie is rounded to even otherwise, as of 2**-24.
     return number in (Decimal(repr(near)), Decimal(f"{near:.{len(digits) - 1}e}"))
 

@@ -26,23 +26,26 @@ class _Encoder:
         self._writer: pq.ParquetWriter | None = None
 
     def write(self, table: pa.Table) -> None:
+        self._opened(table).write_table(table, row_group_size=GROUP_ROWS)
+
+    def close(self) -> None:
+        self._opened(self._schema.empty_table()).close()
+
+    def _opened(self, first: pa.Table) -> pq.ParquetWriter:
+        """The writer; it is made for what is written first."""
         if self._writer is None:
-            # For floats a dictionary rarely pays, too: trying one takes three times as long as writing them.
-            columns = _dictionary_columns(table)
+            columns = _dictionary_columns(first)
             self._writer = pq.ParquetWriter(
                 self._file, self._schema, compression="snappy", use_dictionary=columns or False
             )
-        self._writer.write_table(table, row_group_size=GROUP_ROWS)
-
-    def close(self) -> None:
-        if self._writer is None:
-            self.write(self._schema.empty_table())
-        assert self._writer is not None  # noqa: S101 - `write` opens it
-        self._writer.close()
+        return self._writer
 
 
 def _dictionary_columns(table: pa.Table) -> list[str]:
-    """The paths of the columns for which a dictionary may pay, as a sample of the first group of a file suggests."""
+    """The paths of the columns for which a dictionary may pay, as a sample of the first group of a file suggests.
+
+    For floats it rarely does: trying one takes three times as long as writing them.
+    """
     columns = _columns_without_floats(table.schema)
     names = set(table.schema.names)
     flat = table.select([name for name in columns if name in names])
