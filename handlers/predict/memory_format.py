@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class ChannelsLast:
         self._lock = threading.Lock()
         self._changed = False
         self.untried = bool(self._weights)
-        self.in_use = False
+        self._in_use = False
 
     def try_on(self, forward: Callable[[], Mapping[str, torch.Tensor]]) -> None:
         """Changes the format if `forward`, which is called twice, gives the same then; rows on which it raises decide nothing."""
@@ -46,12 +47,10 @@ class ChannelsLast:
             except Exception:
                 return
             self.untried, self._changed = False, True
-            try:
+            with suppress(Exception):
                 self._change(torch.channels_last)
-                self.in_use = self._same(forward(), expected)
-            except Exception:
-                self.in_use = False
-            if not self.in_use:
+                self._in_use = self._same(forward(), expected)
+            if not self._in_use:
                 self._change(torch.contiguous_format)
 
     def give_up(self, error: Exception) -> bool:
@@ -59,8 +58,8 @@ class ChannelsLast:
         if "stride" not in str(error) and "contiguous" not in str(error):
             return False
         with self._lock:  # after a trial by another thread, which may have been the cause
-            if self.in_use:
-                self.in_use = False
+            if self._in_use:
+                self._in_use = False
                 self._change(torch.contiguous_format)
             return self._changed
 
